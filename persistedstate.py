@@ -1,0 +1,3504 @@
+"""One YAML file mapped to one Python object; every change is in the file before the statement returns.
+
+A script keeps its state in a file that a person can read, comment and edit:
+
+>>> import os, tempfile
+>>> path = os.path.join(tempfile.mkdtemp(), "example.state")
+>>> STATE = PersistedState(path, last_id=0, processed=[])
+>>> STATE.last_id += 1
+>>> STATE.processed.append("a.csv")
+>>> print(open(path).read(), end="")
+last_id: 0
+processed: []
+--- ["set",[],"last_id",1]
+--- ["insert",["processed"],0,"a.csv"]
+>>> STATE.close()
+>>> print(open(path).read(), end="")
+last_id: 1
+processed:
+- a.csv
+
+The file is a YAML stream. Its first document is the *snapshot*, a mapping. Each later one is a *record* of one
+change, on a line of its own: ``---``, a space, a list in flow style, a line feed. Paths are lists of keys and indexes
+from the root:
+
+| record                             | what it does                                                                |
+|------------------------------------|-----------------------------------------------------------------------------|
+| ``["set",path,key,value]``         | ``container[key] = value``, a mapping's key or a list's index               |
+| ``["delete",path,key]``            | ``del container[key]``                                                      |
+| ``["insert",path,index,value]``    | ``list.insert(index, value)``                                               |
+| ``["splice",path,i,j,items]``      | ``list[i:j] = items``                                                       |
+| ``["order",path,indexes]``         | ``list[:] = [list[i] for i in indexes]``                                    |
+| ``["update",path,mapping]``        | ``mapping.update(mapping)``                                                 |
+| ``["clear",path]``                 | ``container.clear()``                                                       |
+| ``["transaction",records]``        | all of the records                                                          |
+| a mapping                          | replaces the state                                                          |
+
+A record is complete when its list is closed; what follows the last complete record is a *torn tail*, which a killed
+writer or a power cut leaves. It was never acknowledged and is dropped. A *vacuum* replaces snapshot and records by a
+new snapshot, in which every line that need not change is kept byte for byte.
+
+Guaranteed: a change whose statement has returned survives the death of the process (with ``_fsync=True`` also that of
+the machine); a file that cannot be understood is never written to; only one process writes. Not guaranteed: that a
+flipped bit is noticed (there are no checksums, so that people can edit), anything on network file systems that lie
+about locks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import os
+import re
+import stat
+import threading
+import time
+import warnings
+import weakref
+from binascii import a2b_base64, b2a_base64
+from collections.abc import (
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    Sequence,
+    ValuesView,
+)
+from contextlib import contextmanager
+from datetime import date, datetime, timezone
+from math import isnan
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__version__ = "27.0"
+__all__ = [
+    "PersistedState",
+    "StateClosed",
+    "StateCorrupt",
+    "StateDict",
+    "StateError",
+    "StateList",
+    "StateLocked",
+    "StateReadOnly",
+    "plain",
+]
+
+#: Containers may be nested this deep below the root: ruamel.yaml's reader gives up at about 250.
+_MAX_DEPTH = 100
+#: A longer key is written in the `? key` form: YAML readers look for the colon within 1,024 characters.
+_MAX_SIMPLE_KEY = 1000
+#: Nodes that aliases may add to a document, so that a few lines of nested aliases cannot fill the memory.
+_MAX_ALIASED = 100_000
+#: The journal is vacuumed when it is larger than the snapshot and than this many bytes.
+_VACUUM_FLOOR = 1 << 20
+
+#: From here on the interpreter may refuse to write an int in digits.
+_LARGE_INT = 2000
+
+_GONE: Any = object()
+
+# ------------------------------------------------------ Errors -------------------------------------------------------
+
+
+class StateError(Exception):
+    """Something is wrong with a state; the base of the errors below.
+
+    Attributes: `path` (the file, a str) and `reason` (what is wrong and what to do next).
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason)
+
+
+class StateCorrupt(StateError, ValueError):
+    """The file is not a state: mend the line that the text shows; the file was left as it is.
+
+    Attributes: `line` and `column` (counted from 1) and `text` (the line itself), besides those of `StateError`.
+    """
+
+    def __init__(self, path: str, reason: str, line: int = 1, column: int = 1, text: str = "") -> None:
+        super().__init__(path, f"line {line}, column {column}: {reason}\n    {text.rstrip()}")
+        self.reason, self.line, self.column, self.text = reason, line, column, text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.reason, self.line, self.column, self.text)
+
+
+class StateLocked(StateError, TimeoutError):
+    """Another process has the file open for writing.
+
+    `pid` is its process id, or None where the system does not tell.
+    """
+
+    def __init__(self, path: str, pid: int | None = None) -> None:
+        holder = f"process {pid}" if pid else "another process"
+        super().__init__(path, f"in use by {holder}; end it, wait with _wait=seconds, or read with _readonly=True")
+        self.pid = pid
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self.pid)
+
+
+class StateReadOnly(StateError, PermissionError):
+    """The state was opened with `_readonly=True`; open it without to change it."""
+
+
+class StateClosed(StateError, ValueError):
+    """The state was closed; open the file again with `PersistedState(path)`."""
+
+
+class _BadText(Exception):
+    """What the text section found wrong, at an offset of the text; becomes a StateCorrupt where the path is known."""
+
+    def __init__(self, reason: str, offset: int) -> None:
+        super().__init__(reason)
+        self.reason, self.offset = reason, offset
+
+
+class _Odd(Exception):
+    """The text is outside the fast grammar: ruamel.yaml must read it."""
+
+
+# ------------------------------------------------------- Text --------------------------------------------------------
+# str <-> values; knows no file. A document is read by the fast grammar, line by line; the top-level entries outside
+# of it go to ruamel.yaml, one by one where that is safe, else all of them. Rewriting works on the text of one entry
+# at a time (a *piece*: the comments above, the entry, what is nested in it) and keeps all lines that the new value
+# does not change.
+
+Scalar = None | bool | int | float | str | bytes | date | datetime
+
+_WIDE = "\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff"
+_PLAIN = rf"[A-Za-z_/{_WIDE}](?:[\w./@%+=()*&$^;,?!|<>'\"\\~\[\]{{}}`{_WIDE}-]|:(?=[\w/])| +(?=[^ \t\r\n#:]))*"
+_DOUBLE = r'"(?:[^"\\\t\r\n]|\\["\\bfnrt]|\\u(?:[0-9a-ce-f][0-9a-f]{3}|d[0-7][0-9a-f]{2}))*"'
+_SINGLE = r"'(?:[^'\t\r\n]|'')*'"
+_MOMENT = r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{6})?(?:[+-][0-9]{2}:[0-9]{2})?)?"
+_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:e[+-][0-9]+)?)?|-?\.inf|\.nan"
+_OTHER = r'\[\]|\{\}|!!binary "[A-Za-z0-9+/=]*"'
+_SCALAR = rf"{_PLAIN}|{_MOMENT}|{_NUMBER}|{_DOUBLE}|{_SINGLE}|{_OTHER}"
+
+#: One line: blank or comment (no group), or indentation, dashes, key, value, or anything else (the last group).
+_LINE = re.compile(
+    rf"^(?: *(?:\#.*)?|( *)((?:- +|-(?=\r?$))*)(?:({_SCALAR}):(?: +|(?=\r?$)))?({_SCALAR})? *(?:(?<= )\#.*)?|(.*))\r?$",
+    re.MULTILINE,
+)
+_SAFE_PLAIN = re.compile(r"(?:[^\W\d]|/)(?:[\w./@%+=()*&$^;,?!|<>'\"\\~-]|:(?=[A-Za-z/])| (?=[^ \t\r\n#:]))*")
+_FLOW_PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
+_CONSTANTS = {
+    spelling: value
+    for word, value in (("true", True), ("false", False), ("null", None))
+    for spelling in (word, word.title(), word.upper())
+}
+#: What some reader takes for something other than a string.
+_WORDS = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf", "infinity"])
+_ESCAPED = re.compile(f'["\\\\]|[^ -~{_WIDE}]')
+_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f"}
+#: Characters that no YAML stream may hold; and those at which readers differ, which ruamel.yaml shall judge.
+_ILLEGAL = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_UNUSUAL = re.compile(f"[^\t\n\r -~{_WIDE}]|\r(?!\n)")
+
+_HEAD = re.compile(r"(?:[ \t]*(?:#.*)?\n)*---(?:[ \t]+#.*|[ \t]*)\n")
+_DOCUMENT_END = re.compile(r"^\.\.\.(?=\s|\Z)", re.MULTILINE)
+_TAGS = {
+    kind: {f"tag:yaml.org,2002:{name}" for name in names.split()}
+    for kind, names in (
+        ("scalar", "null bool int float str timestamp binary value"), ("mapping", "map"), ("sequence", "seq"),
+    )
+}  # fmt: skip
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def _quote(text: str) -> str:
+    """Write a string in double quotes, with escapes that JSON and YAML share."""
+    return f'"{_ESCAPED.sub(_escape, text)}"'
+
+
+def _escape(match: re.Match[str]) -> str:
+    character = match[0]
+    return _ESCAPES.get(character) or f"\\u{ord(character):04x}"
+
+
+def _scalar(value: Any) -> str:
+    """Write a scalar that is no string so that JSON, YAML 1.1 and YAML 1.2 readers agree."""
+    if value is None or value is True or value is False:
+        return {None: "null", True: "true", False: "false"}[value]
+    kind = type(value)
+    if kind is int:
+        return str(value)
+    if kind is float:
+        return _float(value)
+    if kind is bytes:
+        return f'!!binary "{b2a_base64(value, newline=False).decode()}"'
+    text: str = value.isoformat()
+    return text
+
+
+def _float(value: float) -> str:
+    text = repr(value)
+    if "e" in text and "." not in text:  # YAML 1.1 takes 1e+16 for a string
+        return text.replace("e", ".0e")
+    return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(text, text)
+
+
+def _flow(value: Any) -> str:
+    """Write a value on one line: JSON where JSON can say it exactly, else YAML in flow style."""
+    kind = type(value)
+    if kind is str:
+        return _quote(value)
+    if kind is dict:
+        return f"{{{','.join([_flow_key(key) + _flow(item) for key, item in value.items()])}}}"
+    if kind is list:
+        return f"[{','.join([_flow(item) for item in value])}]"
+    return _scalar(value)
+
+
+def _flow_key(key: Any) -> str:
+    if type(key) is not str:
+        return f"{_scalar(key)}: "
+    text = _quote(key)
+    return f"{text}:" if len(text) <= _MAX_SIMPLE_KEY else f"? {text} : "
+
+
+def _inline(value: Any) -> str:
+    """Write a scalar or an empty container for block context.
+
+    A string stands without quotes where every reader sees a string.
+    """
+    if type(value) is str:
+        return value if _is_plain(value) else _quote(value)
+    return _scalar(value) if not isinstance(value, (dict, list)) else "{}" if type(value) is dict else "[]"
+
+
+def _is_plain(text: str) -> bool:
+    return _SAFE_PLAIN.fullmatch(text) is not None and text[-1] != " " and text.lower() not in _WORDS
+
+
+def _block(value: Any, column: int) -> str:
+    """Write the entries of a non-empty container in block style, indented to `column`, as lines."""
+    out: list[str] = []
+    _write_block(value, column, out)
+    return "".join(out)
+
+
+def _write_block(value: Any, column: int, out: list[str]) -> None:
+    if type(value) is dict:
+        for key, item in value.items():
+            _write_entry(key, item, column, out)
+    else:
+        for item in value:
+            _write_item(item, column, out)
+
+
+def _write_entry(key: Any, value: Any, column: int, out: list[str]) -> None:
+    name = _inline(key)
+    head = f"{' ' * column}{name}:" if len(name) <= _MAX_SIMPLE_KEY else f"{' ' * column}? {name}\n{' ' * column}:"
+    if isinstance(value, (dict, list)) and value:
+        if len(name) > _MAX_SIMPLE_KEY:
+            out.append(f"{head}\n")
+            _write_block(value, column + 2, out)
+            return
+        out.append(f"{head}\n")
+        _write_block(value, column + 2 if type(value) is dict else column, out)
+    else:
+        out.append(f"{head} {_inline(value)}\n")
+
+
+def _write_item(value: Any, column: int, out: list[str]) -> None:
+    if isinstance(value, (dict, list)) and value:
+        nested = _block(value, column + 2)
+        out.append(f"{' ' * column}- {nested[column + 2 :]}")
+    else:
+        out.append(f"{' ' * column}- {_inline(value)}\n")
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Tell whether two plain values are alike in value, type and order."""
+    if type(one) is not type(other):
+        return False
+    if type(one) is dict:
+        return len(one) == len(other) and all(
+            _same(key, twin) and _same(one[key], other[twin]) for key, twin in zip(one, other, strict=True)
+        )
+    if type(one) is list:
+        return len(one) == len(other) and all(map(_same, one, other))
+    if type(one) is float:
+        return repr(one) == repr(other)
+    return bool(one == other) and (type(one) is not datetime or one.utcoffset() == other.utcoffset())
+
+
+def _read_scalar(raw: str) -> Any:
+    """Read one scalar of the fast grammar; raises _Odd for what only looks like one."""
+    first = raw[0]
+    if first == '"':
+        return raw[1:-1] if "\\" not in raw else _json(raw)
+    if first == "'":
+        return raw[1:-1].replace("''", "'")
+    if first in "0123456789-":
+        return _read_number(raw)
+    if first in ".[{!":
+        return _read_special(raw)
+    return _CONSTANTS.get(raw, raw)
+
+
+def _read_number(raw: str) -> Any:
+    try:
+        if raw.find("-", 1) > 0 and raw[0] != "-" and "e" not in raw:
+            return datetime.fromisoformat(raw) if "T" in raw else date.fromisoformat(raw)
+        if "." in raw:
+            return float(raw.replace(".inf", "inf"))
+        return int(raw)
+    except ValueError:
+        raise _Odd from None
+
+
+def _read_special(raw: str) -> Any:
+    if raw[0] == "!":
+        try:
+            return a2b_base64(raw[10:-1])
+        except ValueError:
+            raise _Odd from None
+    return {"[]": [], "{}": {}, ".inf": float("inf"), ".nan": float("nan")}[raw]
+
+
+def _is_key(key: Any) -> bool:
+    """Tell whether a plain value may be a key; nan may not, it would never be found again."""
+    return key is None or isinstance(key, (str, int)) or (isinstance(key, float) and not isnan(key))
+
+
+def _json(text: str) -> Any:
+    from json import loads
+
+    return loads(text, object_pairs_hook=_unique, parse_constant=float)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("duplicate key")
+    return found
+
+
+class _Entry:
+    """Where an entry of a block stands in its text: from its first line to the end of its last line with content."""
+
+    __slots__ = ("end", "key", "odd", "start")
+
+    def __init__(self, start: int, key: Any, *, odd: bool) -> None:
+        self.start = self.end = start
+        self.key = key
+        self.odd = odd
+
+
+class _Scanner:
+    """Reads the text of a block mapping in the fast grammar into `root`, and notes its top-level `entries`.
+
+    An entry with a line outside the grammar is marked as odd, and its value is not read. Raises _Odd where not even the
+    entries can be told apart.
+    """
+
+    __slots__ = ("entries", "hole", "known", "root", "stack", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.root: dict[Any, Any] = {}
+        self.entries: list[_Entry] = []
+        #: The open containers with their columns, outermost first.
+        self.stack: list[tuple[int, Any]] = [(0, self.root)]
+        #: The container and key that a deeper line may still fill.
+        self.hole: tuple[Any, Any] | None = None
+        self.known: dict[str, Any] = {}
+        for match in _LINE.finditer(text):
+            if match.lastindex is not None:
+                self._line(match)
+
+    def _line(self, match: re.Match[str]) -> None:
+        indent, dashes, raw_key, raw_value, odd = match.groups()
+        if odd is not None or not (indent or dashes or raw_key):
+            self._odd_line(match)
+        elif not indent and not dashes:
+            self._start(match.start(), self._key(raw_key), odd=False)
+            self._fill(self.root, self.entries[-1].key, raw_value)
+        elif not self.entries:
+            raise _Odd
+        elif not self.entries[-1].odd:
+            self._nested(len(indent), dashes, raw_key, raw_value)
+        self.entries[-1].end = min(match.end() + 1, len(self.text))
+
+    def _odd_line(self, match: re.Match[str]) -> None:
+        if match[0][:1] not in " \t-]}:,?." and match[5] is not None:
+            self._start(match.start(), None, odd=True)
+        elif self.entries:
+            self.entries[-1].odd = True
+        else:
+            raise _Odd
+
+    def _start(self, start: int, key: Any, *, odd: bool) -> None:
+        if key in self.root and not odd:
+            raise _Odd
+        del self.stack[1:]
+        self.hole = None
+        self.entries.append(_Entry(start, key, odd=odd))
+
+    def _key(self, raw: str) -> Any:
+        key = self.known.get(raw)
+        if key is None:
+            key = self.known[raw] = _read_scalar(raw)
+            if not _is_key(key):
+                raise _Odd
+        return key
+
+    def _nested(self, column: int, dashes: str, raw_key: str | None, raw_value: str | None) -> None:
+        try:
+            if not dashes and raw_key is None:
+                raise _Odd
+            while dashes:
+                items = self._level(column, list)
+                items.append(None)
+                self.hole = (items, len(items) - 1)
+                width = len(dashes) - len(dashes[1:].lstrip(" "))
+                column, dashes = column + width, dashes[width:]
+            if raw_key is not None:
+                mapping = self._level(column, dict)
+                key = self._key(raw_key)
+                if key in mapping:
+                    raise _Odd
+                self._fill(mapping, key, raw_value)
+            elif raw_value is not None and self.hole is not None:
+                self._fill(*self.hole, raw_value)
+        except _Odd:
+            self.entries[-1].odd = True
+
+    def _level(self, column: int, kind: type) -> Any:
+        """Return the container of that kind whose entries stand in that column, a new one if there is none yet."""
+        stack = self.stack
+        while stack[-1][0] > column or (stack[-1][0] == column and kind is dict and type(stack[-1][1]) is list):
+            stack.pop()
+        top_column, top = stack[-1]
+        if top_column == column and type(top) is kind:
+            return top
+        if self.hole is None or self.hole[0] is not top or len(stack) > _MAX_DEPTH:
+            raise _Odd
+        container = kind()
+        top[self.hole[1]] = container
+        stack.append((column, container))
+        return container
+
+    def _fill(self, container: Any, key: Any, raw_value: str | None) -> None:
+        if raw_value is None:
+            container[key] = None
+            self.hole = (container, key)
+        else:
+            container[key] = _read_scalar(raw_value)
+            self.hole = None
+
+
+def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+    """Let ruamel.yaml parse one document; return what constructs its scalars, and its root node. Raises _BadText.
+
+    anchors: nodes that aliases may refer to, besides those in the text.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    if illegal := _ILLEGAL.search(text):
+        raise _BadText(f"the character {illegal[0]!r} may not stand in YAML", illegal.start())
+    reader = YAML(typ="safe", pure=True)
+    reader.version = version
+    if anchors:
+        reader.Composer = _knowing(reader.Composer, anchors)  # type: ignore[assignment]
+    reader.composer.warn_double_anchors = False
+    try:
+        return reader.constructor, reader.compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        if error.context_mark and mark.index >= len(text.rstrip()):
+            mark = error.context_mark
+        raise _BadText(str(error.problem or error.context), mark.index) from None
+    except (YAMLError, ValueError) as error:
+        raise _BadText(str(error).partition("\n")[0], 0) from None
+    except RecursionError:
+        raise _BadText(f"nested deeper than {_MAX_DEPTH} levels", _deep_bracket(text)) from None
+
+
+def _knowing(composer: type, known: Mapping[str, Any]) -> type:
+    """Return a kind of composer whose documents begin with some anchors."""
+
+    class Knowing(composer):  # type: ignore[misc]
+        anchors = property(lambda self: self.found, lambda self, _: setattr(self, "found", dict(known)))
+
+    return Knowing
+
+
+def _deep_bracket(text: str) -> int:
+    """Return the offset of the first bracket that opens too deep a level."""
+    depth = 0
+    for match in re.finditer(r"[\[{]|[\]}]", text):
+        depth += 1 if match[0] in "[{" else -1
+        if depth > _MAX_DEPTH:
+            return match.start()
+    return 0
+
+
+class _Loader:
+    """Turns nodes of ruamel.yaml into plain values, and nothing but plain values; raises _BadText for all else."""
+
+    def __init__(self, text: str, version: str | None = None, anchors: Mapping[str, Any] | None = None) -> None:
+        self.constructor, self.root = _compose(text, version, anchors)
+        self.budget = len(text) + _MAX_ALIASED
+        #: The top-level key that is being read, the keys with anchors or aliases, and which keys use anchors of which.
+        self.key: Any = None
+        self.home: dict[int, Any] = {}
+        self.names: dict[str, Any] = {}
+        self.anchored: set[Any] = set()
+        self.users: dict[Any, set[Any]] = {}
+
+    def mapping(self) -> dict[Any, Any]:
+        """Return the root as a mapping; an empty document is an empty one."""
+        if self.root is None or (self.root.id == "scalar" and self.value(self.root, 0) is None):
+            return {}
+        if self.root.id != "mapping":
+            raise _BadText("the top level must be a mapping (key: value)", self.root.start_mark.index)
+        found = self.value(self.root, 0)
+        assert isinstance(found, dict)  # noqa: S101 - for the type checker
+        return found
+
+    def value(self, node: Any, depth: int) -> Any:
+        self.budget -= 1
+        if self.budget < 0 or depth > _MAX_DEPTH:
+            reason = "aliases expand to too much" if self.budget < 0 else f"nested deeper than {_MAX_DEPTH} levels"
+            raise _BadText(reason, node.start_mark.index)
+        if node.anchor is not None:
+            self._shared(node)
+        if str(node.tag) not in _TAGS[node.id]:
+            raise _BadText(f"the tag {node.tag} is not a state's", node.start_mark.index)
+        if node.id == "scalar":
+            return self._scalar(node)
+        if node.id == "sequence":
+            return [self.value(item, depth + 1) for item in node.value]
+        return self._mapping(node, depth)
+
+    def _shared(self, node: Any) -> None:
+        self.names[node.anchor] = node
+        home = self.home.setdefault(id(node), self.key)
+        self.anchored.add(self.key)
+        if home != self.key:
+            self.users.setdefault(home, set()).add(self.key)
+
+    def _scalar(self, node: Any) -> Any:
+        if str(node.tag).endswith((":str", ":value")):
+            return node.value if node.value.isascii() else self._text(node)
+        try:
+            return self.constructor.construct_object(node)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the scalar is not what its tag says
+            reason = str(error).partition("\n")[0]
+            raise _BadText(f"not a {str(node.tag).rpartition(':')[2]}: {reason}", node.start_mark.index) from None
+
+    @staticmethod
+    def _text(node: Any) -> str:
+        """Join the surrogate pairs of JSON, each half of which is a character to YAML."""
+        try:
+            return str(node.value.encode("utf-16", "surrogatepass").decode("utf-16"))
+        except UnicodeDecodeError:
+            raise _BadText("a lone surrogate is no character", node.start_mark.index) from None
+
+    def _mapping(self, node: Any, depth: int) -> dict[Any, Any]:
+        merged: dict[Any, Any] = {}
+        own: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            if str(key_node.tag) == _MERGE:
+                self._merge(value_node, depth, merged)
+                continue
+            key = self._key(key_node)
+            if key in own:
+                raise _BadText(f"duplicate key {key!r}", key_node.start_mark.index)
+            if depth == 0:
+                self.key = key
+            own[key] = self.value(value_node, depth + 1)
+        return {**merged, **own} if merged else own
+
+    def _key(self, node: Any) -> Any:
+        key = self.value(node, 1) if node.id == "scalar" else ()
+        if not _is_key(key):
+            raise _BadText("a key must be a str, int, float, bool or null", node.start_mark.index)
+        return key
+
+    def _merge(self, node: Any, depth: int, merged: dict[Any, Any]) -> None:
+        sources = node.value if node.id == "sequence" else [node]
+        for source in reversed(sources):
+            if source.id != "mapping":
+                raise _BadText("only mappings can be merged", source.start_mark.index)
+            merged.update(self.value(source, depth + 1))
+
+
+def _node_end(node: Any, text: str) -> int:
+    """Return the offset behind the last character that belongs to a node.
+
+    Block collections end with their last child.
+    """
+    if node.id == "scalar":
+        end: int = node.end_mark.index
+        if node.style in ("|", ">"):
+            header = text[node.start_mark.index :].partition("\n")[0]
+            return end if "+" in header.partition("#")[0] else len(text[:end].rstrip()) + 1
+        return end
+    if node.flow_style or not node.value:
+        return int(node.end_mark.index)
+    if node.id == "mapping":
+        return _pair_end(node.value[-1], text)
+    start: int = node.start_mark.index
+    return max(start, _node_end(node.value[-1], text)) if node.value[-1].start_mark.index >= start else start
+
+
+def _pair_end(pair: tuple[Any, Any], text: str) -> int:
+    key, value = pair
+    end = _node_end(key, text)
+    return end if _is_alias(value, end) or _is_empty(value) else max(end, _node_end(value, text))
+
+
+def _is_alias(node: Any, position: int) -> bool:
+    """Tell whether a node that is used behind a position was defined before it."""
+    return node.anchor is not None and node.start_mark.index < position
+
+
+def _line_start(text: str, offset: int) -> int:
+    return text.rfind("\n", 0, offset) + 1
+
+
+def _line_end(text: str, offset: int) -> int:
+    """Return the offset behind the line feed of the line that holds `offset`, or of the line that ended just there."""
+    if offset > 0 and text[offset - 1] == "\n":
+        return offset
+    return text.find("\n", offset) + 1 or len(text)
+
+
+def _content_start(text: str) -> int:
+    """Return the offset of the first line that is neither blank nor a comment."""
+    match = _CONTENT.search(text)
+    if match is None:
+        raise _Odd
+    return match.start()
+
+
+def _column(text: str) -> int:
+    start = _content_start(text)
+    return len(text) - start - len(text[start:].lstrip(" "))
+
+
+#: The header of a block scalar to which the blank lines behind it belong.
+_KEEPING = re.compile(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?$", re.MULTILINE)
+_BLOCK_SCALAR = re.compile(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?$", re.MULTILINE)
+_CONTENT = re.compile(r"^[^\S\n]*[^\s#]", re.MULTILINE)
+
+
+def _cut(text: str, entries: Sequence[tuple[int, int]], column: int) -> tuple[list[str], str]:
+    """Cut a block into the pieces of its entries and the lines behind the last; entries: start and end of each.
+
+    Comments that follow a nested block and stand deeper than the column belong to it; all other lines between two
+    entries are in the piece of the lower one.
+    """
+    pieces, start = [], 0
+    for (first, end), (following, _) in zip(entries, [*entries[1:], (len(text), 0)], strict=True):
+        cut = end if end == following else _piece_end(text, first, end, following, column)
+        pieces.append(text[start:cut])
+        start = cut
+    return pieces, text[start:]
+
+
+def _piece_end(text: str, first: int, end: int, following: int, column: int) -> int:
+    """Return where a piece ends whose entry ends at `end`, if that entry is right, before the following entry."""
+    for content in _CONTENT.finditer(text, end, following):  # an alias ends where its anchor does
+        end = text.find("\n", content.start(), following) + 1 or following
+    gap = text[end:following]
+    if _KEEPING.search(text, first, end):
+        blank = gap[: len(gap) - len(gap.lstrip())]
+        end += blank.rfind("\n") + 1
+        gap = text[end:following]
+    nested = text[first:end].lstrip(" ").startswith("- ") or text.find("\n", first, end - 1) >= 0
+    return end + (_own_comments(gap, column) if nested else 0)
+
+
+def _own_comments(gap: str, column: int) -> int:
+    length = position = 0
+    for line in gap.splitlines(keepends=True):
+        position += len(line)
+        if line.strip():
+            if len(line) - len(line.lstrip(" ")) <= column:
+                break
+            length = position
+    return length
+
+
+def _residue(piece: str) -> str:
+    """Return what stays of a piece when its entry goes: the lines above that are not the entry's own comments."""
+    lines = piece[: _content_start(piece)].splitlines(keepends=True)
+    while lines and lines[-1].strip():
+        lines.pop()
+    return "".join(lines)
+
+
+class _Anatomy:
+    """The parts of a piece, in order: the lines above; up to the colon or dash; value; rest of the line; lines below.
+
+    What a dash and its value's first line share is moved below, with a space in the place of the dash (`compact`).
+    """
+
+    __slots__ = ("above", "below", "compact", "head", "rest", "value")
+
+    def __init__(self, above: str, head: str, value: str, rest: str, below: str, *, compact: bool = False) -> None:
+        self.above, self.head, self.value, self.rest, self.below = above, head, value, rest, below
+        self.compact = compact
+
+    @property
+    def column(self) -> int:
+        return len(self.head) - len(self.head.lstrip(" "))
+
+    def joined(self, below: str) -> str:
+        """Return the piece with other lines below."""
+        if not self.compact:
+            return self.above + self.head + self.value + self.rest + below
+        if _content_start(below) == 0:
+            return self.above + self.head + below[len(self.head.rpartition("\n")[2]) :]
+        return f"{self.above}{self.head}\n{below}"
+
+    def with_value(self, new: Any, below: str) -> str:
+        """Return the piece with a new value, and `below` behind it."""
+        rest = "\n" if self.compact else self.rest
+        top = self.above + self.head
+        if not isinstance(new, (dict, list)) or not new:
+            return f"{top} {_requoted(self.value.lstrip(), new) or _inline(new)}{rest}{below}"
+        is_item = self.head.endswith("-")
+        nested = _block(new, self.column + 2 if is_item or type(new) is dict else self.column)
+        if is_item and not rest.strip():
+            return top + nested[len(self.head) :] + below
+        return top + rest + nested + below
+
+
+def _requoted(token: str, new: Any) -> str:
+    """Write a string in the quotes of the one whose place it takes; "" if one of the two is no string in quotes."""
+    if type(new) is not str or token[:1] not in ("'", '"'):
+        return ""
+    return "'" + new.replace("'", "''") + "'" if token[0] == "'" and new.isprintable() else _quote(new)
+
+
+class _Editor:
+    """Rewrites the text of one top-level entry; every line that the new value does not change stays as it is.
+
+    odd: the text is outside the fast grammar. version: of the document's YAML directive. anchors: of the text above.
+    origins: for new lists, by id, how long the old one was, and where in it each item comes from.
+    """
+
+    def __init__(
+        self, version: str | None, anchors: Mapping[str, Any], origins: Mapping[int, Any], *, odd: bool
+    ) -> None:
+        self.version = version
+        self.origins = origins
+        self.anchors = anchors
+        self.odd = odd
+
+    def read(self, text: str) -> dict[Any, Any]:
+        """Read a piece, or a whole block mapping."""
+        if self.odd:
+            return _Loader(text, self.version, self.anchors).mapping()
+        scanner = _Scanner(text)
+        if any(entry.odd for entry in scanner.entries):
+            raise _Odd
+        return scanner.root
+
+    def entry(self, piece: str, key: Any, old: Any, new: Any) -> str:
+        """Return the piece of an entry whose value changes from `old` to `new`.
+
+        key: None for an item of a list, else (key,).
+        """
+        try:
+            return self._changed(piece, old, new)
+        except (_Odd, _BadText):
+            fresh = [new] if key is None else {key[0]: new}
+            return piece[: _content_start(piece)] + _block(fresh, _column(piece))
+
+    def _changed(self, piece: str, old: Any, new: Any) -> str:
+        parts = self._anatomy(piece)
+        nested = isinstance(old, (dict, list)) and old and not parts.value
+        if nested and type(old) is type(new):
+            below = self._block(parts.below, old, new)
+            return parts.joined(below) if new else parts.with_value(new, below)
+        if nested:
+            return parts.with_value(new, "")
+        if parts.value and isinstance(new, (dict, list)) and type(old) is type(new) and old and new:
+            indent = len(parts.value) - len(re.sub(r"^\s*(?:[&!]\S+\s+)*", "", parts.value))
+            parts.value = parts.value[:indent] + self.flow(parts.value[indent:], old, new)
+            return parts.joined(parts.below)
+        if not old and "#" in parts.value:  # in an empty flow collection
+            parts.rest += "".join([f"{line}\n" for line in parts.value.split("\n") if line.lstrip().startswith("#")])
+        return parts.with_value(new, parts.below)
+
+    def _block(self, text: str, old: Any, new: Any) -> str:
+        pieces, tail = self._split(text, type(old))
+        if len(pieces) != len(old):
+            raise _Odd
+        column = _column(text)
+        arranged, left = self._arranged(pieces, old, new)
+        out = []
+        for above, index, name, was, value in arranged:
+            fresh = [value] if name is None else {name[0]: value}
+            piece = "" if index is None else pieces[index][len(_residue(pieces[index])) :]
+            if index is None:
+                piece = _block(fresh, column)
+            elif not _same(was, value):
+                piece = self.entry(piece, name, was, value)
+            out.append(above + piece)
+        return "".join(out) + left + tail
+
+    def _arranged(
+        self, pieces: list[str], old: Any, new: Any
+    ) -> tuple[list[tuple[str, int | None, Any, Any, Any]], str]:
+        """Return for each new entry (loose lines above, old index, name, old value, value); and the lines left.
+
+        Loose lines go with the entry below as long as no entry passes another one, else they stay where they are.
+        """
+        origin = self._origin(old, new)
+        values = list(old.values() if type(old) is dict else old)
+        loose = [_residue(piece) for piece in pieces]
+        order = [index for index in origin if index is not None]
+        sorted_order, position = order == sorted(order), 0
+        names = [(key,) for key in new] if type(old) is dict else [None] * len(new)
+        arranged = []
+        for place, (index, name, value) in enumerate(
+            zip(origin, names, new.values() if type(old) is dict else new, strict=True)
+        ):
+            end = place + 1 if not sorted_order else position if index is None else index + 1
+            was = None if index is None else values[index]
+            arranged.append(("".join(loose[position:end]), index, name, was, value))
+            position = max(position, end)
+        return arranged, "".join(loose[position:])
+
+    def _origin(self, old: Any, new: Any) -> list[int | None]:
+        """Return for each new entry the index of the old one that it comes from."""
+        if type(old) is dict:
+            places = {key: place for place, key in enumerate(old)}
+            return [places.get(key) for key in new]
+        length, origin = self.origins.get(id(new), (-1, []))
+        return origin if length == len(old) and len(origin) == len(new) else _origins(old, new)
+
+    def _split(self, text: str, kind: type) -> tuple[list[str], str]:
+        column = _column(text)
+        entries = self._odd_entries(text) if self.odd else _entries(text, column, kind)
+        return _cut(text, entries, column)
+
+    def _odd_entries(self, text: str) -> list[tuple[int, int]]:
+        _, node = _compose(text, self.version, self.anchors)
+        if node.id == "mapping":
+            return [
+                (_line_start(text, pair[0].start_mark.index), _line_end(text, _pair_end(pair, text)))
+                for pair in node.value
+            ]
+        dash = re.compile(rf"^ {{{node.start_mark.column}}}-(?=\s)", re.MULTILINE)
+        entries, position = [], 0
+        for item in node.value:
+            match = dash.search(text, position)
+            if match is None:
+                raise _Odd
+            known = not _is_empty(item) and not _is_alias(item, match.start())
+            position = _line_end(text, max(match.end(), _node_end(item, text) if known else 0))
+            entries.append((match.start(), position))
+        return entries
+
+    def _anatomy(self, piece: str) -> _Anatomy:
+        start = _content_start(piece)
+        return self._odd_anatomy(piece, start) if self.odd else _anatomy(piece, start)
+
+    def _odd_anatomy(self, piece: str, start: int) -> _Anatomy:
+        _, node = _compose(piece, self.version, self.anchors)
+        if len(node.value) != 1 or node.flow_style:
+            raise _Odd
+        if node.id == "sequence":
+            item, head_end = node.value[0], node.start_mark.index + 1
+        else:
+            key, item = node.value[0]
+            head_end = _colon(piece, start, key.end_mark.index)
+        above = piece[head_end : item.start_mark.index]
+        if _is_block(item) and not above.strip(" ") and piece[item.start_mark.index] not in "!&":
+            return _compact(piece, start, head_end)
+        if item.id == "scalar" and item.style in ("|", ">"):
+            comment = re.search(r"\s+#.*", piece[head_end:].partition("\n")[0])
+            below = piece[_node_end(item, piece) :]
+            return _Anatomy(piece[:start], piece[start:head_end], " |", f"{comment[0] if comment else ''}\n", below)
+        value_end = self._value_end(piece, item, head_end)
+        line_end = piece.index("\n", value_end) + 1
+        rest = piece[value_end:line_end]
+        if re.fullmatch(r"(?:[ \t]+[&!]\S+)*(\s*|\s+#.*\n)", rest) is None:
+            raise _Odd
+        return _Anatomy(piece[:start], piece[start:head_end], piece[head_end:value_end], rest, piece[line_end:])
+
+    @staticmethod
+    def _value_end(piece: str, item: Any, head_end: int) -> int:
+        if _is_alias(item, head_end):
+            match = re.compile(r"[ \t]+\*[^\s]+").match(piece, head_end)
+            if match is None:
+                raise _Odd
+            return match.end()
+        return head_end if _is_empty(item) or _is_block(item) else _node_end(item, piece)
+
+    def flow(self, token: str, old: Any, new: Any) -> str:
+        """Return a collection in flow style with a new value of the same kind; comments and line breaks stay."""
+        _, node = _compose(token, self.version, self.anchors)
+        if not node.flow_style or len(node.value) != len(old):
+            raise _Odd
+        cut = _regions(token, node)
+        quoted = '"' in token
+        values = list(old.values() if type(old) is dict else old)
+        names = [f"{_flow_text(key, quoted=quoted)}: " for key in new] if type(old) is dict else [""] * len(new)
+        wanted = zip(self._origin(old, new), names, new.values() if type(old) is dict else new, strict=True)
+        out: list[_Region | str] = []
+        for index, name, value in wanted:
+            if index is None:
+                out.append(name + _flow_text(value, quoted=quoted))
+            elif _same(values[index], value):
+                out.append(cut[1][index])
+            else:
+                region = cut[1][index]
+                out.append(region.replaced(self._flow_value(region.token, values[index], value, quoted=quoted)))
+        return _join_flow(cut, out)
+
+    def _flow_value(self, token: str, old: Any, new: Any, *, quoted: bool) -> str:
+        if type(new) in (dict, list) and type(old) is type(new) and old and new:
+            if token[0] not in "[{":  # a pair in a list, without braces
+                if old.keys() != new.keys():
+                    raise _Odd
+                return self._changed(f"{token}\n", *old.values(), *new.values()).rstrip()
+            return self.flow(token, old, new)
+        return _requoted(token, new) or _flow_text(new, quoted=quoted)
+
+
+class _Region:
+    """One item of a flow collection, cut: text above, key and colon, value, what is up to the comma, rest of line."""
+
+    __slots__ = ("after", "before", "comma", "gap", "name", "token")
+
+    def __init__(self, before: str, name: str, token: str, gap: str, after: str, *, comma: bool) -> None:
+        self.before, self.name, self.token, self.gap, self.after = before, name, token, gap, after
+        self.comma = comma
+
+    def replaced(self, token: str) -> _Region:
+        """Return the region with another value; an empty one may even lack the colon."""
+        name = self.name if self.token or not self.name else f"{self.name.rstrip().removesuffix(':')}: "
+        return _Region(self.before, name, token, self.gap, self.after, comma=self.comma)
+
+
+def _regions(token: str, node: Any) -> tuple[str, list[_Region], str]:
+    """Cut a flow collection: the opening bracket with the rest of its line, the items, what stands before the end."""
+    opening = re.match(r".[ \t]*(?:#.*)?\n|.", token)
+    assert opening is not None  # noqa: S101 - for the type checker
+    regions, position = [], opening.end()
+    for child in node.value:
+        first, value = child if node.id == "mapping" else (child, child)
+        start, end = value.start_mark.index, _node_end(value, token)
+        if first.anchor is not None or value.anchor is not None:
+            raise _Odd
+        match = re.compile(r"((?:\s|#.*\n)*)(,)([ \t]*(?:#.*)?\n)?|()()([ \t]*(?:#.*)?\n)?").match(token, end)
+        assert match is not None  # noqa: S101 - for the type checker
+        gap, after = match[1] or "", match[3] or match[6] or ""
+        before, name = token[position : first.start_mark.index], token[first.start_mark.index : start]
+        regions.append(_Region(before, name, token[start:end], gap, after, comma=match[2] == ","))
+        position = match.end()
+    return opening[0], regions, token[position:]
+
+
+def _join_flow(cut: tuple[str, list[_Region], str], items: list[_Region | str]) -> str:
+    """Put a flow collection together again; an item that is a str is a new one."""
+    opening, regions, closing = cut
+    own_lines = regions[-1].after.endswith("\n")
+    indent = re.sub(r"(?s).*\n", "", regions[-1].before)
+    out = [opening]
+    for position, item in enumerate(items):
+        new = isinstance(item, str)
+        region = _Region(indent, "", str(item), "", "\n" if own_lines else "", comma=False) if new else item
+        assert isinstance(region, _Region)  # noqa: S101 - for the type checker
+        before = region.before
+        if not own_lines and "\n" not in opening + before:
+            before = regions[0].before if position == 0 else before or " "
+        comma = "," if position < len(items) - 1 or regions[-1].comma else ""
+        out += [before, region.name, region.token, region.gap, comma, region.after]
+    return "".join([*out, closing])
+
+
+def _flow_text(value: Any, *, quoted: bool) -> str:
+    """Write a value in flow style as a person would; quoted: put every string in quotes."""
+    if type(value) is str:
+        plain_text = not quoted and _FLOW_PLAIN.fullmatch(value) and value.lower() not in _WORDS
+        return value if plain_text else _quote(value)
+    if type(value) is list:
+        return f"[{', '.join([_flow_text(item, quoted=quoted) for item in value])}]"
+    if type(value) is dict:
+        pairs = [f"{_flow_text(key, quoted=quoted)}: {_flow_text(item, quoted=quoted)}" for key, item in value.items()]
+        return f"{{{', '.join(pairs)}}}"
+    return _scalar(value)
+
+
+def _origins(old: Sequence[Any], new: Sequence[Any]) -> list[int | None]:
+    """Return for each new item the index of the old one that it is, or takes the place of; None for a new one."""
+    start, shorter = 0, min(len(old), len(new))
+    while start < shorter and _same(old[start], new[start]):
+        start += 1
+    stop = 0
+    while stop < shorter - start and _same(old[-1 - stop], new[-1 - stop]):
+        stop += 1
+    end = len(old) - stop
+    pool: dict[str, list[int]] = {}
+    for index in range(end - 1, start - 1, -1):
+        pool.setdefault(_flow(old[index]), []).append(index)
+    middle: list[int | None] = []
+    for value in new[start : len(new) - stop]:
+        alike = pool.get(_flow(value))
+        middle.append(alike.pop() if alike else None)
+    _pair_up(middle, start, end)
+    return [*range(start), *middle, *range(end, len(old))]
+
+
+def _pair_up(origin: list[int | None], start: int, end: int) -> None:
+    """Let a new item take the place of an old one that is gone from between the same neighbours."""
+    taken, cursor = set(origin), start
+    for position, known in enumerate(origin):
+        index = cursor if known is None and cursor < end and cursor not in taken else known
+        if index is not None:
+            origin[position] = index
+            taken.add(index)
+            cursor = index + 1
+
+
+def _is_empty(node: Any) -> bool:
+    return bool(node.id == "scalar" and node.style is None and node.value == "")
+
+
+def _is_block(node: Any) -> bool:
+    return bool(node.id != "scalar" and not node.flow_style)
+
+
+def _entries(text: str, column: int, kind: type) -> list[tuple[int, int]]:
+    """Find start and end of each entry of a block in the fast grammar."""
+    entries: list[tuple[int, int]] = []
+    position = 0
+    for line in text.splitlines(keepends=True):
+        start, position = position, position + len(line)
+        content = line.lstrip(" ")
+        if not content.strip() or content[0] == "#":
+            continue
+        is_item = content[0] == "-" and content[1:2] in (" ", "\n", "\r")
+        if len(line) - len(content) == column and is_item == (kind is list):
+            entries.append((start, position))
+        elif entries:
+            entries[-1] = (entries[-1][0], position)
+    return entries
+
+
+def _anatomy(piece: str, start: int) -> _Anatomy:
+    """Take the piece of an entry in the fast grammar apart."""
+    match = _LINE.match(piece, start)
+    if match is None or match.group(5) is not None:
+        raise _Odd
+    line_end = match.end() + 1
+    if match.group(2):
+        head_end = match.start(2) + 1
+        if len(match.group(2).rstrip(" ")) > 1 or match.group(3) is not None:
+            return _compact(piece, start, head_end)
+    else:
+        head_end = match.end(3) + 1
+    value_end = match.end(4) if match.group(4) is not None else head_end
+    return _Anatomy(
+        piece[:start], piece[start:head_end], piece[head_end:value_end], piece[value_end:line_end], piece[line_end:]
+    )
+
+
+def _colon(piece: str, start: int, key_end: int) -> int:
+    """Return the offset behind the colon of an entry; in the `? key` form it stands on a line of its own."""
+    pattern = r"^ *:(?=\s)" if piece[start:].lstrip().startswith("?") else ":"
+    match = re.compile(pattern, re.MULTILINE).search(piece, key_end)
+    if match is None:
+        raise _Odd
+    return match.end()
+
+
+def _compact(piece: str, start: int, head_end: int) -> _Anatomy:
+    below = " " * (head_end - _line_start(piece, head_end)) + piece[head_end:]
+    return _Anatomy(piece[:start], piece[start:head_end], "", "", below, compact=True)
+
+
+class _Document:
+    """The text of a snapshot, cut into one piece for each top-level entry. Made by `read`, renewed by `update`."""
+
+    def __init__(self) -> None:
+        self.head = ""
+        self.pieces: dict[Any, str] = {}
+        self.tail = ""
+        #: What stands for a mapping without entries: "{}" or, in an empty file, nothing.
+        self.nothing = ""
+        self.column = 0
+        #: A root that is not cut, for instance one in flow style.
+        self.single = ""
+        self.newline = "\n"
+        self.ends_with_newline = True
+        self.version: str | None = None
+        #: A last entry, with its value, that would change with a line feed behind it: a block scalar.
+        self.unended: dict[Any, Any] = {}
+        #: Keys of the entries outside the fast grammar, of those with anchors or aliases, and who uses whose anchors.
+        self.odd: set[Any] = set()
+        self.anchored: set[Any] = set()
+        self.users: dict[Any, set[Any]] = {}
+
+    @classmethod
+    def read(cls, text: str) -> tuple[_Document, dict[Any, Any]]:
+        """Return the document and its value; raises _BadText."""
+        document = cls()
+        body = text.removeprefix("\ufeff")
+        document.head = text[: len(text) - len(body)]
+        if "\r\n" in body and body.count("\r\n") == body.count("\n"):
+            document.newline, body = "\r\n", body.replace("\r\n", "\n")
+        document.ends_with_newline = not body or body.endswith("\n")
+        try:
+            value = document._read(body if document.ends_with_newline else body + "\n")
+        except _BadText as problem:
+            lines_above = body.count("\n", 0, problem.offset) if document.newline != "\n" else 0
+            raise _BadText(problem.reason, problem.offset + len(document.head) + lines_above) from None
+        if not document.ends_with_newline and document.pieces:
+            document._read_unended(value)
+        return document, value
+
+    def _read_unended(self, value: dict[Any, Any]) -> None:
+        key = next(reversed(self.pieces))
+        if key in self.odd and not self.tail:
+            editor = _Editor(self.version, self._anchors_above(key), {}, odd=True)
+            ended = editor.read(self.pieces[key].removesuffix("\n"))
+            if not _same(ended[key], value[key]):
+                self.unended[key] = value[key] = ended[key]
+
+    def text(self) -> str:
+        """Return the whole text."""
+        entries = self.single or "".join(self.pieces.values()) or self.nothing
+        text = f"{self.head}{entries}{self.tail}"
+        if not self.ends_with_newline:
+            text = text.removesuffix("\n")
+        return text if self.newline == "\n" else text.replace("\n", self.newline)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is no mapping at all, as in an empty file."""
+        return not (self.single or self.pieces or self.nothing)
+
+    def _read(self, text: str) -> dict[Any, Any]:
+        if _UNUSUAL.search(text):
+            return self._read_whole(text)
+        head = _HEAD.match(text)
+        start = head.end() if head else 0
+        end = _DOCUMENT_END.search(text, start)
+        body = text[start : end.start() if end else len(text)]
+        tail = text[start + len(body) :]
+        try:
+            self.head += text[:start]
+            if end and any(not line.startswith(("#", "...")) for line in tail.splitlines() if line.strip()):
+                raise _Odd
+            value = self._read_body(body)
+        except _Odd:
+            self.head = self.head[: len(self.head) - start]
+            return self._read_whole(text)
+        self.tail += tail
+        return value
+
+    def _read_body(self, body: str) -> dict[Any, Any]:
+        if empty := re.fullmatch(r"((?: *(?:#.*)?\n)*)(\{\} *\n)?((?: *(?:#.*)?\n)*)", body):
+            self.head, self.nothing, self.tail = self.head + empty[1], empty[2] or "", empty[3]
+            return {}
+        scanner = _Scanner(body)
+        pieces, self.tail = _cut(body, [(entry.start, entry.end) for entry in scanner.entries], 0)
+        if not any(entry.odd for entry in scanner.entries):
+            self.pieces = dict(zip(scanner.root, pieces, strict=True))
+            return scanner.root
+        value: dict[Any, Any] = {}
+        for entry, piece in zip(scanner.entries, pieces, strict=True):
+            if entry.odd:
+                self.odd.add(self._read_odd(piece, value))
+            else:
+                value[entry.key] = scanner.root[entry.key]
+        if len(value) != len(pieces):
+            raise _Odd
+        self.pieces = dict(zip(value, pieces, strict=True))
+        return value
+
+    def _read_odd(self, piece: str, value: dict[Any, Any]) -> Any:
+        try:
+            loader = _Loader(piece)
+            found = loader.mapping()
+        except _BadText:
+            raise _Odd from None
+        if len(found) != 1 or loader.root.flow_style:
+            raise _Odd
+        key = next(iter(found))
+        if key in value:
+            raise _Odd
+        if loader.anchored:
+            self.anchored.add(key)
+        value.update(found)
+        return key
+
+    def _read_whole(self, text: str) -> dict[Any, Any]:
+        """Let ruamel.yaml read all of it."""
+        loader = _Loader(text)
+        value = loader.mapping()
+        self.anchored, self.users, self.odd = loader.anchored, loader.users, set(value)
+        directive = re.match(r"(?:[ \t]*(?:#.*)?\n)*%YAML[ \t]+([0-9.]+)", text)
+        self.version = directive[1] if directive else None
+        if not (loader.root is not None and _is_block(loader.root) and self._cut_block(text, loader.root, value)):
+            self._hold(text, loader.root)
+        return value
+
+    def _cut_block(self, text: str, root: Any, value: dict[Any, Any]) -> bool:
+        """Cut the text at the lines where the root's keys stand.
+
+        False where they do not stand on lines of their own.
+        """
+        self.column = root.start_mark.column
+        starts = [_line_start(text, key.start_mark.index) for key, _ in root.value]
+        ends = [_line_end(text, _pair_end(pair, text)) for pair in root.value]
+        if len(value) != len(starts) or any(end > start for end, start in zip(ends, starts[1:], strict=False)):
+            return False
+        head = 0
+        for mark in re.finditer(r"^---.*\n", text[: starts[0]], re.MULTILINE):
+            head = mark.end()
+        pieces, self.tail = _cut(
+            text[head:], [(a - head, b - head) for a, b in zip(starts, ends, strict=True)], self.column
+        )
+        self.head += text[:head]
+        self.pieces = dict(zip(value, pieces, strict=True))
+        return True
+
+    def _hold(self, text: str, root: Any) -> None:
+        """Keep a root in flow style, or one that cannot be cut, in one."""
+        if root is None:
+            self.head += text
+            return
+        start, end = root.start_mark.index, root.end_mark.index
+        self.head, self.single, self.tail = self.head + text[:start], text[start:end] or "{}", text[end:]
+
+    def update(
+        self,
+        touched: Mapping[Any, bool],
+        keys: Iterable[Any],
+        value_of: Callable[[Any], Any],
+        origins: Mapping[int, Any],
+    ) -> None:
+        """Take over changes of top-level entries.
+
+        touched: the keys that changed; True where the key was deleted (a later assignment put it at the end).
+        keys: all keys that there are now, in order. value_of: returns the present plain value of a key.
+        origins: what `_Editor` wants to know of the lists in those values.
+        """
+        if self.single:
+            self._update_single({key: value_of(key) for key in keys}, origins)
+            return
+        keys = list(keys)
+        stale = self._remove(touched, set(keys))
+        if self.unended and keys[-1:] != list(self.unended):
+            stale |= self.unended.keys()
+            self.unended.clear()
+        for key in [key for key in self.pieces if key in stale]:
+            self.pieces[key] = self._edited(key, value_of(key), origins)
+        for key in keys if len(self.pieces) != len(keys) else ():
+            if key not in self.pieces:
+                self.pieces[key] = _block({key: value_of(key)}, self.column)
+        self._finish(keys)
+
+    def _finish(self, keys: list[Any]) -> None:
+        """See to the order of the pieces, and to what stands at the end."""
+        if list(self.pieces) != keys:
+            self.pieces = {key: self.pieces[key] for key in keys}
+        if not keys:
+            self.nothing = self.nothing or "{}\n"
+        elif keys[-1] not in self.unended and _BLOCK_SCALAR.search(self.pieces[keys[-1]]):
+            self.ends_with_newline = True  # what a block scalar means depends on it
+
+    def _remove(self, touched: Mapping[Any, bool], present: set[Any]) -> set[Any]:
+        """Remove the pieces of what is gone; return the keys of what changed, users of changed anchors included."""
+        stale = set(touched).union(*(self.users.get(key, ()) for key in touched))
+        gone = {key for key in stale if key in self.pieces and (touched.get(key) or key not in present)}
+        if gone:
+            kept: dict[Any, str] = {}
+            carried = above = ""
+            for key, piece in self.pieces.items():
+                if key in gone:
+                    carried += _residue(piece)
+                    above = next(reversed(kept.values()), "")
+                    continue
+                lines = carried + piece
+                if above and _KEEPING.search(above):  # blank lines would become a part of it
+                    lines = re.sub(r"\A(?:[ \t]*\n)+", "", lines)
+                kept[key], carried, above = lines, "", ""
+            self.pieces = kept
+            self.head, self.tail = (self.head, carried + self.tail) if kept else (self.head + carried, self.tail)
+            self.odd -= gone
+            self.anchored -= gone
+        return stale
+
+    def _edited(self, key: Any, value: Any, origins: Mapping[int, Any]) -> str:
+        """Return the piece of a key with its present value."""
+        piece = self.pieces[key]
+        if key in self.unended:
+            if _same(self.unended[key], value):
+                return piece
+            del self.unended[key]
+        editor = _Editor(self.version, self._anchors_above(key), origins, odd=key in self.odd)
+        try:
+            for _ in range(3):  # a changed anchor may change what an alias in the same piece means
+                old = editor.read(piece)
+                if _same(old, {key: value}):
+                    return piece
+                if key not in old:
+                    break
+                piece = editor.entry(piece, (key,), old[key], value)
+        except (_Odd, _BadText):
+            pass
+        self.odd.discard(key)
+        self.anchored.discard(key)
+        return self.pieces[key][: _content_start(self.pieces[key])] + _block({key: value}, self.column)
+
+    def _anchors_above(self, key: Any) -> dict[str, Any]:
+        """Return the anchors that aliases in the piece of a key may refer to, as nodes without a place."""
+        if key not in self.anchored:
+            return {}
+        above = list(self.pieces)[: list(self.pieces).index(key)]
+        loader = _Loader("".join([self.pieces[other] for other in above if other in self.anchored]), self.version)
+        loader.mapping()
+        for node in loader.names.values():
+            node.start_mark.index = -1
+        return loader.names
+
+    def _update_single(self, value: dict[Any, Any], origins: Mapping[int, Any]) -> None:
+        editor = _Editor(self.version, {}, origins, odd=True)
+        try:
+            old = editor.read(self.single)
+            text = editor.flow(self.single, old, value) if old and value else "{}"
+            if _same(editor.read(text), value):
+                self.single = text
+                return
+        except (_Odd, _BadText):
+            pass
+        self.single, self.head = "", self.head.rstrip(" ")
+        self.head += "\n" if self.head and not self.head.endswith("\n") else ""
+        self.tail = self.tail.partition("\n")[2] if not self.tail.strip() else self.tail.lstrip(" \n")
+        self.pieces = {key: _block({key: item}, 0) for key, item in value.items()}
+
+
+#: What a rewrite within the file writes in front of the new content; and what 26.1 writes there.
+_REWRITE = re.compile(rb"^--- # LAST VALID STATE: ([0-9]+) bytes\n", re.MULTILINE)
+_REWRITE_26_1 = b"\n---\n### LAST VALID STATE ###\n"
+_SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
+_NOTHING = re.compile(r"\ufeff?(?:[ \t]*(?:#.*|%.*)?\r?\n)*")
+
+
+#: Stands for the first half of a character at the end of a file.
+_CUT = "\ufffe"
+
+
+class _Stream:
+    """A state file, read: the snapshot's document and value, and the records with their offsets in the text."""
+
+    def __init__(self, data: bytes) -> None:
+        #: How many bytes at the end do not count, because they never became a complete record.
+        self.torn = 0
+        #: The file must be rewritten before anything is appended.
+        self.is_half_rewritten = False
+        self.text = self._without_torn_tail(self._decoded(self._without_half_rewrite(data.rstrip(b"\0"))))
+        if not self.is_half_rewritten:
+            self.torn = len(data) - len(self.text.encode())
+        if self.text.endswith(_CUT):
+            raise _BadText("not UTF-8; the file ends in the middle of a character", len(self.text) - 1)
+        self.document, self.value, chunks = self._first_document(self.text)
+        self.records: list[tuple[Any, int]] = []
+        for chunk, offset in chunks:
+            if not self._read_chunk(chunk, offset):
+                break
+
+    @staticmethod
+    def _decoded(data: bytes) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            if error.end == len(data) and error.reason == "unexpected end of data":
+                return data[: error.start].decode() + _CUT  # may be in the torn tail
+            before = len(data[: error.start].decode(errors="replace"))
+            raise _BadText("not UTF-8; save the file in that encoding", before) from None
+
+    def _without_half_rewrite(self, data: bytes) -> bytes:
+        """Undo or complete a rewrite within the file (see `_Journal.replace`, and 26.1's) that was interrupted."""
+        for match in reversed(list(_REWRITE.finditer(data))):
+            new = data[match.end() :][: int(match[1])]
+            if len(new) == int(match[1]):
+                self.is_half_rewritten = True
+                return new
+            data = data[: match.start()]
+        before, mark, last = data.rpartition(_REWRITE_26_1)
+        if not mark:
+            return data
+        self.is_half_rewritten = True
+        is_whole = before.endswith(last) or last not in before or before.startswith(last + b"...\n")
+        return last if last and is_whole else before
+
+    def _without_torn_tail(self, text: str) -> str:
+        start = text.rfind("\n") + 1
+        line = text[start:]
+        if text[:start].endswith("\n---\n") and text[start:].startswith("["):
+            return text[:start] + _first_json(line)
+        if start and line in ("-", "--", "---", "--- "):
+            return text[:start]
+        if line.startswith("--- [") and not _is_record(line[4:]):
+            return text[:start]
+        return text
+
+    def _first_document(self, text: str) -> tuple[_Document, dict[Any, Any], list[tuple[str, int]]]:
+        marks = [match.start() for match in _SEPARATOR.finditer(text)]
+        if marks and _NOTHING.fullmatch(text, 0, marks[0]) and not text[marks[0] + 3 :].lstrip().startswith("["):
+            del marks[0]
+        ends = [*marks[1:], len(text)][: len(marks)]
+        snapshot = text[: marks[0]] if marks else text
+        if marks and text.startswith("---\n[", marks[0]):  # 26.1 begins a record with a line feed
+            snapshot = snapshot.removesuffix("\n")
+        try:
+            document, value = _Document.read(snapshot)
+        except _BadText:
+            whole = _doubled(snapshot)
+            if not whole:
+                raise
+            document, value = _Document.read(whole)
+            self.is_half_rewritten = True
+        return document, value, [(text[mark + 3 : end], mark + 3) for mark, end in zip(marks, ends, strict=True)]
+
+    def _read_chunk(self, chunk: str, offset: int) -> bool:
+        """Take over one later document; False where 26.1 died while it wrote a new snapshot right behind the record."""
+        glued = ""
+        try:
+            record = _json_record(chunk)
+            if record is None and chunk.startswith("\n["):
+                first = _first_json(chunk[1:])
+                glued = chunk[1 + len(first) :].partition("\n")[0] if first else ""
+                record = _json_record(first) if glued else None
+            if record is None:
+                loader = _Loader(chunk)
+                record = None if loader.root is None else loader.value(loader.root, 0)
+        except _BadText as problem:
+            raise _BadText(problem.reason, problem.offset + offset) from None
+        if isinstance(record, dict):
+            self.document, self.value = _Document.read(chunk.partition("\n")[2] or chunk)
+            self.records.clear()
+        elif record is not None:
+            self.records.append((record, offset + len(chunk) - len(chunk.lstrip())))
+        self.is_half_rewritten = self.is_half_rewritten or bool(glued)
+        return not glued
+
+
+def _json_record(text: str) -> Any:
+    """Read a record that is JSON; None if it is not."""
+    if text.count("[") + text.count("{") > _MAX_DEPTH or "\\ud" in text:
+        return None
+    try:
+        return _json(text)
+    except ValueError:
+        return None
+
+
+def _is_record(text: str) -> bool:
+    if _json_record(text) is not None:
+        return True
+    try:
+        return _Loader(text).root is not None
+    except _BadText:
+        return False
+
+
+def _first_json(text: str) -> str:
+    """Return the JSON at the start of a text, "" if it is not complete."""
+    from json import JSONDecoder
+
+    try:
+        return text[: JSONDecoder().raw_decode(text)[1]]
+    except ValueError:
+        return ""
+
+
+def _doubled(text: str) -> str:
+    """Return the snapshot in front of its own half-written copy, as 26.1 leaves it when it dies in `close()`."""
+    first = text[: text.find("\n")]
+    position = text.find(first, 1)
+    while first and position > 0:
+        if text[:position].startswith(text[position:].rstrip("\n")):
+            return text[:position]
+        position = text.find(first, position + 1)
+    return ""
+
+
+def _corrupt(path: str, text: str, problem: _BadText) -> StateCorrupt:
+    start = max(_line_start(text, problem.offset), 1 if text.startswith("\ufeff") else 0)
+    line = text[start:].partition("\n")[0].rstrip("\r")
+    column = max(problem.offset - start, 0) + 1
+    return StateCorrupt(path, problem.reason, text.count("\n", 0, start) + 1, column, line)
+
+
+# ------------------------------------------------------ Journal ------------------------------------------------------
+# Owns the descriptor, the lock, and every system call; applies nothing. `append` is the only way to add to the file,
+# `replace` the only way to renew it.
+
+
+class _System:
+    """The system calls that the journal makes; tests put another object in the place of `_system`."""
+
+    open = staticmethod(os.open)
+    close = staticmethod(os.close)
+    read = staticmethod(os.read)
+    write = staticmethod(os.write)
+    fsync = staticmethod(os.fsync)
+    ftruncate = staticmethod(os.ftruncate)
+    lseek = staticmethod(os.lseek)
+    fstat = staticmethod(os.fstat)
+    stat = staticmethod(os.stat)
+    replace = staticmethod(os.replace)
+    unlink = staticmethod(os.unlink)
+    listdir = staticmethod(os.listdir)
+    chmod = staticmethod(os.chmod)
+    chown = staticmethod(getattr(os, "chown", lambda *_: None))
+    now = staticmethod(time.monotonic)
+    sleep = staticmethod(time.sleep)
+
+    @staticmethod
+    def lock(descriptor: int) -> bool:
+        """Take the lock of an open file if nobody holds it; it ends with the process."""
+        from portalocker import AlreadyLocked, LockFlags, lock
+
+        try:
+            lock(descriptor, LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
+        except AlreadyLocked:
+            return False
+        return True
+
+
+_system = _System()
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
+#: Seconds between two tries for a lock.
+_LOCK_RETRY = 0.02
+#: Where these are the reason why a file cannot be replaced, it is rewritten in its place.
+_NOT_REPLACEABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV, errno.ENAMETOOLONG}
+
+
+def _holder(status: os.stat_result) -> int | None:
+    """Return the pid of the process that holds the lock of a file, where Linux tells it."""
+    inode = f":{status.st_ino}"
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            for line in locks:
+                fields = line.split()
+                if fields[1] == "FLOCK" and fields[5].endswith(inode) and int(fields[4]) > 0:
+                    return int(fields[4])
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+class _Journal:
+    """An open and locked state file.
+
+    mode: permission bits of a new file, None for those that the umask leaves. wait: seconds to wait for the lock.
+    """
+
+    def __init__(self, path: str, *, mode: int | None, wait: float) -> None:
+        self.path = os.path.realpath(path)
+        #: There was no file.
+        self.is_new = False
+        self.descriptor = self._open_locked(mode, _system.now() + wait)
+        #: Bytes in the file that count; what stands behind them belongs to an unfinished write.
+        self.size = 0
+        try:
+            self._remove_leftovers()
+            self.data = _read_all(self.descriptor)
+        except BaseException:
+            _system.close(self.descriptor)
+            raise
+
+    def _open_locked(self, mode: int | None, deadline: float) -> int:
+        while True:
+            descriptor = self._open(mode)
+            try:
+                status = _system.fstat(descriptor)
+                _check_regular(status, self.path)
+                if _system.lock(descriptor) and self._is_current(descriptor):
+                    return descriptor
+                if _system.now() >= deadline and self._is_current(descriptor):
+                    raise StateLocked(self.path, _holder(status))
+            except BaseException:
+                _system.close(descriptor)
+                raise
+            _system.close(descriptor)
+            _system.sleep(_LOCK_RETRY)
+
+    def _open(self, mode: int | None) -> int:
+        flags = os.O_RDWR | os.O_APPEND | _FLAGS
+        try:
+            return _above_standard(_system.open(self.path, flags | getattr(os, "O_NONBLOCK", 0)))
+        except FileNotFoundError:
+            pass
+        descriptor = _above_standard(_system.open(self.path, flags | os.O_CREAT, 0o666 if mode is None else mode))
+        self.is_new = True
+        if mode is not None:
+            _system.chmod(self.path, mode)
+        return descriptor
+
+    def _is_current(self, descriptor: int) -> bool:
+        """Tell whether the path still names the file that is open."""
+        try:
+            return os.path.samestat(_system.fstat(descriptor), _system.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def _temporary(self, middle: str) -> str:
+        folder, base = os.path.split(self.path)
+        return os.path.join(folder, f".{base}.{middle}.tmp")
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a vacuum that was killed has left; nobody else can be in one, because we hold the lock."""
+        folder, base = os.path.split(self.path)
+        pattern = re.compile(rf"\.{re.escape(base)}\.[0-9]+-[0-9a-f]{{8}}\.tmp")
+        try:
+            for name in _system.listdir(folder):
+                if pattern.fullmatch(name):
+                    _system.unlink(os.path.join(folder, name))
+        except OSError:
+            pass
+
+    def is_same_file(self, status: os.stat_result) -> bool:
+        return os.path.samestat(_system.fstat(self.descriptor), status)
+
+    def append(self, data: bytes) -> None:
+        """Add to the file with one write; raises OSError and leaves the file as it was if that fails."""
+        try:
+            written = _system.write(self.descriptor, data)
+        except OSError:
+            self.cut_back()
+            raise
+        if written != len(data):
+            self.cut_back()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+        self.size += written
+
+    def landed(self, length: int) -> bool:
+        """After an interrupted `append`: tell whether all of it is in the file; if not, cut what is."""
+        if _system.fstat(self.descriptor).st_size - self.size == length:
+            self.size += length
+            return True
+        self.cut_back()
+        return False
+
+    def cut_back(self) -> None:
+        """Cut what does not count off the end of the file."""
+        if _system.fstat(self.descriptor).st_size > self.size:
+            _system.ftruncate(self.descriptor, self.size)
+
+    def sync(self) -> None:
+        """Wait until the file is on the disk."""
+        _system.fsync(self.descriptor)
+
+    def replace(self, data: bytes) -> None:
+        """Renew the whole file; a crash leaves the old one or the new one.
+
+        A new file takes the old one's place. Where that cannot be (several hard links, a folder that may not be written
+        to, a file that is mounted by itself, a foreign owner), the file is rewritten: the new content is added behind a
+        line that tells its length, then written over the old, then the rest is cut.
+        """
+        if _system.fstat(self.descriptor).st_nlink == 1:
+            try:
+                self._swap(data)
+            except OSError as error:
+                if error.errno not in _NOT_REPLACEABLE:
+                    raise
+            else:
+                return
+        self._rewrite(data)
+
+    def _swap(self, data: bytes) -> None:
+        path = self._temporary(f"{os.getpid()}-{os.urandom(4).hex()}")
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
+        new = _above_standard(_system.open(path, flags, 0o600))
+        try:
+            _write_all(new, data)
+            self._take_over_attributes(path, new)
+            _system.fsync(new)
+            if _read_all(new) != data:
+                raise OSError(errno.EIO, "what was written cannot be read back", path)
+            if not _system.lock(new):
+                raise OSError(errno.EBUSY, "somebody locked the temporary file", path)
+            _system.replace(path, self.path)
+        except BaseException:
+            if self._is_current(new):  # an interrupt came after the replacement
+                self._hand_over(new, len(data))
+            else:
+                _system.close(new)
+                _system.unlink(path)
+            raise
+        self._hand_over(new, len(data))
+
+    def _take_over_attributes(self, path: str, new: int) -> None:
+        old, status = _system.fstat(self.descriptor), _system.fstat(new)
+        if (old.st_uid, old.st_gid) != (status.st_uid, status.st_gid):
+            _system.chown(path, old.st_uid, old.st_gid)
+        _system.chmod(path, stat.S_IMODE(old.st_mode))
+        if hasattr(os, "listxattr"):
+            try:
+                for name in os.listxattr(self.descriptor):
+                    os.setxattr(new, name, os.getxattr(self.descriptor, name))
+            except OSError:
+                pass
+
+    def _hand_over(self, new: int, size: int) -> None:
+        """Go on with the new file: an append to the old descriptor would succeed and be lost."""
+        old, self.descriptor, self.size = self.descriptor, new, size
+        _system.close(old)
+        _sync_folder(os.path.dirname(self.path))
+
+    def _rewrite(self, data: bytes) -> None:
+        padding = b"\n" * max(0, len(data) - self.size)
+        self.append(b"%b\n--- # LAST VALID STATE: %d bytes\n%b" % (padding, len(data), data))
+        self.sync()
+        head = _above_standard(_system.open(self.path, os.O_RDWR | _FLAGS))
+        try:
+            _write_all(head, data)
+            _system.fsync(head)
+        finally:
+            _system.close(head)
+        _system.ftruncate(self.descriptor, len(data))
+        self.size = len(data)
+        self.sync()
+
+    def close(self) -> None:
+        """Let the file and the lock go."""
+        if self.descriptor >= 0:
+            descriptor, self.descriptor = self.descriptor, -1
+            _system.close(descriptor)
+
+
+def _above_standard(descriptor: int) -> int:
+    """Keep off the numbers of stdin, stdout and stderr, on which others write where they find them closed."""
+    if descriptor > 2:  # noqa: PLR2004 - the number of stderr
+        return descriptor
+    try:
+        return _above_standard(os.dup(descriptor))
+    finally:
+        _system.close(descriptor)
+
+
+def _check_regular(status: os.stat_result, path: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", path)
+
+
+def _read_all(descriptor: int) -> bytes:
+    _system.lseek(descriptor, 0, os.SEEK_SET)
+    parts = []
+    while part := _system.read(descriptor, 1 << 24):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[_system.write(descriptor, view) :]
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a renaming last; some file systems cannot do that for folders, and Windows knows no such thing."""
+    try:
+        descriptor = _system.open(folder, os.O_RDONLY | _FLAGS)
+    except OSError:
+        return
+    try:
+        _system.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EACCES, errno.EBADF):
+            raise
+    finally:
+        _system.close(descriptor)
+
+
+def _read_file(path: str) -> tuple[bytes, tuple[int, int, int]]:
+    """Read a file that somebody else may be writing, without a lock: what was there at one moment, and its identity."""
+    descriptor = _system.open(path, os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0))
+    try:
+        status = _system.fstat(descriptor)
+        _check_regular(status, path)
+        data, again = b"", _read_all(descriptor)
+        while not again.startswith(data) or not data:
+            if not again:
+                break
+            data, again = again, _read_all(descriptor)
+        return data, (status.st_ino, status.st_size, status.st_mtime_ns)
+    finally:
+        _system.close(descriptor)
+
+
+# ------------------------------------------------------- Nodes -------------------------------------------------------
+# The containers of the tree; know no file. A mutator checks and copies the value, gives its record to the tree, and
+# the tree calls one of the few functions that change memory (`_put`, `_drop`, `_empty`, `_splice`, `_arrange`), each
+# of which may be called twice for the same change: an interrupt between file and memory is settled that way.
+
+
+class _Unstorable(Exception):
+    """A value that YAML cannot hold; `place` collects the keys that lead to it, innermost first."""
+
+    def __init__(self, error: type[Exception], reason: str) -> None:
+        super().__init__(reason)
+        self.error, self.reason, self.place = error, reason, list[Any]()
+
+    def named(self, path: Iterable[Any]) -> Exception:
+        """Return the TypeError or ValueError for the user; path: the keys that lead to the changed container."""
+        place = "".join(_step(key) for key in [*path, *reversed(self.place)])
+        return self.error(f"STATE{place}: {self.reason}")
+
+
+def _step(key: Any) -> str:
+    if isinstance(key, str):
+        return f".{key}" if key.isidentifier() else f"[{_quote(key)}]"
+    return f"[{key!r}]"
+
+
+class _Tree:
+    """What the nodes of one state share. `commit` is the one funnel for changes."""
+
+    def __init__(self, path: str = "") -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        #: How many snapshots there have been.
+        self.generation = 0
+        #: Top-level keys whose text is out of date; True where the key has been deleted in between.
+        self.touched: dict[Any, bool] = {}
+        #: Inside a transaction, what undoes its changes so far.
+        self.undo: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        #: The root's entries that can be read as attributes.
+        self.attributes: dict[str, Any] = {}
+        #: Names that are something else there.
+        self.reserved: frozenset[str] = frozenset()
+        self.facades: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+    def commit(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
+        """Write the record, then change memory by `apply(*arguments)`; neither if the first fails."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise what is in the way of changes."""
+
+    def on_undo(self, function: Callable[..., None], *arguments: Any) -> None:
+        if self.undo is not None:
+            self.undo.append((function, arguments))
+
+    def touch(self, key: Any, *, gone: bool = False) -> None:
+        before = self.touched.get(key, _GONE)
+        if before is _GONE or (gone and not before):
+            self.on_undo(self._untouch, key, before)
+            self.touched[key] = gone
+
+    def _untouch(self, key: Any, before: Any) -> None:
+        if before is _GONE:
+            self.touched.pop(key, None)
+        else:
+            self.touched[key] = before
+
+
+class _Holder:
+    """What can be taken for the dict or list that it holds."""
+
+    __slots__ = ()
+    _items: Any
+
+
+class _Node(_Holder):
+    """A container of the tree, or one that was removed from it.
+
+    Then `_tree` is None, and it is as plain as any other.
+    """
+
+    __slots__ = ("_items", "_key", "_parent", "_place", "_tree")
+
+    _tree: _Tree | None
+    _parent: _Node | None
+    #: In a mapping the key; in a list the index where it was last seen.
+    _key: Any
+    #: The path as text, and the top-level key; None while unknown, and always None below a list, whose indexes move.
+    _place: tuple[str, Any] | None
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
+        self._items, self._tree, self._parent, self._key, self._place = items, tree, parent, key, None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._items
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+    def __copy__(self) -> Any:
+        return _plain(self)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return _plain(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self._items), (_plain(self),)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return self.__reduce__()
+
+    def copy(self) -> Any:
+        """Return a plain, deep copy."""
+        return _plain(self)
+
+    def _locate(self) -> tuple[str, Any]:
+        if self._place is not None:
+            return self._place
+        parent = self._parent
+        assert parent is not None  # noqa: S101 - the root's place is never unknown
+        above, top = parent._locate()
+        key = parent._key_of(self)
+        place = (f"{above},{_flow(key)}" if above else _flow(key), key if top is _GONE else top)
+        if parent._place is not None and isinstance(parent, StateDict):
+            self._place = place
+        return place
+
+    def _key_of(self, child: _Node) -> Any:
+        return child._key
+
+    def _path(self) -> list[Any]:
+        keys: list[Any] = []
+        node = self
+        while node._parent is not None:
+            keys.insert(0, node._parent._key_of(node))
+            node = node._parent
+        return keys
+
+    def _commit(self, operation: str, rest: str, apply: Callable[..., None], *arguments: Any) -> None:
+        if self._tree is None:
+            apply(*arguments)
+        else:
+            self._tree.commit(f'["{operation}",[{self._locate()[0]}]{rest}]', apply, *arguments)
+
+    def _lock(self) -> Any:
+        """Return what to hold during a change, which may be none at all: a closed state says so in any case."""
+        if self._tree is None:
+            return _NO_LOCK
+        self._tree.check()
+        return self._tree.lock
+
+    def _checked(self, value: Any, key: Any) -> Any:
+        """Return a plain copy of a value that is to be stored under a key; the value itself outside of the tree."""
+        if self._tree is None:
+            return value
+        if type(value) in _AS_THEY_ARE:
+            return value
+        try:
+            return _storable(value, len(self._path()))
+        except _Unstorable as problem:
+            raise problem.named([*self._path(), key]) from None
+
+    def _grown(self, value: Any, key: Any) -> Any:
+        return value if self._tree is None else _grow(value, self._tree, self, key)
+
+    def _touch(self) -> None:
+        if self._tree is not None:
+            self._tree.touch(self._locate()[1])
+
+    def _adopt(self, child: Any, key: Any) -> None:
+        """Attach a child again that was removed."""
+        if isinstance(child, _Node) and self._tree is not None:
+            child._tree, child._parent, child._key, child._place = self._tree, self, key, None
+            for key_below, item in child._pairs():
+                child._adopt(item, key_below)
+
+    def _pairs(self) -> Iterable[tuple[Any, Any]]:
+        raise NotImplementedError
+
+    def _restore(self, items: Any) -> None:
+        """Undo: put back what the node held."""
+        raise NotImplementedError
+
+
+class _NoLock:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+_NO_LOCK = _NoLock()
+
+
+def _grow(value: Any, tree: _Tree, parent: _Node | None, key: Any) -> Any:
+    """Turn a plain value into a node of the tree, in place; scalars stay what they are."""
+    if type(value) is dict:
+        mapping = StateDict(value, tree, parent, key)
+        for name, item in value.items():
+            if type(item) in (dict, list):
+                value[name] = _grow(item, tree, mapping, name)
+        return mapping
+    if type(value) is list:
+        sequence = StateList(value, tree, parent, key)
+        for index, item in enumerate(value):
+            if type(item) in (dict, list):
+                value[index] = _grow(item, tree, sequence, index)
+        return sequence
+    return value
+
+
+def _detach(child: Any) -> None:
+    """Let a removed node, and all below, live on as plain containers that never write."""
+    if isinstance(child, _Node):
+        if child._tree is not None:
+            child._tree.on_undo(child._restore, child._items.copy())
+        child._tree = child._parent = child._place = None
+        for _, item in child._pairs():
+            _detach(item)
+
+
+def _plain(value: Any, origins: dict[int, Any] | None = None) -> Any:
+    """Return a plain, deep copy; origins: collects by the id of each list in it where its items come from."""
+    if isinstance(value, _Holder) and type(value._items) is dict:
+        return {key: _plain(item, origins) for key, item in value._items.items()}
+    if isinstance(value, StateList):
+        items = [_plain(item, origins) for item in value._items]
+        if origins is not None:
+            origins[id(items)] = value._origin()
+        return items
+    return value
+
+
+_AS_THEY_ARE = frozenset({type(None), bool, float, bytes, date})
+
+
+def _storable(value: Any, depth: int) -> Any:
+    """Return a plain, deep copy of a value; raises _Unstorable."""
+    kind = type(value)
+    if kind in _AS_THEY_ARE:
+        return value
+    if kind is str or kind is int:
+        return _storable_text(value) if kind is str else _storable_int(value)
+    if kind is dict or isinstance(value, Mapping):
+        return _storable_mapping(value, depth + 1)
+    if kind is list or (isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))):
+        return _storable_sequence(value, depth + 1)
+    return _storable_subclass(value, kind)
+
+
+def _storable_text(value: str) -> str:
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise _Unstorable(ValueError, "a lone surrogate is not storable; replace it") from None
+    return value
+
+
+def _storable_int(value: int) -> int:
+    if value.bit_length() > _LARGE_INT:
+        try:
+            str(value)
+        except ValueError as error:
+            raise _Unstorable(ValueError, f"{error}; store it as bytes or as text") from None
+    return value
+
+
+def _storable_mapping(value: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
+    _check_depth(depth)
+    copied: dict[Any, Any] = {}
+    for key in value:
+        try:
+            copied[_storable_key(key)] = _storable(value[key], depth)
+        except _Unstorable as problem:
+            problem.place.append(key)
+            raise
+    return copied
+
+
+def _storable_sequence(value: Sequence[Any], depth: int) -> list[Any]:
+    _check_depth(depth)
+    copied: list[Any] = []
+    for item in value:
+        try:
+            copied.append(_storable(item, depth))
+        except _Unstorable as problem:
+            problem.place.append(len(copied))
+            raise
+    return copied
+
+
+def _check_depth(depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise _Unstorable(
+            ValueError, f"a container that contains itself, or more than {_MAX_DEPTH} levels, is not storable"
+        )
+
+
+def _storable_key(key: Any) -> Any:
+    if type(key) is str:
+        return _storable_text(key)
+    if _is_key(key):
+        return _storable(key, 0)
+    if isinstance(key, float):
+        raise _Unstorable(ValueError, "nan is not storable as a key; it would never be found again")
+    raise _Unstorable(TypeError, f"{type(key).__name__} is not storable as a key; use a str")
+
+
+def _storable_subclass(value: Any, kind: type) -> Any:
+    """Make a subclass of a storable type that type; refuse everything else."""
+    if isinstance(value, datetime):
+        return _storable_datetime(value)
+    if isinstance(value, str):
+        return _storable_text(str.__str__(value))
+    for base, convert in _CONVERSIONS:
+        if isinstance(value, base):
+            return convert(value)
+    if hasattr(kind, "__index__"):
+        return _storable_int(value.__index__())
+    if _is_real(value):
+        return float(value)
+    hint = _HINTS.get(kind.__name__, "use None, bool, int, float, str, bytes, date, datetime, dict or list")
+    raise _Unstorable(TypeError, f"{kind.__name__} is not storable; {hint}")
+
+
+_CONVERSIONS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    (int, lambda value: _storable_int(int.__int__(value))),
+    (float, float.__float__),
+    (bytes, lambda value: bytes(memoryview(value))),
+    (date, lambda value: date(value.year, value.month, value.day)),
+)
+_HINTS = {
+    "set": "use a list", "frozenset": "use a list", "generator": "use a list", "complex": "use a list of two floats",
+    "Decimal": "use a str or a float", "UUID": "use a str", "time": "use a str", "bytearray": "use bytes",
+    "timedelta": "use its total_seconds()", "PosixPath": "use a str", "WindowsPath": "use a str",
+}  # fmt: skip
+
+
+def _is_real(value: Any) -> bool:
+    from numbers import Rational, Real
+
+    return isinstance(value, Real) and not isinstance(value, Rational)
+
+
+def _storable_datetime(value: datetime) -> datetime:
+    offset = value.utcoffset()
+    if offset is not None and offset.total_seconds() % 60:
+        raise _Unstorable(ValueError, "a UTC offset with seconds is not storable; use astimezone(timezone.utc)")
+    zone = None if offset is None else timezone(offset)
+    return datetime(
+        value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond, zone
+    )  # fmt: skip
+
+
+def _content(value: Any) -> Any:
+    """Return what a node holds, for comparisons; other values as they are."""
+    return value._items if isinstance(value, _Holder) else value
+
+
+class StateDict(_Node, MutableMapping[Any, Any]):
+    """A dict in the state: every change of it is in the file before the method returns.
+
+    Equal to, and printed as, the dict with the same content; the keys are str, int, float, bool or None. Values are
+    copied in. Removed from the state it lives on as a plain container. Single operations are atomic between threads.
+
+    Raises, besides what a dict raises: TypeError or ValueError for what YAML cannot hold, StateClosed, StateReadOnly,
+    and OSError where the disk is full; then nothing has changed.
+    """
+
+    __slots__ = ()
+    _items: dict[Any, Any]
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(reversed(self._items))
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._items == _content(other))
+
+    def __or__(self, other: Any) -> Any:
+        return _plain(self) | _plain(other) if isinstance(_content(other), dict) else NotImplemented
+
+    def __ror__(self, other: Any) -> Any:
+        return _plain(other) | _plain(self) if isinstance(_content(other), dict) else NotImplemented
+
+    def __ior__(self, other: Any) -> StateDict:
+        self.update(other)
+        return self
+
+    def keys(self) -> KeysView[Any]:
+        return self._items.keys()
+
+    def items(self) -> ItemsView[Any, Any]:
+        return self._items.items()
+
+    def values(self) -> ValuesView[Any]:
+        return self._items.values()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self._items.get(key, default)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        with self._lock():
+            if isinstance(value, _Node) and self._items.get(key, _GONE) is value:
+                return
+            key = self._checked_key(key)
+            value = self._checked(value, key)
+            rest = "" if self._tree is None else f",{_flow(key)},{_flow(value)}"
+            self._commit("set", rest, self._put, key, self._grown(value, key))
+
+    def __delitem__(self, key: Any) -> None:
+        with self._lock():
+            self._items[key]
+            self._delete(key)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        with self._lock():
+            if key not in self._items:
+                return {}.pop(key, *default)
+            value = self._items[key]
+            self._delete(key)
+            return value
+
+    def popitem(self) -> tuple[Any, Any]:
+        with self._lock():
+            if not self._items:
+                raise KeyError("popitem(): dictionary is empty")
+            key = next(reversed(self._items))
+            value = self._items[key]
+            self._delete(key)
+            return key, value
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        with self._lock():
+            if key not in self._items:
+                self[key] = default
+            return self._items[key]
+
+    def clear(self) -> None:
+        with self._lock():
+            if self._items:
+                self._commit("clear", "", self._empty)
+
+    def update(self, /, *others: Any, **named: Any) -> None:
+        with self._lock():
+            given: dict[Any, Any] = {}
+            given.update(*map(_content, others), **named)
+            changes = {self._checked_key(key): self._checked(value, key) for key, value in given.items()}
+            if changes:
+                rest = "" if self._tree is None else f",{_flow(changes)}"
+                grown = {key: self._grown(value, key) for key, value in changes.items()}
+                self._commit("update", rest, self._put_all, grown)
+
+    def _checked_key(self, key: Any) -> Any:
+        if self._tree is None:
+            return key
+        try:
+            return _storable_key(key)
+        except _Unstorable as problem:
+            raise problem.named([*self._path(), key]) from None
+
+    def _delete(self, key: Any) -> None:
+        rest = "" if self._tree is None else f",{_flow(_storable_key(key))}"
+        self._commit("delete", rest, self._drop, key)
+
+    def _pairs(self) -> Iterable[tuple[Any, Any]]:
+        return self._items.items()
+
+    def _put(self, key: Any, value: Any) -> None:
+        old = self._items.get(key, _GONE)
+        if self._tree is not None:
+            self._tree.on_undo(self._unput, key, old, None)
+            self._touch_key(key)
+            if old is not value:
+                _detach(old)
+        self._items[key] = value
+
+    def _put_all(self, changes: dict[Any, Any]) -> None:
+        for key, value in changes.items():
+            self._put(key, value)
+
+    def _drop(self, key: Any) -> None:
+        old = self._items.get(key, _GONE)
+        if old is _GONE:
+            return
+        if self._tree is not None:
+            if self._tree.undo is not None:
+                order = None if next(reversed(self._items)) == key else list(self._items)
+                self._tree.on_undo(self._unput, key, old, order)
+            self._touch_key(key, gone=True)
+            _detach(old)
+        del self._items[key]
+
+    def _empty(self) -> None:
+        if self._tree is not None:
+            self._tree.on_undo(self._refill, dict(self._items))
+            for key, item in self._items.items():
+                self._touch_key(key, gone=True)
+                _detach(item)
+        self._items.clear()
+
+    def _touch_key(self, _key: Any, *, gone: bool = False) -> None:  # noqa: ARG002 - the root's wants it
+        self._touch()
+
+    def _unput(self, key: Any, old: Any, order: list[Any] | None) -> None:
+        if old is _GONE:
+            _detach(self._items.pop(key, None))
+            return
+        if self._items.get(key) is not old:
+            _detach(self._items.get(key))
+        self._items[key] = old
+        self._adopt(old, key)
+        if order is not None:
+            self._refill({name: self._items[name] for name in order})
+
+    def _refill(self, items: dict[Any, Any]) -> None:
+        self._restore(items)
+        for key, item in items.items():
+            self._adopt(item, key)
+
+    def _restore(self, items: dict[Any, Any]) -> None:
+        self._items.clear()
+        self._items.update(items)
+
+
+class _Root(StateDict):
+    """The root of a tree: its entries are shown as attributes of the facades, and their text is known one by one."""
+
+    __slots__ = ()
+
+    def __init__(self, items: dict[Any, Any], tree: _Tree) -> None:
+        super().__init__(items, tree, None, None)
+        self._place = ("", _GONE)
+        for key, item in items.items():
+            if type(item) in (dict, list):
+                items[key] = _grow(item, tree, self, key)
+        self._show_all()
+
+    def _put(self, key: Any, value: Any) -> None:
+        super()._put(key, value)
+        self._show(key, value)
+
+    def _drop(self, key: Any) -> None:
+        super()._drop(key)
+        self._hide(key)
+
+    def _empty(self) -> None:
+        super()._empty()
+        self._show_all()
+
+    def _unput(self, key: Any, old: Any, order: list[Any] | None) -> None:
+        super()._unput(key, old, order)
+        self._show_all()
+
+    def _refill(self, items: dict[Any, Any]) -> None:
+        super()._refill(items)
+        self._show_all()
+
+    def _touch_key(self, key: Any, *, gone: bool = False) -> None:
+        if self._tree is not None:
+            self._tree.touch(key, gone=gone)
+
+    def _show(self, key: Any, value: Any) -> None:
+        if type(key) is str and key[:1] != "_" and self._tree is not None and key not in self._tree.reserved:
+            self._tree.attributes[key] = value
+
+    def _hide(self, key: Any) -> None:
+        if type(key) is str and self._tree is not None:
+            self._tree.attributes.pop(key, None)
+
+    def _show_all(self) -> None:
+        if self._tree is not None:
+            self._tree.attributes.clear()
+            for key, value in self._items.items():
+                self._show(key, value)
+
+
+def _index(index: Any) -> int:
+    if not hasattr(type(index), "__index__"):
+        raise TypeError(f"{type(index).__name__!r} object cannot be interpreted as an integer")
+    return int(index.__index__())
+
+
+class StateList(_Node, MutableSequence[Any]):
+    """A list in the state: every change of it is in the file before the method returns.
+
+    Equal to, and printed as, the list with the same content. Values are copied in; slices are plain lists of its items.
+    Removed from the state it lives on as a plain container. Single operations are atomic between threads.
+
+    Raises, besides what a list raises: TypeError or ValueError for what YAML cannot hold, StateClosed, StateReadOnly,
+    and OSError where the disk is full; then nothing has changed.
+    """
+
+    __slots__ = ("_born", "_log")
+    _items: list[Any]
+    #: The generation of the snapshot that was the latest when the list came to be.
+    _born: int
+    #: Since which generation, from which length, which insertions, deletions and reorderings happened.
+    _log: tuple[int, int, list[Any]] | None
+
+    def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
+        super().__init__(items, tree, parent, key)
+        self._born, self._log = tree.generation if tree else 0, None
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(reversed(self._items))
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._items == _content(other))
+
+    def __lt__(self, other: Any) -> bool:
+        return self._items < _content(other) if isinstance(other, (list, StateList)) else NotImplemented
+
+    def __le__(self, other: Any) -> bool:
+        return self._items <= _content(other) if isinstance(other, (list, StateList)) else NotImplemented
+
+    def __gt__(self, other: Any) -> bool:
+        return self._items > _content(other) if isinstance(other, (list, StateList)) else NotImplemented
+
+    def __ge__(self, other: Any) -> bool:
+        return self._items >= _content(other) if isinstance(other, (list, StateList)) else NotImplemented
+
+    def __add__(self, other: Any) -> Any:
+        return _plain(self) + _plain(other) if isinstance(other, (list, StateList)) else NotImplemented
+
+    def __radd__(self, other: Any) -> Any:
+        return other + _plain(self) if isinstance(other, list) else NotImplemented
+
+    def __mul__(self, times: Any) -> Any:
+        return _plain(self) * times
+
+    __rmul__ = __mul__
+
+    def count(self, value: Any) -> int:
+        return self._items.count(value)
+
+    def index(self, value: Any, *limits: Any) -> int:
+        return self._items.index(value, *limits)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        with self._lock():
+            if isinstance(index, slice):
+                self._assign(index, value)
+                return
+            position = self._position(index, "list assignment index out of range")
+            if isinstance(value, _Node) and self._items[position] is value:
+                return
+            value = self._checked(value, position)
+            rest = "" if self._tree is None else f",{position},{_flow(value)}"
+            self._replace("set", rest, position, position + 1, [value])
+
+    def _assign(self, part: slice, values: Any) -> None:
+        start, stop, step = part.indices(len(self._items))
+        if step == 1:
+            self._change("splice", start, max(start, stop), list(_content(values)))
+            return
+        items = list(_content(values))
+        indexes = range(start, stop, step)
+        if len(items) != len(indexes):
+            raise ValueError(
+                f"attempt to assign sequence of size {len(items)} to extended slice of size {len(indexes)}"
+            )
+        checked = [self._checked(item, index) for index, item in zip(indexes, items, strict=True)]
+        if self._tree is None or not checked:
+            self._scatter(indexes, checked)
+            return
+        path = self._locate()[0]
+        records = [f'["set",[{path}],{i},{_flow(item)}]' for i, item in zip(indexes, checked, strict=True)]
+        grown = [self._grown(item, index) for index, item in zip(indexes, checked, strict=True)]
+        self._tree.commit(f'["transaction",[{",".join(records)}]]', self._scatter, indexes, grown)
+
+    def __delitem__(self, index: Any) -> None:
+        with self._lock():
+            if not isinstance(index, slice):
+                position = self._position(index, "list assignment index out of range")
+                self._replace("delete", f",{position}", position, position + 1, [])
+                return
+            start, stop, step = index.indices(len(self._items))
+            if step == 1:
+                if stop > start:
+                    self._change("splice", start, stop, [])
+                return
+            gone = set(range(start, stop, step))
+            if gone:
+                self._order([position for position in range(len(self._items)) if position not in gone])
+
+    def insert(self, index: Any, value: Any) -> None:
+        with self._lock():
+            start, _, _ = slice(_index(index), None).indices(len(self._items))
+            value = self._checked(value, start)
+            rest = "" if self._tree is None else f",{start},{_flow(value)}"
+            self._replace("insert", rest, start, start, [value])
+
+    def append(self, value: Any) -> None:
+        with self._lock():
+            self.insert(len(self._items), value)
+
+    def extend(self, values: Iterable[Any]) -> None:
+        with self._lock():
+            end = len(self._items)
+            added = [value for value in _content(values)]  # noqa: C416 - list() would believe any length hint
+            if added:
+                self._change("splice", end, end, added)
+
+    def __iadd__(self, values: Iterable[Any]) -> StateList:  # type: ignore[misc]
+        self.extend(values)
+        return self
+
+    def __imul__(self, times: Any) -> StateList:
+        with self._lock():
+            count = _index(times)
+            self.extend(_plain(self) * (count - 1))
+            if count <= 0:
+                self.clear()
+        return self
+
+    def pop(self, index: Any = -1) -> Any:
+        with self._lock():
+            if not self._items:
+                raise IndexError("pop from empty list")
+            position = self._position(index, "pop index out of range")
+            value = self._items[position]
+            self._replace("delete", f",{position}", position, position + 1, [])
+            return value
+
+    def remove(self, value: Any) -> None:
+        with self._lock():
+            if value not in self._items:
+                raise ValueError("list.remove(x): x not in list")
+            del self[self._items.index(value)]
+
+    def clear(self) -> None:
+        with self._lock():
+            if self._items:
+                self._replace("clear", "", 0, len(self._items), [])
+
+    def reverse(self) -> None:
+        with self._lock():
+            if len(self._items) > 1:
+                self._order(list(range(len(self._items) - 1, -1, -1)))
+
+    def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
+        with self._lock():
+            before = list(self._items)
+            ranks = before if key is None else [key(item) for item in before]
+            indexes = sorted(range(len(before)), key=ranks.__getitem__, reverse=reverse)
+            if len(self._items) != len(before):
+                raise ValueError("list modified during sort")
+            if indexes != list(range(len(before))):
+                self._order(indexes)
+
+    def _position(self, index: Any, error: str) -> int:
+        """Return a valid, not negative index."""
+        position = _index(index)
+        position += len(self._items) if position < 0 else 0
+        if not 0 <= position < len(self._items):
+            raise IndexError(error)
+        return position
+
+    def _change(self, operation: str, start: int, stop: int, values: list[Any]) -> None:
+        checked = [self._checked(value, start + offset) for offset, value in enumerate(values)]
+        if checked or stop > start:
+            rest = "" if self._tree is None else f",{start},{stop},{_flow(checked)}"
+            self._replace(operation, rest, start, stop, checked)
+
+    def _replace(self, operation: str, rest: str, start: int, stop: int, values: list[Any]) -> None:
+        grown = [self._grown(value, start + offset) for offset, value in enumerate(values)]
+        self._commit(operation, rest, self._splice, start, stop, grown, len(self._items))
+
+    def _order(self, indexes: list[int]) -> None:
+        items = [self._items[index] for index in indexes]
+        self._commit("order", f",{_flow(indexes)}", self._arrange, items, indexes)
+
+    def _pairs(self) -> Iterable[tuple[Any, Any]]:
+        return enumerate(self._items)
+
+    def _key_of(self, child: _Node) -> int:
+        """Return the index of a child: search outwards from where it was last seen."""
+        items, guess = self._items, child._key
+        for distance in range(len(items) + guess + 1):
+            for index in (guess - distance, guess + distance):
+                if 0 <= index < len(items) and items[index] is child:
+                    child._key = index
+                    return int(index)
+        raise AssertionError("a node is not in its parent")
+
+    def _splice(self, start: int, stop: int, values: list[Any], length: int) -> None:
+        """Replace items[start:stop], if the list still has the length that it had when that was decided."""
+        if len(self._items) != length:
+            return
+        old = self._items[start:stop]
+        if self._tree is not None:
+            self._tree.on_undo(self._unsplice, start, values, old, length)
+            self._touch()
+            self._detach_others(old, values)
+        self._items[start:stop] = values
+        if len(old) != len(values):
+            self._note((start, len(old), len(values)), length)
+
+    def _note(self, edit: Any, length: int) -> None:
+        """Log where items come from, so that the vacuum knows whose comments are whose."""
+        if self._tree is None or self._born >= self._tree.generation:
+            return
+        if self._log is None or self._log[0] != self._tree.generation:
+            self._log = (self._tree.generation, length, [])
+        if len(self._log[2]) > 1000 + len(self._items) or (type(edit) is tuple and edit[1] and edit[2]):
+            self._forget()  # the vacuum will compare the values
+        else:
+            self._log[2].append(edit)
+
+    def _forget(self) -> None:
+        self._log = None
+        self._born = self._tree.generation if self._tree else 0
+
+    def _origin(self) -> tuple[int, list[int | None]]:
+        """Return the length in the latest snapshot, and the index there of each item; -1 if that is not known."""
+        generation = self._tree.generation if self._tree else 0
+        if self._born >= generation:
+            return -1, []
+        length, edits = self._log[1:] if self._log and self._log[0] == generation else (len(self._items), [])
+        origin: list[int | None] = list(range(length))
+        for edit in edits:
+            if type(edit) is list:
+                origin = [origin[index] for index in edit]
+            else:
+                origin[edit[0] : edit[0] + edit[1]] = [None] * edit[2]
+        return length, origin
+
+    def _scatter(self, indexes: Iterable[int], values: list[Any]) -> None:
+        for index, value in zip(indexes, values, strict=True):
+            self._splice(index, index + 1, [value], len(self._items))
+
+    def _arrange(self, items: list[Any], indexes: list[int]) -> None:
+        """Put some of the items, those at the indexes, in the place of all."""
+        length = len(self._items)
+        if self._tree is not None:
+            self._tree.on_undo(self._arrange_back, list(self._items))
+            self._touch()
+            self._detach_others(self._items, items)
+        self._items[:] = items
+        self._note(indexes, length)
+
+    @staticmethod
+    def _detach_others(old: list[Any], kept: list[Any]) -> None:
+        kept_ids = {id(item) for item in kept}
+        for item in old:
+            if isinstance(item, _Node) and id(item) not in kept_ids:
+                _detach(item)
+
+    def _unsplice(self, start: int, values: list[Any], old: list[Any], length: int) -> None:
+        self._forget()
+        if len(self._items) == length - len(old) + len(values):
+            self._detach_others(values, old)
+            self._items[start : start + len(values)] = old
+        for offset, item in enumerate(old):
+            self._adopt(item, start + offset)
+
+    def _restore(self, items: list[Any]) -> None:
+        self._items[:] = items
+
+    def _arrange_back(self, items: list[Any]) -> None:
+        self._forget()
+        self._restore(items)
+        for index, item in enumerate(items):
+            self._adopt(item, index)
+
+
+# ------------------------------------------------------- State -------------------------------------------------------
+# The facade: options, transactions, vacuum, opening and closing. Nothing above knows what a state is.
+
+#: The open trees of this process, so that a second opening of a file shares the first.
+_open_trees: list[_LiveTree] = []
+_registry_lock = threading.RLock()
+
+
+class _LiveTree(_Tree):
+    """A tree with its file: the one behind all `PersistedState` objects of this process for that file.
+
+    fsync: False, True, or seconds. `halted` is None while changes are welcome; otherwise a change first has to deal
+    with it: a change that was interrupted between file and memory, or an error to raise.
+    """
+
+    def __init__(self, path: str, *, fsync: bool | float, wait: float, mode: int | None) -> None:
+        super().__init__(os.path.realpath(path))
+        self.reserved = _METHODS
+        self.fsync = fsync
+        self.handles = 0
+        #: Inside a transaction: the records so far, and for each level how many of records and undo steps came before
+        #: it.
+        self.records: list[str] = []
+        self.levels: list[tuple[int, int]] = []
+        self.halted: StateError | tuple[int, Callable[..., None], tuple[Any, ...]] | None = None
+        self.journal = _Journal(path, mode=mode, wait=wait)
+        self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
+        try:
+            self._load(self.journal.data)
+        except BaseException:
+            self.journal.close()
+            raise
+        self.journal.data = b""
+
+    def _load(self, data: bytes) -> None:
+        stream = _parsed(self.path, data)
+        self.document = stream.document
+        self.root = _Root(stream.value, self)
+        self.generation = 1
+        _replay(self.root, stream, self.path)
+        if stream.torn:
+            warnings.warn(
+                f"{self.path}: dropped {stream.torn} bytes at the end that never became a complete record "
+                f"({len(data) - stream.torn} bytes are sound)",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        self.journal.size = len(data) - stream.torn
+        self.journal.cut_back()
+        self.base = len(self.document.text())
+        self.is_clean = not stream.records
+        self.limit = max(2 * self.base, _VACUUM_FLOOR)
+        self._separator = self._first_separator(data[: self.journal.size])
+        if stream.is_half_rewritten:
+            self.vacuum()
+
+    def _first_separator(self, data: bytes) -> str:
+        """Return what must stand between the text of the file and the first record that is appended."""
+        snapshot = "{}\n" if self.document.is_blank and self.is_clean else ""
+        unended = [f'--- ["set",[],{_flow(key)},{_flow(value)}]\n' for key, value in self.document.unended.items()]
+        return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
+
+    def commit(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
+        if self.halted is not None:
+            self.resume()
+        if self.undo is not None:
+            self.records.append(record)
+            apply(*arguments)
+            return
+        data = f"{self._separator}--- {record}\n".encode()
+        try:
+            self.halted = (len(data), apply, arguments)
+            self.journal.append(data)
+            apply(*arguments)
+            self.halted = None
+        except BaseException:
+            if self.halted is not None:
+                self.resume()
+            raise
+        self._after_append()
+
+    def check(self) -> None:
+        if self.halted is not None:
+            with self.lock:
+                self.resume()
+
+    def resume(self) -> None:
+        """Settle a change that was interrupted: apply it if it is in the file. Raises what is in the way of changes."""
+        halted = self.halted
+        if isinstance(halted, StateError):
+            raise type(halted)(*halted.__reduce__()[1])
+        if halted is not None:
+            length, apply, arguments = halted
+            if self.journal.landed(length):
+                apply(*arguments)
+            self.halted = None
+
+    def _after_append(self) -> None:
+        self._separator = ""
+        self.is_clean = False
+        if self.fsync:
+            self._sync()
+        if self.journal.size > self.limit:
+            self._vacuum_or_warn()
+
+    def _sync(self) -> None:
+        if self.syncer is not None:
+            self.syncer.schedule()
+        else:
+            self.journal.sync()
+
+    def begin(self) -> None:
+        """Enter a transaction; inside another one it joins that."""
+        if self.halted is not None:
+            self.resume()
+        if self.undo is None:
+            self.records, self.undo = [], []
+        self.levels.append((len(self.records), len(self.undo)))
+
+    def end(self) -> None:
+        """Leave a transaction; the outermost end writes one record."""
+        self.levels.pop()
+        if self.levels or self.undo is None:
+            return
+        records, undo, self.undo = self.records, self.undo, None
+        if not records:
+            return
+        record = records[0] if len(records) == 1 else f'["transaction",[{",".join(records)}]]'
+        data = f"{self._separator}--- {record}\n".encode()
+        try:
+            self.journal.append(data)
+        except BaseException:
+            if not self.journal.landed(len(data)):
+                self._roll_back(undo, 0)
+            raise
+        self._after_append()
+
+    def abandon(self) -> None:
+        """Leave a transaction and undo its changes."""
+        records, steps = self.levels.pop()
+        undo = self.undo or []
+        del self.records[records:]
+        self.undo = None
+        self._roll_back(undo, steps)
+        if self.levels:
+            self.undo = undo
+
+    @staticmethod
+    def _roll_back(undo: list[tuple[Callable[..., None], tuple[Any, ...]]], steps: int) -> None:
+        while len(undo) > steps:
+            function, arguments = undo[-1]
+            function(*arguments)
+            undo.pop()
+
+    def vacuum(self) -> None:
+        """Renew the snapshot, if anything changed since the last."""
+        if self.halted is not None:
+            self.resume()
+        if self.levels:
+            raise StateError(self.path, "a transaction is open; vacuum after it")
+        origins: dict[int, Any] = {}
+        values = {key: _plain(value, origins) for key, value in self.root._items.items() if key in self.touched}
+        self.document.update(self.touched, self.root._items, lambda key: self._value(key, values), origins)
+        self.touched.clear()
+        self.generation += 1
+        text = self.document.text()
+        data = text.encode()
+        self.journal.replace(data)
+        self.is_clean = True
+        self.base = len(data)
+        self.limit = max(2 * self.base, _VACUUM_FLOOR)
+        self._separator = self._first_separator(data)
+
+    def vacuum_if_needed(self) -> None:
+        """Vacuum unless nothing changed since the last time."""
+        if self.halted is not None or not self.is_clean:
+            self.vacuum()
+
+    def refresh(self) -> bool:
+        if self.halted is not None:
+            self.resume()
+        return False
+
+    def set_defaults(self, defaults: Mapping[str, Any]) -> None:
+        """Set the keys that are absent; a new file begins with a snapshot of them."""
+        with self.lock:
+            missing = {key: value for key, value in defaults.items() if key not in self.root._items}
+            if (missing or self.journal.is_new) and not self.root._items and self.is_clean:
+                self.root._put_all({key: self.root._grown(value, key) for key, value in missing.items()})
+                self.vacuum()
+            elif missing:
+                self.root.update(missing)
+
+    def _value(self, key: Any, values: dict[Any, Any]) -> Any:
+        if key not in values:
+            values[key] = _plain(self.root._items[key])
+        return values[key]
+
+    def _vacuum_or_warn(self) -> None:
+        try:
+            self.vacuum()
+        except OSError as error:
+            self.limit = 2 * self.journal.size
+            warnings.warn(
+                f"{self.path}: no vacuum ({error}); the changes are in the journal", RuntimeWarning, stacklevel=4
+            )
+
+    def release(self) -> None:
+        """Let go of one handle; the last one vacuums and closes the file."""
+        self.handles -= 1
+        if self.handles > 0:
+            return
+        try:
+            if not isinstance(self.halted, StateError) and not self.levels and not self.is_clean:
+                self._vacuum_or_warn()
+            if self.syncer is not None:
+                self.syncer.stop()
+        finally:
+            self.shut(StateClosed(self.path, "the state was closed; open it again"))
+
+    def shut(self, reason: StateError) -> None:
+        """Close the file, without another look at it; every later use raises the reason."""
+        self.halted = reason
+        self.syncer = None
+        for facade in list(self.facades.values()):
+            facade._shut(reason)
+        self.journal.close()
+        if self in _open_trees:
+            _open_trees.remove(self)
+
+
+class _Syncer:
+    """Lets the file reach the disk at most so many seconds after a change, by a timer thread."""
+
+    def __init__(self, tree: _LiveTree, seconds: float) -> None:
+        self.tree, self.seconds = tree, seconds
+        self.timer: threading.Timer | None = None
+        self.error: OSError | None = None
+
+    def schedule(self) -> None:
+        """Note that there is something to sync; raises what the last sync failed with."""
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        if self.timer is None:
+            self.timer = threading.Timer(self.seconds, self._run)
+            self.timer.daemon = True
+            self.timer.start()
+
+    def _run(self) -> None:
+        with self.tree.lock:
+            self.timer = None
+            try:
+                if self.tree.journal.descriptor >= 0:
+                    self.tree.journal.sync()
+            except OSError as error:
+                self.error = error
+
+    def stop(self) -> None:
+        """Sync now what is not yet synced."""
+        timer, self.timer = self.timer, None
+        if timer is not None:
+            timer.cancel()
+            self.tree.journal.sync()
+        if self.error is not None:
+            raise self.error
+
+
+class _Follower(_Tree):
+    """A tree that follows a file that others write; takes no lock and writes nothing."""
+
+    def __init__(self, path: str, defaults: Mapping[str, Any]) -> None:
+        super().__init__(os.path.realpath(path))
+        self.reserved = _METHODS
+        self.defaults = defaults
+        self.seen: tuple[int, int, int] | None = None
+        self.is_closed = False
+        self.root = _Root({}, self)
+        self.refresh()
+
+    def check(self) -> NoReturn:
+        if self.is_closed:
+            raise StateClosed(self.path, "the state was closed; open it again")
+        raise StateReadOnly(self.path, "opened with _readonly=True; open it without to change it")
+
+    begin = vacuum_if_needed = check
+
+    def refresh(self) -> bool:
+        """Read the file again if it changed; return whether the state did."""
+        status = _system.stat(self.path)
+        _check_regular(status, self.path)
+        if self.seen == (status.st_ino, status.st_size, status.st_mtime_ns):
+            return False
+        data, self.seen = _read_file(self.path)
+        stream = _parsed(self.path, data)
+        latest = _Root(stream.value, _Tree())
+        _replay(latest, stream, self.path)
+        value = _plain(latest)
+        for key, default in self.defaults.items():
+            value.setdefault(key, default)
+        if _same(value, _plain(self.root)):
+            return False
+        with self.lock:
+            _become(self.root, value)
+            self.touched.clear()
+        return True
+
+    def release(self) -> None:
+        self.is_closed = True
+
+
+def _parsed(path: str, data: bytes) -> _Stream:
+    try:
+        return _Stream(data)
+    except _BadText as problem:
+        raise _corrupt(path, data.decode(errors="replace"), problem) from None
+
+
+def _replay(root: _Root, stream: _Stream, path: str) -> None:
+    """Apply the records of a stream to its tree."""
+    for record, offset in stream.records:
+        try:
+            _apply(root, record)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError, _Unstorable) as error:
+            reason = f"this record cannot be applied: {type(error).__name__}: {error}"
+            raise _corrupt(path, stream.text, _BadText(reason, offset)) from None
+
+
+def _apply(root: StateDict, record: Any) -> None:
+    """Apply one record; raises LookupError, TypeError or ValueError if it does not fit the state."""
+    if not isinstance(record, list) or not record or not isinstance(record[0], str):
+        raise TypeError("a record is a list that begins with an operation")
+    operation, *arguments = record
+    if operation == "transaction":
+        (records,) = arguments
+        for inner in records:
+            _apply(root, inner)
+        return
+    path, *arguments = arguments
+    if not isinstance(path, list):
+        raise TypeError("a path is a list of keys and indexes")
+    node: Any = root
+    for key in path:
+        node = node._items[key]
+        if not isinstance(node, _Node):
+            raise TypeError(f"{key!r} is no container")
+    handler = _OPERATIONS.get((operation, type(node) if type(node) is not _Root else StateDict))
+    if handler is None:
+        raise ValueError(f"unknown operation {operation!r}")
+    handler(node, *arguments)
+
+
+def _replay_set(node: StateDict, key: Any, value: Any) -> None:
+    node._put(_storable_key(key), node._grown(node._checked(value, key), key))
+
+
+def _replay_delete(node: StateDict, key: Any) -> None:
+    node._items[key]
+    node._drop(key)
+
+
+def _replay_update(node: StateDict, changes: dict[Any, Any]) -> None:
+    for key, value in changes.items():
+        _replay_set(node, key, value)
+
+
+def _replay_splice(node: StateList, start: int, stop: int, values: list[Any]) -> None:
+    length = len(node._items)
+    if not isinstance(values, list):
+        raise TypeError("items must be a list")
+    if not 0 <= start <= stop <= length:
+        raise IndexError("list index out of range")
+    grown = [node._grown(node._checked(value, start), start + offset) for offset, value in enumerate(values)]
+    node._splice(start, stop, grown, length)
+
+
+def _replay_order(node: StateList, indexes: list[int]) -> None:
+    if len(set(indexes)) != len(indexes) or any(index < 0 for index in indexes):
+        raise IndexError("an index stands twice or is negative")
+    node._arrange([node._items[index] for index in indexes], indexes)
+
+
+def _replay_item(node: StateList, index: int, *value: Any) -> None:
+    position = node._position(index, "list index out of range")
+    _replay_splice(node, position, position + 1, list(value))
+
+
+def _replay_insert(node: StateList, index: int, value: Any) -> None:
+    start, _, _ = slice(index, None).indices(len(node._items))
+    _replay_splice(node, start, start, [value])
+
+
+_OPERATIONS: dict[tuple[str, type], Callable[..., None]] = {
+    ("set", StateDict): _replay_set,
+    ("set", StateList): _replay_item,
+    ("delete", StateDict): _replay_delete,
+    ("delete", StateList): _replay_item,
+    ("insert", StateList): _replay_insert,
+    ("splice", StateList): _replay_splice,
+    ("order", StateList): _replay_order,
+    ("update", StateDict): _replay_update,
+    ("clear", StateDict): StateDict._empty,
+    ("clear", StateList): lambda node: node._splice(0, len(node._items), [], len(node._items)),
+}
+
+
+def _become(node: Any, value: Any) -> None:
+    """Give a node another plain value.
+
+    The nodes below stay the same objects where they stay containers of their kind.
+    """
+    if isinstance(node, StateDict):
+        for key in [key for key in node._items if key not in value]:
+            node._drop(key)
+        for key, item in value.items():
+            if not _becomes(node._items.get(key, _GONE), item):
+                node._put(key, node._grown(item, key))
+        if list(node._items) != list(value):
+            node._refill({key: node._items[key] for key in value})
+        return
+    shared = min(len(node._items), len(value))
+    for index in range(shared):
+        if not _becomes(node._items[index], value[index]):
+            node._splice(index, index + 1, [node._grown(value[index], index)], len(node._items))
+    added = [node._grown(item, shared + offset) for offset, item in enumerate(value[shared:])]
+    node._splice(shared, len(node._items), added, len(node._items))
+
+
+def _becomes(old: Any, new: Any) -> bool:
+    """Do it in place where possible; return whether it was."""
+    if isinstance(old, _Node) and type(new) is type(old._items):
+        _become(old, new)
+        return True
+    return not isinstance(old, _Node) and _same(old, new)
+
+
+class PersistedState(_Holder, MutableMapping[str, Any]):
+    """A YAML file as an object: its top-level keys are attributes and items, and every change is in the file at once.
+
+    Args:
+        path: the file, created if there is none. A symbolic link is followed.
+        **defaults: keys that are set where the file lacks them. Names that begin with `_` are options:
+        _fsync: False (default): a change survives the death of the process. True: also that of the machine, at the
+            cost of a disk access per change or transaction. A number: after at most so many seconds it survives that,
+            too.
+        _wait: seconds to wait for another process to let go of the file; 0 (default) is one try.
+        _readonly: True: take no lock, write nothing, and see what others write after `refresh()`. The defaults are
+            shown where the file lacks them.
+        _mode: permission bits of a new file, such as 0o600; None (default) leaves it to the umask.
+
+    Raises:
+        StateLocked: another process has it open. StateCorrupt: the file cannot be understood; it was left as it is.
+        OSError: the file cannot be opened. TypeError, ValueError: a default is not storable, an option is unknown or
+        wrong.
+
+    An attribute whose name begins with `_` is an ordinary Python attribute. A key that is the name of a method
+    (`items`, `update`, …) is reached as `STATE["items"]`. All of it may be used from several threads; `_thread_lock`
+    is the re-entrant lock that guards every change. A second object for the same file, in the same process, shares
+    its state; the options of the first hold.
+
+    >>> import os, tempfile
+    >>> with PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), jobs=[]) as STATE:
+    ...     STATE.jobs.append({"name": "a", "done": False})
+    ...     STATE.jobs[0]["done"] = True
+    ...     STATE.jobs
+    [{'name': 'a', 'done': True}]
+    """
+
+    __slots__ = ("__dict__", "__weakref__", "_items", "_own", "_refusal", "_root", "_tree")
+
+    _tree: Any
+    _root: _Root
+    #: The root's content; `__dict__` shows the same, as far as its names may be attributes.
+    _items: dict[Any, Any]
+    #: The ordinary attributes.
+    _own: dict[str, Any]
+    #: What every use raises from now on, once `_tree`, `_root` and `_items` are gone.
+    _refusal: StateError
+
+    def __init__(self, path: str | os.PathLike[str], /, **defaults: Any) -> None:
+        options = {name: defaults.pop(name) for name in list(defaults) if name.startswith("_")}
+        fsync, wait, readonly, mode = _checked_options(**options)
+        for name in defaults:
+            _check_name(name)
+        text = os.fsdecode(path)
+        if not text:
+            raise FileNotFoundError(errno.ENOENT, "the path is empty", text)
+        try:
+            defaults = _storable(defaults, 0)
+        except _Unstorable as problem:
+            raise problem.named([]) from None
+        tree = _Follower(text, defaults) if readonly else _shared_tree(text, fsync=fsync, wait=wait, mode=mode)
+        for name, value in (("_own", {}), ("_tree", tree), ("_root", tree.root), ("_items", tree.root._items)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "__dict__", tree.attributes)
+        tree.facades[id(self)] = self
+        if isinstance(tree, _LiveTree):
+            try:
+                tree.set_defaults(defaults)
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def _thread_lock(self) -> Any:
+        """The re-entrant lock that guards every change; hold it to make several of them one for other threads."""
+        return self._tree.lock
+
+    def close(self) -> None:
+        """Vacuum, and let the file go; every later use raises StateClosed. A second call does nothing.
+
+        Raises OSError if the disk did not take what `_fsync` promised; the file is closed all the same.
+        """
+        tree = getattr(self, "_tree", None) if not hasattr(self, "_refusal") else None
+        if tree is not None:
+            with tree.lock:
+                self._shut(StateClosed(tree.path, "the state was closed; open it again"))
+                tree.release()
+
+    def _shut(self, refusal: StateError) -> None:
+        if hasattr(self, "_refusal"):
+            return
+        object.__setattr__(self, "_refusal", refusal)
+        object.__setattr__(self, "__dict__", {})
+        for name in ("_tree", "_root", "_items"):
+            object.__delattr__(self, name)
+
+    @contextmanager
+    def transaction(self) -> Iterator[PersistedState]:
+        """Make the changes in a `with` block one: all of them are in the file after it, or none.
+
+        Other threads wait. An exception puts everything back as it was before the block, and propagates. A transaction
+        inside another one joins it; if only the inner one fails, only its changes are undone. Raises OSError, with
+        nothing changed, when the record cannot be written.
+
+        >>> import os, tempfile
+        >>> STATE = PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), a=1, b=1)
+        >>> with STATE.transaction():
+        ...     STATE.a += 1
+        ...     STATE.b -= 1
+        >>> STATE
+        {'a': 2, 'b': 0}
+        """
+        tree = self._tree
+        with tree.lock:
+            tree.begin()
+            try:
+                yield self
+            except BaseException:
+                tree.abandon()
+                raise
+            tree.end()
+
+    def vacuum(self) -> None:
+        """Renew the snapshot now, if anything changed since the last time.
+
+        Raises OSError when that fails, losing nothing.
+        """
+        with self._tree.lock:
+            self._tree.vacuum_if_needed()
+
+    def refresh(self) -> bool:
+        """Pick up what others did to the file; return whether the state changed. Raises StateCorrupt."""
+        with self._tree.lock:
+            changed: bool = self._tree.refresh()
+            return changed
+
+    def copy(self) -> dict[str, Any]:
+        """Return a plain, deep copy."""
+        copied: dict[str, Any] = _plain(self._root)
+        return copied
+
+    def keys(self) -> KeysView[Any]:
+        """Return the keys, as a dict does."""
+        return self._items.keys()
+
+    def values(self) -> ValuesView[Any]:
+        """Return the values, as a dict does."""
+        return self._items.values()
+
+    def items(self) -> ItemsView[Any, Any]:
+        """Return the pairs of key and value, as a dict does."""
+        return self._items.items()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the value of a key, or the default where there is none."""
+        return self._items.get(key, default)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        """Remove a key and return its value, or the default; raises KeyError where there is neither."""
+        return self._root.pop(key, *default)
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Remove the last key; return it with its value. Raises KeyError if there is none."""
+        return self._root.popitem()
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """Return the value of a key; where there is none, set the default first."""
+        return self._root.setdefault(key, default)
+
+    def clear(self) -> None:
+        """Remove every key, in one record."""
+        self._root.clear()
+
+    def update(self, /, *others: Any, **named: Any) -> None:
+        """Set several keys, from a mapping, pairs or keywords, in one record."""
+        self._root.update(*others, **named)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._items[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._root[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._root[key]
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(reversed(self._items))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return self._root == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __or__(self, other: Any) -> Any:
+        return self._root | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self._root
+
+    def __ior__(self, other: Any) -> PersistedState:
+        self._root.update(other)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_refusal":
+            raise AttributeError(name)
+        if name in self._own:
+            return self._own[name]
+        if hasattr(self, "_refusal"):
+            raise type(self._refusal)(self._refusal.path, self._refusal.reason)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name[:1] == "_":
+            self._own[name] = value
+            return
+        _check_name(name)
+        self._root[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        names = self._own if name[:1] == "_" else self._root
+        if name not in names or name in _METHODS:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        del names[name]
+
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if name.isidentifier()]
+
+    def __enter__(self) -> PersistedState:
+        self._items  # noqa: B018 - a closed state raises
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __copy__(self) -> dict[str, Any]:
+        return self.copy()
+
+    def __deepcopy__(self, memo: Any) -> dict[str, Any]:
+        return self.copy()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a PersistedState cannot be pickled, it is an open file; pickle its copy()")
+
+    def __repr__(self) -> str:
+        return f"<closed state {self._refusal.path}>" if hasattr(self, "_refusal") else repr(self._items)
+
+
+_METHODS = frozenset(name for name in dir(PersistedState) if not name.startswith("_"))
+
+
+def _check_name(name: str) -> None:
+    if name in _METHODS:
+        raise AttributeError(f'{name} is a method of PersistedState; use STATE["{name}"]')
+
+
+def _checked_options(
+    *, _fsync: bool | float = False, _wait: float = 0.0, _readonly: bool = False, _mode: int | None = None
+) -> tuple[bool | float, float, bool, int | None]:
+    if not isinstance(_fsync, (bool, int, float)) or (not isinstance(_fsync, bool) and not _fsync > 0):
+        raise TypeError(f"_fsync is False, True or a number of seconds above 0, not {_fsync!r}")
+    if isinstance(_wait, bool) or not isinstance(_wait, (int, float)) or not _wait >= 0:
+        raise TypeError(f"_wait is a number of seconds, not {_wait!r}")
+    if not isinstance(_readonly, bool):
+        raise TypeError(f"_readonly is False or True, not {_readonly!r}")
+    if _mode is not None and (isinstance(_mode, bool) or not isinstance(_mode, int) or _mode & ~0o7777):
+        raise TypeError(f"_mode is None or permission bits such as 0o600, not {_mode!r}")
+    return _fsync, _wait, _readonly, _mode
+
+
+def plain(node: Any) -> Any:
+    """Return a plain, deep copy of a StateDict, StateList or PersistedState.
+
+    Serves as `json.dumps(STATE, default=plain)`. Raises TypeError for anything else.
+
+    >>> import json, os, tempfile
+    >>> STATE = PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), jobs=[{"done": True}])
+    >>> json.dumps(STATE, default=plain)
+    '{"jobs": [{"done": true}]}'
+    """
+    if isinstance(node, _Holder):
+        return _plain(node)
+    raise TypeError(f"{type(node).__name__} is no part of a state")
+
+
+def _shared_tree(path: str, *, fsync: bool | float, wait: float, mode: int | None) -> _LiveTree:
+    """Return the tree of a file: one that is open already in this process, or a new one."""
+    with _registry_lock:
+        tree = _find_open(path)
+        if tree is None:
+            tree = _LiveTree(path, fsync=fsync, wait=wait, mode=mode)
+            _open_trees.append(tree)
+        tree.handles += 1
+        return tree
+
+
+def _find_open(path: str) -> _LiveTree | None:
+    try:
+        status = _system.stat(path)
+    except OSError:
+        return None
+    return next((tree for tree in _open_trees if tree.journal.is_same_file(status)), None)
+
+
+def _close_at_exit() -> None:
+    """Vacuum what is still open; a thread that holds a lock for ever must not keep the process from ending."""
+    for tree in _open_trees.copy():
+        if tree.lock.acquire(timeout=1):
+            try:
+                tree.handles = 1
+                tree.release()
+            finally:
+                tree.lock.release()
+
+
+def _refuse_in_child() -> None:
+    """After a fork the file is the parent's: the child only closes its descriptors, which leaves the parent's lock."""
+    global _registry_lock  # noqa: PLW0603 - a thread of the parent may have held it
+    _registry_lock = threading.RLock()
+    for tree in _open_trees.copy():
+        reason = (
+            f"opened by process {os.getppid()}; its child {os.getpid()} must open the file itself, after the parent"
+        )
+        tree.lock = threading.RLock()
+        tree.shut(StateError(tree.path, reason))
+
+
+atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_refuse_in_child)

@@ -1,0 +1,76 @@
+"""Fixtures: a path, an open state, a second reader, and checks that no test leaves anything behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import oracle
+import pytest
+
+from persistedstate import PersistedState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DESCRIPTORS = Path("/proc/self/fd")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "leaves(*what): the test may leave 'descriptors', 'threads' or 'files' behind")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The path of a state file that does not exist yet."""
+    return tmp_path / "x.state"
+
+
+@pytest.fixture
+def state(path: Path) -> Iterator[PersistedState]:
+    """An open, empty state at `path`."""
+    state = PersistedState(path)
+    yield state
+    state.close()
+
+
+@pytest.fixture
+def on_disk(path: Path) -> Callable[..., dict[Any, Any]]:
+    """A function that reads a file without the module: `on_disk()`, `on_disk(other)`, `on_disk(reader="ruamel")`."""
+
+    def read(file: Path = path, *, reader: str = "pyyaml") -> dict[Any, Any]:
+        return oracle.read(file, reader)
+
+    return read
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    marker = request.node.get_closest_marker("leaves")
+    allowed = marker.args if marker else ()
+    folder = request.getfixturevalue("tmp_path") if "path" in request.fixturenames else None
+    descriptors, threads = _descriptors(), set(threading.enumerate())
+
+    yield
+
+    if "descriptors" not in allowed and _descriptors() - descriptors:
+        gc.collect()
+        assert _descriptors() <= descriptors
+    if "threads" not in allowed:
+        assert set(threading.enumerate()) <= threads
+    if folder and "files" not in allowed:
+        assert {entry.name for entry in folder.iterdir()} <= {"x.state"}
+
+
+def _descriptors() -> set[tuple[str, str]]:
+    """Return number and target of every open descriptor; nothing where the system does not tell."""
+    found = set()
+    for entry in DESCRIPTORS.iterdir() if DESCRIPTORS.is_dir() else ():
+        try:
+            found.add((entry.name, os.readlink(entry)))
+        except OSError:  # the one that listed the folder
+            continue
+    return found

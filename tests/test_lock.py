@@ -1,0 +1,895 @@
+"""One writer at a time: other processes, forks, threads, and readers that follow the writer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from checks import run_child
+from processes import DROP_PRIVILEGES, WRITE_CALLS, Child, count_calls, listing
+
+from persistedstate import PersistedState, StateClosed, StateError, StateLocked, StateReadOnly, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: Opens the file of the first argument, then executes each line that it is told, and answers "ok".
+HOLDER = """
+    import sys
+    from persistedstate import PersistedState, plain
+    state = PersistedState(sys.argv[1], a=1, l=[])
+    print("open", flush=True)
+    for line in sys.stdin:
+        exec(line)
+        print("ok", flush=True)
+"""
+
+
+def do(child: Child, statement: str) -> None:
+    """Let a HOLDER execute a statement."""
+    child.tell(statement)
+    child.expect("ok")
+
+
+@pytest.fixture
+def holder(path: Path) -> Iterator[Child]:
+    """Another process that holds the state at `path`."""
+    with Child(HOLDER, path) as child:
+        child.expect("open")
+        yield child
+
+
+def on_disk(path: Path) -> Any:
+    """Read a file that holds nothing but a snapshot, fast."""
+    loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+    (snapshot,) = yaml.load_all(path.read_bytes(), loader)
+    return snapshot
+
+
+# ---- A second process ------------------------------------------------------------------------------------------------
+
+
+def test_a_second_process_is_refused_with_the_pid_of_the_holder(path: Path, holder: Child) -> None:
+    before = path.read_bytes(), path.stat().st_mtime_ns
+
+    with pytest.raises(StateLocked, match=rf"\b{holder.pid}\b") as caught:
+        PersistedState(path, b=2)
+
+    error = caught.value
+    assert error.pid == holder.pid
+    assert os.fspath(error.path) == str(path)
+    assert str(path) in str(error)
+    assert isinstance(error, TimeoutError)
+    assert isinstance(error, StateError)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert listing(path.parent) == ["x.state"]
+
+
+def test_the_holder_goes_on_after_a_refusal(path: Path, holder: Child) -> None:
+    for _ in range(3):
+        with pytest.raises(StateLocked):
+            PersistedState(path)
+
+    do(holder, "state.a = 2")
+    do(holder, "state.vacuum()")
+    do(holder, "state.l.append(3)")
+    do(holder, "state.close()")
+
+    with PersistedState(path) as state:
+        assert plain(state) == {"a": 2, "l": [3]}
+
+
+def test_the_lock_is_found_through_links(path: Path, holder: Child, tmp_path_factory: pytest.TempPathFactory) -> None:
+    link = tmp_path_factory.mktemp("elsewhere") / "link"
+    link.symlink_to(path)
+
+    with pytest.raises(StateLocked) as caught:
+        PersistedState(link)
+
+    assert caught.value.pid == holder.pid
+
+
+def test_a_closed_state_is_free(path: Path, holder: Child) -> None:
+    do(holder, "state.close()")
+
+    with PersistedState(path) as state:
+        assert state.a == 1
+
+
+def test_the_end_of_the_holder_frees_the_lock(path: Path, holder: Child) -> None:
+    do(holder, "state.a = 2")
+    holder.finish()
+
+    with PersistedState(path) as state:
+        assert state.a == 2
+
+
+def test_sigkill_of_the_holder_frees_the_lock(path: Path, holder: Child) -> None:
+    do(holder, "state.a = 2")
+    with pytest.raises(StateLocked):
+        PersistedState(path)
+
+    holder.kill()
+
+    with PersistedState(path) as state:
+        assert state.a == 2
+    assert listing(path.parent) == ["x.state"]
+
+
+def test_sigkill_of_the_holder_frees_the_lock_while_a_program_it_started_runs(path: Path, holder: Child) -> None:
+    """A program that the holder started inherits nothing of the lock, not even without `close_fds`."""
+    holder.tell("import subprocess as s; p = s.Popen(['sleep', '60'], close_fds=False, stdout=s.DEVNULL); print(p.pid)")
+    program = int(holder.line())
+    holder.expect("ok")
+    holder.kill()
+
+    try:
+        os.kill(program, 0)
+        with PersistedState(path) as state:
+            assert state.a == 1
+    finally:
+        os.kill(program, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("links", [False, True], ids=["replaced", "rewritten in place"])
+def test_the_lock_survives_a_vacuum(tmp_path: Path, links: bool) -> None:
+    path = tmp_path / "x.state"
+    inodes: set[int] = set()
+    path.write_text("a: 1\nl: []\n")
+    if links:
+        os.link(path, tmp_path / "other.state")
+    with Child(HOLDER, path) as holder:
+        holder.expect("open")
+        for n in range(3):
+            inodes.add(path.stat().st_ino)
+            do(holder, f"state.a = {n}")
+            do(holder, "state.vacuum()")
+
+            with pytest.raises(StateLocked) as caught:
+                PersistedState(path)
+            assert caught.value.pid == holder.pid
+
+        inodes.add(path.stat().st_ino)
+        do(holder, "state.a = 7")
+        do(holder, "state.close()")
+
+    assert (len(inodes) == 1) == links
+    with PersistedState(path) as state:
+        assert state.a == 7
+
+
+def test_an_error_while_opening_frees_the_lock(path: Path) -> None:
+    path.write_text("a: [\n")
+    code = "import sys, persistedstate; persistedstate.PersistedState(sys.argv[1]).close()"
+
+    with pytest.raises(StateError):
+        PersistedState(path)
+    with pytest.raises(TypeError):
+        PersistedState(path, bad={1})
+    path.write_text("a: 1\n")
+
+    run_child(code, path)
+
+
+# ---- Waiting ---------------------------------------------------------------------------------------------------------
+
+WAITER = """
+    import sys
+    from persistedstate import PersistedState
+    try:
+        print("trying", flush=True)
+        with PersistedState(sys.argv[1], _wait=float(sys.argv[2])) as state:
+            print("a is", state.a, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_wait_lasts_until_the_holder_lets_go(path: Path, holder: Child, end: str) -> None:
+    with Child(WAITER, path, 600) as waiter:
+        waiter.expect("trying")
+        for n in range(20):  # each vacuum gives the path a new inode under the waiting one
+            do(holder, f"state.a = {n}")
+            do(holder, "state.vacuum()")
+        do(holder, "state.a = 99")
+        if end == "close":
+            do(holder, "state.close()")
+        else:
+            holder.kill()
+
+        waiter.expect("a is 99")
+        waiter.finish()
+
+
+def test_wait_ends_with_the_time_given(path: Path, holder: Child) -> None:
+    begin = time.monotonic()
+
+    with pytest.raises(StateLocked) as caught:
+        PersistedState(path, _wait=0.3)
+
+    assert time.monotonic() - begin >= 0.3
+    assert caught.value.pid == holder.pid
+
+
+def test_wait_can_be_interrupted(path: Path, holder: Child) -> None:
+    with Child(WAITER, path, 600) as waiter:
+        waiter.expect("trying")
+        waiter.send_signal(signal.SIGINT)
+        waiter.expect("interrupted")
+        waiter.finish()
+
+    do(holder, "state.a = 2")
+
+
+def test_processes_that_take_turns_lose_nothing(path: Path) -> None:
+    """Four processes open, increment and close 15 times each; every close replaces the file."""
+    code = """
+        import os, sys
+        from persistedstate import PersistedState
+        sys.stdin.readline()
+        for _ in range(15):
+            with PersistedState(sys.argv[1], _wait=600, counter=0, by=[]) as state:
+                state.counter += 1
+                state.by.append(os.getpid())
+        print("done")
+    """
+    children = [Child(code, path) for _ in range(4)]
+    try:
+        for child in children:
+            child.tell()
+        for child in children:
+            child.expect("done")
+            child.finish()
+    finally:
+        for child in children:
+            child.kill()
+
+    content = on_disk(path)
+    assert content["counter"] == 60
+    assert sorted(content["by"]) == sorted([child.pid for child in children] * 15)
+    assert listing(path.parent) == ["x.state"]
+
+
+# ---- Forks -----------------------------------------------------------------------------------------------------------
+
+FORKER = """
+    import multiprocessing, os, sys, time, warnings
+    from persistedstate import PersistedState, StateError, plain
+    warnings.simplefilter("ignore")
+    path = sys.argv[1]
+    state = PersistedState(path, a=1, d={"k": 1}, l=[1])
+    state.a = 2
+    d, l = state.d, state.l
+    parent = os.getpid()
+
+    def bytes_now():
+        with open(path, "rb") as file:
+            return file.read()
+
+    def attempt(action):
+        # Both pids must be named; anything but a StateError, and no error, is printed as it is.
+        try:
+            action()
+        except StateError as error:
+            missing = [str(pid) for pid in (parent, os.getpid()) if str(pid) not in str(error)]
+            return f"refused, {missing} not named" if missing else "refused"
+        except BaseException as error:
+            return repr(error)
+        return "allowed"
+
+    def transact():
+        with state.transaction():
+            pass
+
+    def enter():
+        with state:
+            pass
+"""
+
+TOUCHES = [
+    "state.__setattr__('a', 3)",
+    "state.__setitem__('b', 1)",
+    "state.__delitem__('a')",
+    "state.update(a=3)",
+    "state.clear()",
+    "state.pop('a')",
+    "state.setdefault('z', 1)",
+    "d.__setitem__('k', 3)",
+    "d.clear()",
+    "l.append(3)",
+    "l.sort()",
+    "l.__setitem__(0, 5)",
+    "state.vacuum()",
+    "state.refresh()",
+    "transact()",
+]
+
+
+def test_a_forked_child_that_touches_the_state_gets_an_error_with_both_pids(path: Path) -> None:
+    script = f"""{FORKER}
+    before = bytes_now()
+    child = os.fork()
+    if not child:
+        for touch in {TOUCHES!r}:
+            print(touch, "->", attempt(lambda: eval(touch)), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    print("same", bytes_now() == before)
+    state.a += 1
+    print(plain(state))
+    state.close()
+    """
+
+    answer = run_child(script, path).splitlines()
+
+    assert answer[:-2] == [f"{touch} -> refused" for touch in TOUCHES]
+    assert answer[-2:] == ["same True", str({"a": 3, "d": {"k": 1}, "l": [1]})]
+    assert on_disk(path) == {"a": 3, "d": {"k": 1}, "l": [1]}
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "os._exit(0)",
+        "sys.exit(0)",
+        "raise KeyError('child')",
+        "state.close(); sys.exit(0)",
+        "enter(); sys.exit(0)",
+        "del state, d, l; import gc; gc.collect(); sys.exit(0)",
+        "os.execv(sys.executable, [sys.executable, '-c', ''])",
+    ],
+)
+def test_the_end_of_a_forked_child_leaves_file_and_lock_alone(path: Path, end: str) -> None:
+    script = f"""{FORKER}
+    before = bytes_now(), os.stat(path).st_ino
+    child = os.fork()
+    if not child:
+        sys.stderr = open(os.devnull, "w")
+        {end}
+    else:
+        os.waitpid(child, 0)
+        print("same", (bytes_now(), os.stat(path).st_ino) == before, flush=True)
+        sys.stdin.readline()
+        state.a += 1
+        state.close()
+    """
+    with Child(script, path) as child:
+        child.expect("same True")
+
+        with pytest.raises(StateLocked) as caught:
+            PersistedState(path)
+
+        child.tell()
+        child.finish()
+    assert caught.value.pid == child.pid
+    assert on_disk(path) == {"a": 3, "d": {"k": 1}, "l": [1]}
+
+
+def test_multiprocessing_with_fork_leaves_file_and_lock_alone(path: Path) -> None:
+    script = f"""{FORKER}
+    def work(queue):
+        queue.put([attempt(lambda: eval(touch)) for touch in {TOUCHES!r}])
+
+    before = bytes_now()
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    process = context.Process(target=work, args=(queue,))
+    process.start()
+    print(set(queue.get()))
+    process.join()
+    with context.Pool(2) as pool:
+        print(pool.map(abs, [-1, -2]))
+    print("same", bytes_now() == before, flush=True)
+    sys.stdin.readline()
+    state.a += 1
+    state.close()
+    """
+    with Child(script, path) as child:
+        child.expect("{'refused'}")
+        child.expect("[1, 2]")
+        child.expect("same True")
+
+        with pytest.raises(StateLocked):
+            PersistedState(path)
+
+        child.tell()
+        child.finish()
+    assert on_disk(path) == {"a": 3, "d": {"k": 1}, "l": [1]}
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_a_forked_child_does_not_keep_the_lock_of_its_parent(path: Path, end: str) -> None:
+    script = f"""{FORKER}
+    out, into = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(1)
+        os.close(2)
+        os.write(into, b"x")
+        time.sleep(60)  # the test ends it
+        os._exit(0)
+    os.read(out, 1)
+    print(child, flush=True)
+    sys.stdin.readline()
+    state.close()
+    print("closed", flush=True)
+    os.kill(child, 0)
+    sys.stdin.readline()
+    """
+    with Child(script, path) as child:
+        grandchild = int(child.line())
+        try:
+            if end == "close":
+                child.tell()
+                child.expect("closed")
+            else:
+                os.kill(child.pid, signal.SIGKILL)
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+            with PersistedState(path) as state:
+                assert state.a == 2
+        finally:
+            os.kill(grandchild, signal.SIGKILL)
+
+
+def test_a_forked_child_may_open_the_state_once_its_parent_closed_it(path: Path) -> None:
+    script = f"""{FORKER}
+    out, into = os.pipe()
+    child = os.fork()
+    if not child:
+        print(attempt(lambda: PersistedState(path)).split(",")[0], flush=True)
+        os.read(out, 1)
+        with PersistedState(path, _wait=600) as mine:
+            mine.b = 5
+        os._exit(0)
+    sys.stdin.readline()
+    state.close()
+    os.write(into, b"x")
+    os.waitpid(child, 0)
+    print(open(path).read().split("\\n"))
+    """
+    with Child(script, path) as child:
+        child.expect("refused")
+        child.tell()
+        assert "'b: 5'" in child.line()
+        child.finish()
+
+    assert on_disk(path) == {"a": 2, "d": {"k": 1}, "l": [1], "b": 5}
+
+
+# ---- Threads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hurried() -> Iterator[None]:
+    """Let threads change as often as the interpreter can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def together(*works: Callable[[], None]) -> None:
+    """Run each in a thread, all at once, and raise what one of them raised."""
+    barrier, errors = threading.Barrier(len(works)), list[BaseException]()
+
+    def run(work: Callable[[], None]) -> None:
+        barrier.wait()
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed on to the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in errors:
+        raise error
+
+
+@pytest.mark.usefixtures("hurried")
+def test_two_threads_of_50_000_increments_lose_none(path: Path) -> None:
+    with PersistedState(path, counter=0) as state:
+
+        def work() -> None:
+            for _ in range(50_000):
+                with state._thread_lock:
+                    state.counter += 1
+
+        together(work, work)
+        assert state.counter == 100_000
+
+    assert path.read_text() == "counter: 100000\n"
+
+
+@pytest.mark.usefixtures("hurried")
+def test_two_threads_of_50_000_appends_lose_none(path: Path) -> None:
+    with PersistedState(path, l=[]) as state:
+        items = state.l
+
+        def work(begin: int) -> None:
+            for n in range(begin, begin + 50_000):
+                items.append(n)
+
+        together(lambda: work(0), lambda: work(50_000))
+        content = plain(state.l)
+
+    assert sorted(content) == list(range(100_000))
+    for half in [n for n in content if n < 50_000], [n for n in content if n >= 50_000]:
+        assert half == sorted(half)
+    assert on_disk(path) == {"l": content}
+
+
+@pytest.mark.usefixtures("hurried")
+def test_threads_that_change_nodes_vacuum_and_read_agree_with_the_file(path: Path) -> None:
+    rounds = 400
+    with PersistedState(path, d={}, l=[]) as state:
+
+        def change(name: str) -> None:
+            state.d[name] = {"n": 0}
+            for n in range(rounds):
+                with state.transaction():
+                    state.d[name]["n"] += 1
+                    state.l.append([name, n])
+                state.l.pop(0)
+
+        def look() -> None:
+            for _ in range(rounds):
+                content = plain(state)
+                assert isinstance(content["l"], list)
+                assert repr(state.l).startswith("[")
+
+        def vacuum() -> None:
+            for _ in range(20):
+                state.vacuum()
+
+        together(lambda: change("a"), lambda: change("b"), look, vacuum)
+
+        assert plain(state) == {"d": {"a": {"n": rounds}, "b": {"n": rounds}}, "l": []}
+    assert on_disk(path) == {"d": {"a": {"n": rounds}, "b": {"n": rounds}}, "l": []}
+
+
+def test_closing_while_another_thread_writes_loses_nothing_that_was_done(path: Path) -> None:
+    state, done = PersistedState(path, counter=0), threading.Event()
+    counted = 0
+
+    def work() -> None:
+        nonlocal counted
+        try:
+            while True:
+                state.counter += 1
+                counted += 1
+                if counted == 1000:
+                    done.set()
+        except StateClosed:
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    done.wait(60)
+    state.close()
+    thread.join()
+
+    assert on_disk(path) == {"counter": counted}
+
+
+def test_the_thread_lock_is_reentrant_and_keeps_others_out(path: Path) -> None:
+    with PersistedState(path, a=1) as state:
+        begun, done = threading.Event(), threading.Event()
+
+        def work() -> None:
+            begun.set()
+            state.a = 3
+            done.set()
+
+        thread = threading.Thread(target=work)
+        with state._thread_lock, state._thread_lock:
+            thread.start()
+            begun.wait()
+            assert not done.wait(0.1)
+            state.a = 2
+            assert state.a == 2
+        thread.join()
+        assert state.a == 3
+
+
+# ---- Readers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that every user can enter: pytest's own is closed to the unprivileged child of a root's run."""
+    folder = Path(tempfile.mkdtemp()).resolve()
+    folder.chmod(0o777)
+    yield folder
+    folder.chmod(0o777)
+    shutil.rmtree(folder)
+
+
+def test_a_reader_takes_no_lock(path: Path, holder: Child) -> None:
+    with PersistedState(path, _readonly=True) as reader:
+        assert plain(reader) == {"a": 1, "l": []}
+        do(holder, "state.close()")
+
+        with PersistedState(path) as writer:
+            writer.a = 2
+
+        assert reader.a == 1
+        assert reader.refresh() is True
+        assert reader.a == 2
+
+
+def test_a_reader_does_not_wait(path: Path, holder: Child) -> None:
+    do(holder, "state.a = 2")
+
+    with PersistedState(path, _readonly=True, _wait=600) as reader:
+        assert reader.a == 2
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "set attribute": lambda state: setattr(state, "a", 2),
+    "delete attribute": lambda state: delattr(state, "a"),
+    "set item": lambda state: state.__setitem__("a", 2),
+    "delete item": lambda state: state.__delitem__("a"),
+    "pop": lambda state: state.pop("a"),
+    "popitem": lambda state: state.popitem(),
+    "clear": lambda state: state.clear(),
+    "update": lambda state: state.update(a=2),
+    "setdefault": lambda state: state.setdefault("z", 1),
+    "in-place or": lambda state: state.__ior__({"b": 1}),
+    "nested set": lambda state: state.d.__setitem__("k", 2),
+    "nested delete": lambda state: state.d.__delitem__("k"),
+    "nested pop": lambda state: state.d.pop("k"),
+    "nested popitem": lambda state: state.d.popitem(),
+    "nested clear": lambda state: state.d.clear(),
+    "nested update": lambda state: state.d.update(z=2),
+    "nested setdefault": lambda state: state.d.setdefault("z", 2),
+    "list set": lambda state: state.l.__setitem__(0, 2),
+    "list slice": lambda state: state.l.__setitem__(slice(0, 2), [5]),
+    "list delete": lambda state: state.l.__delitem__(0),
+    "list delete slice": lambda state: state.l.__delitem__(slice(0, 2)),
+    "append": lambda state: state.l.append(2),
+    "insert": lambda state: state.l.insert(0, 2),
+    "extend": lambda state: state.l.extend([2]),
+    "list pop": lambda state: state.l.pop(),
+    "remove": lambda state: state.l.remove(1),
+    "list clear": lambda state: state.l.clear(),
+    "sort": lambda state: state.l.sort(),
+    "reverse": lambda state: state.l.reverse(),
+    "+=": lambda state: state.l.__iadd__([2]),
+    "*=": lambda state: state.l.__imul__(2),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_reader_does_not_change(path: Path, name: str) -> None:
+    path.write_text("a: 1\nd:\n  k: 1\nl:\n- 2\n- 1\n")
+
+    with PersistedState(path, _readonly=True) as reader:
+        with pytest.raises(StateReadOnly) as caught:
+            CHANGES[name](reader)
+        assert plain(reader) == {"a": 1, "d": {"k": 1}, "l": [2, 1]}
+
+    assert isinstance(caught.value, PermissionError)
+    assert isinstance(caught.value, StateError)
+    assert path.read_text() == "a: 1\nd:\n  k: 1\nl:\n- 2\n- 1\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a: 1\n",
+        b'a: 1\n--- ["set",[],"b",2]\n',
+        b'a: 1\n--- ["set",[],"b",2]\n--- ["set"',
+        b"a: 1\n\0\0\0",
+        b"# none\n",
+    ],
+    ids=["snapshot", "journal", "torn", "NULs", "nothing"],
+)
+def test_a_reader_writes_nothing_ever(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    before = path.stat()
+
+    def work() -> None:
+        with PersistedState(path, _readonly=True) as reader:
+            assert reader.get("a") == (1 if b"a" in content else None)
+            assert reader.get("b") == (2 if b"b" in content else None)
+            reader.refresh()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert count_calls(work, WRITE_CALLS) == 0
+
+    assert path.read_bytes() == content
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert listing(path.parent) == ["x.state"]
+
+
+def test_a_reader_makes_no_file(path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=path.name):
+        PersistedState(path, _readonly=True)
+
+    assert listing(path.parent) == []
+
+
+def test_a_reader_needs_no_write_permission(public_folder: Path) -> None:
+    path = public_folder / "x.state"
+    path.write_text('a: 1\nl: [{x: 1}]\n--- ["set",[],"a",2]\n')
+    path.chmod(0o444)
+    public_folder.chmod(0o555)
+    code = f"""
+{DROP_PRIVILEGES}
+with persistedstate.PersistedState(sys.argv[1], _readonly=True) as reader:
+    print(reader.a, reader.l, reader.refresh())
+    sys.stdin.readline()
+    print(reader.refresh(), reader.a)
+"""
+
+    with Child(code, path) as child:
+        child.expect("2 [{'x': 1}] False")
+        public_folder.chmod(0o777)
+        path.chmod(0o644)
+        with PersistedState(path) as writer:
+            writer.a = 3
+            child.tell()
+            child.expect("True 3")
+        child.finish()
+
+    assert on_disk(path) == {"a": 3, "l": [{"x": 1}]}
+
+
+def test_a_closed_reader_raises(path: Path) -> None:
+    path.write_text("a: 1\n")
+    reader = PersistedState(path, _readonly=True)
+    reader.close()
+    reader.close()
+
+    for operation in (lambda: reader.a, reader.refresh, lambda: reader.get("a"), lambda: len(reader)):
+        with pytest.raises(StateClosed):
+            operation()
+
+
+def test_refresh_tells_whether_anything_changed(path: Path, holder: Child) -> None:
+    with PersistedState(path, _readonly=True) as reader:
+        assert reader.refresh() is False
+        for n in range(1, 4):
+            do(holder, f"state.a = {n}0")
+            do(holder, f"state.l.append({n})")
+            assert reader.refresh() is True
+            assert plain(reader) == {"a": n * 10, "l": list(range(1, n + 1))}
+            assert reader.refresh() is False
+
+            do(holder, "state.vacuum()")
+            do(holder, "state.a += 1")
+            assert reader.refresh() is True
+            assert reader.a == n * 10 + 1
+            assert reader.refresh() is False
+
+        do(holder, "state.close()")
+        reader.refresh()
+        assert plain(reader) == {"a": 31, "l": [1, 2, 3]}
+        assert reader.refresh() is False
+
+
+def test_a_reader_sees_a_transaction_whole_or_not_at_all(path: Path, holder: Child) -> None:
+    with PersistedState(path, _readonly=True) as reader:
+        holder.tell("t = state.transaction(); t.__enter__(); state.a = 5; state.l.append(5)")
+        holder.expect("ok")
+        assert reader.refresh() is False
+        assert plain(reader) == {"a": 1, "l": []}
+
+        do(holder, "t.__exit__(None, None, None)")
+        assert reader.refresh() is True
+        assert plain(reader) == {"a": 5, "l": [5]}
+
+
+def test_a_reader_waits_for_the_rest_of_a_record(path: Path) -> None:
+    """Half a record is not there yet; when the rest comes it is applied, once."""
+    record = '--- ["insert",["l"],0,"é"]\n'.encode()
+    path.write_bytes(b"l: []\n")
+    with warnings.catch_warnings(), PersistedState(path, _readonly=True) as reader:
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for n in range(3):
+            for at in range(len(record) - 2):
+                with path.open("ab") as file:
+                    file.write(record[at : at + 1])
+                assert reader.refresh() is False
+                assert reader.l == ["é"] * n
+            with path.open("ab") as file:
+                file.write(b"]\n")
+            assert reader.refresh() is True
+            assert reader.l == ["é"] * (n + 1)
+
+
+def test_a_reader_that_missed_several_vacuums_catches_up(path: Path, holder: Child) -> None:
+    with PersistedState(path, _readonly=True) as reader:
+        for n in range(5):
+            do(holder, f"state.a = {n}")
+            do(holder, "state.vacuum()")
+        do(holder, "state.l.append('x' * 1000)")
+        do(holder, "state.l.clear()")
+        do(holder, "state.vacuum()")
+
+        assert reader.refresh() is True
+        assert plain(reader) == {"a": 4, "l": []}
+
+
+WRITER = """
+    import random, sys
+    from persistedstate import PersistedState
+    rng = random.Random(1)
+    state = PersistedState(sys.argv[1], a=0, b=0, l=[], d={"n": 0})
+    print("open", flush=True)
+    sys.stdin.readline()
+    for n in range(1, int(sys.argv[2]) + 1):
+        with state.transaction():
+            state.a += 1
+            state.l.append(n)
+            state.d["n"] += 1
+            state.b += 1
+        if rng.random() < 0.1:
+            state.vacuum()
+        if rng.random() < 0.01:
+            state.close()
+            state = PersistedState(sys.argv[1])
+    print("done", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("links", [False, True], ids=["replaced", "rewritten in place"])
+def test_a_follower_sees_only_states_that_were(tmp_path: Path, links: bool) -> None:
+    """While a writer runs and vacuums often, every refresh shows a whole state, and time does not run backwards."""
+    path, last = tmp_path / "x.state", 600
+    path.write_text("a: 0\nb: 0\nl: []\nd:\n  n: 0\n")
+    if links:
+        os.link(path, tmp_path / "other.state")
+    seen = [0]
+    with Child(WRITER, path, last) as writer, PersistedState(path, _readonly=True) as follower:
+        writer.expect("open")
+        writer.tell()
+        while seen[-1] < last:
+            changed = follower.refresh()
+
+            state = plain(follower)
+            assert state["a"] == state["b"] == state["d"]["n"] == len(state["l"])
+            assert state["l"] == list(range(1, state["a"] + 1))
+            assert state["a"] >= seen[-1]
+            assert changed or state["a"] == seen[-1]
+            if state["a"] > seen[-1]:
+                seen.append(state["a"])
+        writer.expect("done")
+        writer.tell()
+        writer.finish()
+
+    assert seen[0] == 0
+    assert seen[-1] == last
+
+
+def test_refresh_of_a_writer_without_foreign_changes_is_false(path: Path) -> None:
+    with PersistedState(path, a=1, l=[]) as state:
+        assert state.refresh() is False
+        state.a = 2
+        assert state.refresh() is False
+        with state.transaction():
+            state.l.append(1)
+        state.vacuum()
+        assert state.refresh() is False
+        state.l.append(2)
+        assert state.refresh() is False
+        assert plain(state) == {"a": 2, "l": [1, 2]}
+
+    assert on_disk(path) == {"a": 2, "l": [1, 2]}

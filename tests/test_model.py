@@ -1,0 +1,367 @@
+"""Random operations on a state and on plain containers: whatever happens in between, both are equal.
+
+The machine also keeps some nodes in its hands, each with its plain counterpart. As long as a node is in the tree, the
+counterpart is the object at the same place of the model; when it leaves the tree, both live on outside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import oracle
+from checks import SCRATCH, records, reopened, unwrap
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from oracle import same
+
+from persistedstate import PersistedState, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Operation = Callable[[Any], Any] if TYPE_CHECKING else object
+
+keys = st.sampled_from(["a", "b", "c", "a b", "no", "", "é", 1, 0, None, True, 2.5])
+scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([1.5, -0.0, "x", "", "yes", "a: b", "\n", b"\0"])
+values = st.recursive(scalars, lambda v: st.lists(v, max_size=3) | st.dictionaries(keys, v, max_size=3), max_leaves=6)
+indexes = st.integers(-7, 7)
+ends = st.none() | indexes
+slices = st.builds(slice, ends, ends, st.sampled_from([None, 1, 1, 2, -1, -2, 3]))
+pairs = st.dictionaries(keys, values, max_size=3)
+lists = st.lists(values, max_size=3)
+
+DICT_METHODS = ["set", "set", "set", "delete", "pop", "pop default", "popitem", "clear", "update", "update pairs",
+                "update keywords", "|=", "setdefault", "add one"]  # fmt: skip
+LIST_METHODS = ["set", "delete", "set slice", "delete slice", "append", "append", "append", "extend", "+=", "*=",
+                "insert", "insert", "pop", "pop at", "remove", "sort", "sort reverse", "reverse", "clear",
+                "add one"]  # fmt: skip
+
+
+class Undo(Exception):  # noqa: N818 - it is no error
+    """Raised to roll a transaction back."""
+
+
+def dict_operation(draw: Callable[[Any], Any]) -> Operation:  # noqa: PLR0911, C901 - one return a method
+    """Draw an operation for a dict; it does the same to a node and to its model, with values of its own."""
+    method, key = draw(st.sampled_from(DICT_METHODS)), draw(keys)
+    match method:
+        case "set":
+            value = draw(values)
+            return lambda x: x.__setitem__(key, copy.deepcopy(value))
+        case "delete":
+            return lambda x: x.__delitem__(key)
+        case "pop":
+            return lambda x: x.pop(key)
+        case "pop default":
+            return lambda x: x.pop(key, "default")
+        case "popitem" | "clear":
+            return lambda x: getattr(x, method)()
+        case "update":
+            items = draw(pairs)
+            return lambda x: x.update(copy.deepcopy(items))
+        case "update pairs":
+            items = draw(pairs)
+            return lambda x: x.update((k, copy.deepcopy(v)) for k, v in items.items())
+        case "update keywords":
+            items = draw(pairs)
+            return lambda x: x.update({key: 0}, **{k: copy.deepcopy(v) for k, v in items.items() if type(k) is str})
+        case "|=":
+            items = draw(pairs)
+            return lambda x: x.__ior__(copy.deepcopy(items))
+        case "setdefault":
+            value = draw(values)
+            return lambda x: x.setdefault(key, copy.deepcopy(value))
+        case _:
+            return lambda x: x.__setitem__(key, x[key] + 1)
+
+
+def list_operation(draw: Callable[[Any], Any]) -> Operation:  # noqa: PLR0911, C901 - one return a method
+    """Draw an operation for a list, likewise."""
+    method, index = draw(st.sampled_from(LIST_METHODS)), draw(indexes)
+    match method:
+        case "set":
+            value = draw(values)
+            return lambda x: x.__setitem__(index, copy.deepcopy(value))
+        case "delete":
+            return lambda x: x.__delitem__(index)
+        case "set slice":
+            part, items = draw(slices), draw(lists)
+            return lambda x: x.__setitem__(part, copy.deepcopy(items))
+        case "delete slice":
+            part = draw(slices)
+            return lambda x: x.__delitem__(part)
+        case "append":
+            value = draw(values)
+            return lambda x: x.append(copy.deepcopy(value))
+        case "extend" | "+=":
+            items, name = draw(lists), {"extend": "extend", "+=": "__iadd__"}[method]
+            return lambda x: getattr(x, name)(copy.deepcopy(items))
+        case "*=":
+            return lambda x: multiply(x, min(index, 3)) if len(x) < 9 and small(x) else None
+        case "insert":
+            value = draw(values)
+            return lambda x: x.insert(index, copy.deepcopy(value))
+        case "pop at":
+            return lambda x: x.pop(index)
+        case "remove":
+            value = draw(scalars)
+            return lambda x: x.remove(value)
+        case "sort" | "sort reverse":
+            return lambda x: x.sort(key=repr, reverse=method == "sort reverse")
+        case "pop" | "reverse" | "clear":
+            return lambda x: getattr(x, method)()
+        case _:
+            return lambda x: x.__setitem__(index, x[index] + 1)
+
+
+def multiply(items: Any, times: int) -> Any:
+    """`items *= times`; in the plain list without one object in two places, which a file cannot hold."""
+    if type(items) is not list:
+        items *= times
+        return items
+    start = copy.deepcopy(items)
+    items *= min(times, 1)
+    for _ in range(times - 1):
+        items += copy.deepcopy(start)
+    return items
+
+
+def small(value: Any) -> bool:
+    return len(repr(value)) < 500
+
+
+def containers(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], Any]]:
+    """Return every container in `value`, itself first, with its path."""
+    found = [(path, value)]
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(item, dict | list):
+            found += containers(item, (*path, key))
+    return found
+
+
+def outcome(operation: Operation, target: Any) -> Any:
+    """Return what the operation returns, in plain containers, or what it raises."""
+    try:
+        return copy.deepcopy(unwrap(operation(target)))
+    except (LookupError, TypeError, ValueError) as error:
+        return type(error), error.args if isinstance(error, KeyError) else ()
+
+
+class Machine(RuleBasedStateMachine):
+    @initialize(defaults=st.dictionaries(st.sampled_from("abc"), values, max_size=3))
+    def start(self, defaults: dict[str, Any]) -> None:
+        self.folder = tempfile.TemporaryDirectory(dir=SCRATCH)
+        self.path = Path(self.folder.name) / "x.state"
+        self.model: dict[Any, Any] = copy.deepcopy(defaults)
+        self.state = PersistedState(self.path, **defaults)
+        self.held: list[tuple[Any, Any]] = []
+
+    def teardown(self) -> None:
+        if not hasattr(self, "state"):
+            return
+        try:
+            self.look()
+            self.state.close()
+            assert same(oracle.read(self.path), self.model)
+            assert {entry.name for entry in self.path.parent.iterdir()} == {"x.state"}
+        finally:
+            self.state.close()
+            self.folder.cleanup()
+
+    @invariant()
+    def memory_equals_the_model(self) -> None:
+        if hasattr(self, "state"):
+            assert same(plain(self.state), self.model)
+            assert repr(self.state) == repr(self.model)
+            for node, counterpart in self.held:
+                assert node == counterpart
+                assert repr(node) == repr(counterpart)
+
+    # ---- Changes ----
+
+    @rule(data=st.data())
+    def change(self, data: st.DataObject) -> None:
+        before = records(self.path)
+        inode = self.path.stat().st_ino
+
+        self.step(data)
+
+        if self.path.stat().st_ino == inode:
+            assert records(self.path) <= before + 1
+
+    @rule(data=st.data(), count=st.integers(1, 6))
+    def changes(self, data: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            self.step(data)
+
+    def step(self, data: st.DataObject) -> None:
+        """Do one operation to one container, in the tree or held in hand, of the state and of the model."""
+        places = containers(self.model)
+        choice = data.draw(st.integers(0, len(places) + len(self.held) - 1), label="container")
+        if choice < len(places):
+            node, model = self.at(places[choice][0]), places[choice][1]
+        else:
+            node, model = self.held[choice - len(places)]
+        operation = (dict_operation if isinstance(model, dict) else list_operation)(data.draw)
+
+        result, expected = outcome(operation, node), outcome(operation, model)
+
+        assert same(result, expected), f"{result!r} instead of {expected!r}"
+
+    def at(self, path: tuple[Any, ...]) -> Any:
+        node: Any = self.state
+        for key in path:
+            node = node[key]
+        return node
+
+    @rule(data=st.data(), key=keys)
+    def store_a_node_in_itself(self, data: st.DataObject, key: Any) -> None:
+        path, model = data.draw(st.sampled_from(containers(self.model)), label="container")
+        node = self.at(path)
+        if not small(model):
+            return
+        if isinstance(model, dict):
+            node[key] = node
+            model[key] = copy.deepcopy(model)
+        else:
+            node.append(node)
+            model.append(copy.deepcopy(model))
+
+    @rule(data=st.data())
+    def hold(self, data: st.DataObject) -> None:
+        places = containers(self.model)[1:]
+        if places and len(self.held) < 4:
+            path, counterpart = data.draw(st.sampled_from(places), label="container")
+            self.held.append((self.at(path), counterpart))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), key=st.sampled_from("abc"))
+    def store_a_held_node(self, data: st.DataObject, key: str) -> None:
+        """Wherever it comes from, it is copied in; where it already is, nothing happens."""
+        node, counterpart = data.draw(st.sampled_from(self.held))
+        if not small(counterpart):
+            return
+        in_place = self.model.get(key) is counterpart
+        before = self.path.read_bytes()
+
+        setattr(self.state, key, node)
+
+        assert not in_place or self.path.read_bytes() == before
+        if not in_place:
+            self.model[key] = copy.deepcopy(counterpart)
+
+    @rule(data=st.data(), key=st.sampled_from("abc"), value=values)
+    def attribute(self, data: st.DataObject, key: str, value: Any) -> None:
+        setattr(self.state, key, value)
+        self.model[key] = copy.deepcopy(value)
+        if isinstance(value, dict | list):
+            value.clear()  # it is the caller's
+        if data.draw(st.booleans(), label="delete"):
+            delattr(self.state, key)
+            del self.model[key]
+
+    # ---- Transactions ----
+
+    @rule(data=st.data(), count=st.integers(0, 5), inner=st.integers(0, 4), undo=st.booleans())
+    def transaction(self, data: st.DataObject, count: int, inner: int, undo: bool) -> None:
+        before, inode = self.path.read_bytes(), self.path.stat().st_ino
+        memory = [(item, copy.copy(item)) for _, item in containers(self.model)]
+        nodes = [(path, self.at(path)) for path, _ in containers(self.model)]
+        inside = {id(item) for item, _ in memory}
+
+        try:
+            with self.state.transaction():
+                self.hold(data)
+                for _ in range(count):
+                    self.step(data)
+                with self.state.transaction():
+                    for _ in range(inner):
+                        self.step(data)
+                assert self.path.read_bytes() == before
+                if undo:
+                    raise Undo
+        except Undo:
+            for item, content in memory:
+                item.clear()
+                item.update(content) if isinstance(item, dict) else item.extend(content)
+            assert self.path.read_bytes() == before
+            assert all(self.at(path) is node for path, node in nodes)
+            # What was outside the tree is nobody's to roll back.
+            self.held = [pair for pair in self.held if id(pair[1]) in inside]
+        else:
+            if self.path.stat().st_ino == inode:
+                assert self.path.read_bytes().count(b"\n--- ") - before.count(b"\n--- ") <= 1
+
+    # ---- The file ----
+
+    @rule()
+    def vacuum(self) -> None:
+        self.state.vacuum()
+        assert records(self.path) == 0
+
+    @rule()
+    def reopen(self) -> None:
+        self.state.close()
+        self.held = []
+        self.state = PersistedState(self.path, a=5)
+        self.model.setdefault("a", 5)
+
+    @rule()
+    def crash(self) -> None:
+        """Go on with a copy of the file, as if this process had died just now."""
+        other = self.path.with_name("crash")
+        shutil.copyfile(self.path, other)
+        self.state.close()
+        self.held = []
+        other.replace(self.path)
+        self.state = PersistedState(self.path)
+
+    @rule()
+    def look(self) -> None:
+        """The file of this moment, for us and for others."""
+        assert same(reopened(self.path), self.model)
+        assert same(oracle.read(self.path), self.model)
+        if "libyaml" in oracle.READERS:
+            assert same(oracle.read(self.path, "libyaml"), self.model)
+
+    @rule(data=st.data(), value=values, key=st.sampled_from("abc"))
+    def torn(self, data: st.DataObject, value: Any, key: str) -> None:
+        """Die in the middle of a write: what was whole stays, what was begun is dropped and told."""
+        before, inode = self.path.read_bytes(), self.path.stat().st_ino
+        expected = copy.deepcopy(self.model)
+        self.state[key] = [value]
+        self.model[key] = [copy.deepcopy(value)]
+        after = self.path.read_bytes()
+        if self.path.stat().st_ino != inode:
+            return
+        assert after[: len(before)] == before
+        cut = data.draw(st.integers(len(before), len(after)), label="cut")
+        if cut >= len(after) - 1:
+            expected = self.model
+
+        self.state.close()
+        self.held = []
+        self.path.write_bytes(after[:cut])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.state = PersistedState(self.path)
+
+        self.model = copy.deepcopy(expected)
+        assert [warning.category for warning in caught] == [RuntimeWarning] * (len(before) < cut < len(after) - 1)
+
+
+TestModel = Machine.TestCase
+TestModel.settings = settings(
+    max_examples=80,
+    stateful_step_count=40,
+    report_multiple_bugs=False,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)

@@ -1,0 +1,959 @@
+"""Every method of `dict` on nodes and on the root: it does what `dict` does, and the file knows it."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import json
+import operator
+import pickle
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from checks import check, records, scratch, unwrap
+
+from persistedstate import PersistedState, StateDict, StateList, plain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Place = Callable[[PersistedState, Any], Any]
+Operation = Callable[[Any], Any]
+OnDisk = Callable[..., dict[Any, Any]]
+
+#: The names of PersistedState's methods, which are no attributes of the state.
+METHODS = [
+    "keys", "values", "items", "get", "pop", "popitem", "clear", "update", "setdefault", "copy",
+    "close", "transaction", "vacuum", "refresh",
+]  # fmt: skip
+
+
+def _root(state: PersistedState, value: Any) -> Any:
+    state.clear()
+    state.update(value)
+    return state
+
+
+def _top(state: PersistedState, value: Any) -> Any:
+    state.node = value
+    return state.node
+
+
+def _in_dict(state: PersistedState, value: Any) -> Any:
+    state.a = {"b": {"before": 0, "node": value, "after": []}}
+    return state.a["b"]["node"]
+
+
+def _in_list(state: PersistedState, value: Any) -> Any:
+    state.a = [0, [[], value, 1]]
+    return state.a[1][1]
+
+
+PLACES: dict[str, Place] = {"root": _root, "top": _top, "in_dict": _in_dict, "in_list": _in_list}
+places = pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
+
+
+class Pairs:
+    """What `dict.update` takes although it is no mapping: something with keys() and []."""
+
+    def keys(self) -> list[Any]:
+        return ["b", "new", 7]
+
+    def __getitem__(self, key: Any) -> Any:
+        return [key]
+
+
+def _item(key: Any, value: Any) -> Operation:
+    return lambda x: operator.setitem(x, key, value)
+
+
+def _delete(key: Any) -> Operation:
+    return lambda x: operator.delitem(x, key)
+
+
+def start() -> dict[Any, Any]:
+    return {"b": 1, "a": [1], 3: {"x": {}}, None: None, True: "t", 2.5: 0, "": "empty"}
+
+
+#: What changes start(); each is one record.
+CHANGES: dict[str, Operation] = {
+    "set old key": _item("b", 2),
+    "set new key": _item("c", [1, {"y": 2}]),
+    "set over a container": _item("a", None),
+    "set int key": _item(3, 4),
+    "set new int key": _item(4, 4),
+    "set None key": _item(None, 4),
+    "set bool key": _item(True, 4),
+    "set new bool key": _item(False, 4),
+    "set float key": _item(2.5, 4),
+    "set new float key": _item(-0.5, 4),
+    "set empty key": _item("", 4),
+    "set 1 where True is": _item(1, "one"),
+    "set 3.0 where 3 is": _item(3.0, "three"),
+    "set key with a dot": _item("a.b", 1),
+    "set underscore key": _item("_x", 1),
+    "set dunder key": _item("__class__", 1),
+    "set key of a method": _item("items", 1),
+    "delete": _delete("b"),
+    "delete container": _delete("a"),
+    "delete int key": _delete(3),
+    "delete None key": _delete(None),
+    "delete by an equal key": _delete(1.0),
+    "pop": lambda x: x.pop("b"),
+    "pop container": lambda x: x.pop("a"),
+    "pop with default": lambda x: x.pop(2.5, 9),
+    "popitem": lambda x: x.popitem(),
+    "clear": lambda x: x.clear(),
+    "update by dict": lambda x: x.update({"b": 2, "new": [1, {"y": []}], 3: 0}),
+    "update by pairs": lambda x: x.update([("b", 2), ("new", 3), ("b", 4)]),
+    "update by iterator": lambda x: x.update((c, 1) for c in "xyz"),
+    "update by keywords": lambda x: x.update(b=2, new=[3]),
+    "update by both": lambda x: x.update({"b": 2, "n": 1}, n=3, self=4),
+    "update by keys()": lambda x: x.update(Pairs()),
+    "update by two-letter words": lambda x: x.update(["k1", "k2"]),
+    "|=": lambda x: unwrap(operator.ior(x, {"b": 2, "new": [1]})),
+    "|= pairs": lambda x: unwrap(operator.ior(x, [("b", 2), ("new", [1])])),
+    "setdefault": lambda x: x.setdefault("new", [1, {"y": 2}]),
+    "setdefault without value": lambda x: x.setdefault("new"),
+    "setdefault of an int key": lambda x: x.setdefault(9, {}),
+}  # fmt: skip
+
+#: What changes nothing; at most one record.
+NOTHINGS: dict[str, Operation] = {
+    "update by nothing": lambda x: x.update(),
+    "update by empty dict": lambda x: x.update({}),
+    "|= nothing": lambda x: unwrap(operator.ior(x, {})),
+}
+
+#: What only looks, or fails as it fails for a dict; no record.
+READS: dict[str, Operation] = {
+    "get item": lambda x: [x["b"], x["a"], x[3], x[None], x[True], x[2.5], x[""]],
+    "get item by an equal key": lambda x: [x[3.0], x[1], x[1.0]],
+    "get": lambda x: [x.get("b"), x.get("a"), x.get(3), x.get("nope"), x.get("nope", 5), x.get(None, 5)],
+    "in": lambda x: ["b" in x, 3 in x, None in x, "nope" in x, 1 in x, (1, 2) in x],
+    "len": len,
+    "bool": bool,
+    "iterate": lambda x: list(x),
+    "reversed": lambda x: list(reversed(x)),
+    "reversed views": lambda x: [list(reversed(view)) for view in (x.keys(), x.values(), x.items())],
+    "keys": lambda x: list(x.keys()),
+    "values": lambda x: list(x.values()),
+    "items": lambda x: list(x.items()),
+    "len of views": lambda x: [len(x.keys()), len(x.values()), len(x.items())],
+    "in views": lambda x: ["b" in x.keys(), 1 in x.values(), ("b", 1) in x.items(), [1] in x.values()],
+    "keys as a set": lambda x: [x.keys() & {"a", "z"}, x.keys() - {"a"}, x.keys() | {"z"}, x.keys() == set(start())],
+    "setdefault of what is there": lambda x: [x.setdefault("b", 9), x.setdefault("a"), x.setdefault(None, 3)],
+    "pop with default of what is not there": lambda x: [x.pop("nope", 5), x.pop("nope", None)],
+    "|": lambda x: x | {"b": 9, "z": 1},
+    "right |": lambda x: {"b": 9, "z": 1} | x,
+    "| itself": lambda x: x | x,
+    "repr": lambda x: [repr(x), str(x), f"{x}"],
+    "==": lambda x: [x == start(), start() == x, x == {}, x == [("b", 1)], x == 3, x == None],  # noqa: E711
+    "!=": lambda x: [x != start(), start() != x, x != {}, x != [("b", 1)]],
+    "order is no part of ==": lambda x: x == dict(reversed(start().items())),
+    "copy": lambda x: [x.copy(), copy.copy(x), copy.deepcopy(x)],
+    "dict()": lambda x: {key: unwrap(value) for key, value in dict(x).items()},
+    "double star": lambda x: {key: unwrap(value) for key, value in {**x}.items()},
+    "sorted": lambda x: sorted(x, key=str),
+    "get item not there": lambda x: x["nope"],
+    "get int not there": lambda x: x[99],
+    "get tuple": lambda x: x[1, 2],
+    "get unhashable": lambda x: x[[]],
+    "in unhashable": lambda x: [] in x,
+    "get() unhashable": lambda x: x.get([]),
+    "get() nothing": lambda x: x.get(),
+    "get() too much": lambda x: x.get("a", 1, 2),
+    "set unhashable": _item([], 1),
+    "delete not there": _delete("nope"),
+    "delete unhashable": _delete({}),
+    "delete tuple": _delete((1, 2)),
+    "pop not there": lambda x: x.pop("nope"),
+    "pop nothing": lambda x: x.pop(),
+    "pop too much": lambda x: x.pop("a", 1, 2),
+    "pop unhashable": lambda x: x.pop([], 5),
+    "popitem with argument": lambda x: x.popitem(1),
+    "update by number": lambda x: x.update(5),
+    "update by None": lambda x: x.update(None),
+    "update by triples": lambda x: x.update([("a", 1, 2)]),
+    "update by numbers": lambda x: x.update([1, 2]),
+    "update by two dicts": lambda x: x.update({}, {}),
+    "update by unhashable keys": lambda x: x.update([([], 1)]),
+    "|= number": lambda x: operator.ior(x, 5),
+    "| number": lambda x: x | 5,
+    "| pairs": lambda x: x | [("a", 1)],
+    "+": lambda x: x + {},
+    "<": lambda x: x < {},
+    "setdefault nothing": lambda x: x.setdefault(),
+    "setdefault unhashable": lambda x: x.setdefault([], 1),
+    "clear with argument": lambda x: x.clear(1),
+    "copy with argument": lambda x: x.copy(1),
+    "keys with argument": lambda x: x.keys(1),
+    "hash": hash,
+    "call": lambda x: x(),
+    "slice": lambda x: x[1:2],
+}  # fmt: skip
+
+
+def outcome(operation: Operation, target: Any) -> Any:
+    """Return what the operation returns, in plain containers, or type and arguments of what it raises."""
+    try:
+        return unwrap(operation(target))
+    except KeyError as error:
+        return KeyError, error.args
+    except Exception as error:  # noqa: BLE001 - the point is to compare whatever it is
+        return type(error)
+
+
+def compare(state: PersistedState, path: Path, place: Place, operation: Operation, content: dict[Any, Any]) -> int:
+    """Do the same to a node and to a dict, assert the same outcome and content; return the number of records.
+
+    The node is in the snapshot before, so that the vacuum at the end has old text to change.
+    """
+    node, model = place(state, content), copy.deepcopy(content)
+    state.vacuum()
+
+    result, expected = outcome(operation, node), outcome(operation, model)
+    written = records(path)
+
+    assert result == expected
+    assert repr(node) == repr(model)
+    check(state, path, plain(state))
+    state.vacuum()
+    check(state, path, plain(state))
+    assert repr(node) == repr(model)
+    return written
+
+
+@places
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_one_record(state: PersistedState, path: Path, place: Place, name: str) -> None:
+    assert compare(state, path, place, CHANGES[name], start()) == 1
+
+
+@places
+@pytest.mark.parametrize("name", NOTHINGS)
+def test_a_change_of_nothing_is_one_record_at_most(state: PersistedState, path: Path, place: Place, name: str) -> None:
+    assert compare(state, path, place, NOTHINGS[name], start()) <= 1
+
+
+@pytest.mark.parametrize("place", [_root, _top], ids=["root", "top"])
+@pytest.mark.parametrize("name", READS)
+def test_a_look_or_an_error_writes_nothing(state: PersistedState, path: Path, place: Place, name: str) -> None:
+    node = place(state, start())
+    before = path.read_bytes()
+
+    result, expected = outcome(READS[name], node), outcome(READS[name], start())
+
+    assert result == expected
+    assert repr(result) == repr(expected)
+    assert repr(node) == repr(start())
+    assert path.read_bytes() == before
+
+
+@places
+@pytest.mark.parametrize("name", ["popitem", "pop", "delete", "get item not there", "pop not there"])
+def test_an_empty_dict_fails_as_a_dict_does(state: PersistedState, path: Path, place: Place, name: str) -> None:
+    assert compare(state, path, place, (CHANGES | READS)[name], {}) == 0
+
+
+@places
+def test_an_empty_dict_may_be_cleared(state: PersistedState, path: Path, place: Place) -> None:
+    assert compare(state, path, place, CHANGES["clear"], {}) <= 1
+
+
+@places
+def test_key_order_is_insertion_order(state: PersistedState, path: Path, place: Place) -> None:
+    node, model = place(state, {"z": 1, "a": 2, "m": 3}), {"z": 1, "a": 2, "m": 3}
+
+    for mapping in (node, model):
+        mapping["b"] = 4
+        mapping["z"] = 5
+        del mapping["a"]
+        mapping["a"] = 6
+        mapping.update(m=7, c=8)
+        mapping.pop("b")
+        mapping.setdefault("b", 9)
+
+    assert list(node) == list(model) == ["z", "m", "a", "c", "b"]
+    check(state, path, plain(state))
+    state.vacuum()
+    check(state, path, plain(state))
+    assert list(node) == list(model)
+
+
+def test_popitem_takes_the_last_key(state: PersistedState, path: Path) -> None:
+    state.node = {"z": 1, "a": [2]}
+
+    assert state.node.popitem() == ("a", [2])
+    assert state.node.popitem() == ("z", 1)
+
+    check(state, path, {"node": {}})
+
+
+def test_an_equal_key_keeps_the_first_type(state: PersistedState, path: Path) -> None:
+    """As in dict: `d = {1: "a"}; d[True] = "b"` leaves the key 1."""
+    state.node = {1: "a", False: "b", 2.0: "c"}
+
+    state.node[True] = state.node[0] = state.node[2] = "new"
+
+    check(state, path, {"node": {1: "new", False: "new", 2.0: "new"}})
+
+
+@pytest.mark.parametrize("value", [None, 5, "new", [], {}, [1], {"a": [2]}, "two\nlines"], ids=repr)
+@pytest.mark.parametrize("old", [None, 5, [1], {"a": 1}], ids=repr)
+@places
+def test_an_equal_key_keeps_the_first_type_over_a_vacuum(
+    state: PersistedState, path: Path, place: Place, old: Any, value: Any
+) -> None:
+    node = place(state, {True: old, 0.0: old, 2: old})
+    state.vacuum()
+
+    node[1] = node[False] = node[2.0] = value
+
+    for _ in range(2):
+        assert repr(node) == repr({True: value, 0.0: value, 2: value})
+        check(state, path, plain(state))
+        state.vacuum()
+
+
+class TestItself:
+    """A node as an argument of its own methods."""
+
+    @places
+    def test_update(self, state: PersistedState, path: Path, place: Place) -> None:
+        node = place(state, {"a": [1], "b": {"c": 2}})
+        inner = node["a"]
+
+        node.update(node)
+        node.update({"a": node["a"]})
+
+        assert node == {"a": [1], "b": {"c": 2}}
+        inner.append("perhaps no longer tracked")
+        check(state, path, plain(state))
+
+    @places
+    def test_set_item_copies(self, state: PersistedState, path: Path, place: Place) -> None:
+        node = place(state, {"a": [1]})
+
+        node["self"] = node
+        node["self"]["a"].append(2)
+
+        assert node == {"a": [1], "self": {"a": [1, 2]}}
+        check(state, path, plain(state))
+
+    def test_a_container_moves_into_its_child(self, state: PersistedState, path: Path) -> None:
+        state.a = {"b": {"c": 1}}
+
+        state.a["b"]["up"] = state.a
+
+        check(state, path, {"a": {"b": {"c": 1, "up": {"b": {"c": 1}}}}})
+
+    def test_a_child_replaces_its_parent(self, state: PersistedState, path: Path) -> None:
+        state.a = {"b": {"c": [1]}}
+
+        state.a = state.a["b"]
+        state.a["c"].append(2)
+
+        check(state, path, {"a": {"c": [1, 2]}})
+
+
+class TestIdentity:
+    @places
+    def test_an_item_is_one_object(self, state: PersistedState, place: Place) -> None:
+        node = place(state, {"a": {"b": []}})
+
+        assert node["a"] is node["a"]
+        assert node["a"] is node.get("a")
+        assert node["a"] is node.setdefault("a", 1)
+        assert node["a"]["b"] is next(iter(node["a"].values()))
+        assert node["a"] is next(iter(node.items()))[1]
+
+    @pytest.mark.parametrize("store", ["item", "attribute", "update", "keywords", "pairs", "ior", "setdefault"])
+    def test_every_way_of_storing_copies_in(self, state: PersistedState, path: Path, store: str) -> None:
+        mine = {"x": [1]}
+        ways: dict[str, Operation] = {
+            "item": lambda s: operator.setitem(s, "a", mine),
+            "attribute": lambda s: setattr(s, "a", mine),
+            "update": lambda s: s.update({"a": mine}),
+            "keywords": lambda s: s.update(a=mine),
+            "pairs": lambda s: s.update([("a", mine)]),
+            "ior": lambda s: unwrap(operator.ior(s, {"a": mine})),
+            "setdefault": lambda s: s.setdefault("a", mine),
+        }
+
+        ways[store](state)
+        mine["x"].append(2)
+        mine["y"] = []
+
+        check(state, path, {"a": {"x": [1]}})
+        assert isinstance(state.a, StateDict)
+        assert isinstance(state.a["x"], StateList)
+
+    def test_defaults_are_copied_in(self, path: Path) -> None:
+        mine = {"x": [1]}
+
+        with PersistedState(path, a=mine) as state:
+            mine["x"].append(2)
+            check(state, path, {"a": {"x": [1]}})
+
+    @places
+    def test_setdefault_returns_the_tracked_node(self, state: PersistedState, path: Path, place: Place) -> None:
+        node = place(state, {})
+        given: list[Any] = []
+
+        result = node.setdefault("a", given)
+        result.append(1)
+        node.setdefault("a", []).append(2)
+        node.setdefault("b", {}).setdefault("c", {})["d"] = 3
+
+        assert result is node["a"]
+        assert given == []
+        assert node == {"a": [1, 2], "b": {"c": {"d": 3}}}
+        check(state, path, plain(state))
+
+    @places
+    def test_assigning_a_node_where_it_is_writes_nothing(self, state: PersistedState, path: Path, place: Place) -> None:
+        node = place(state, {"a": [1], 2: {}})
+        inner, other, before = node["a"], node[2], path.read_bytes()
+
+        node["a"] = node["a"]
+        node["a"] = inner
+        node[2] = node[2]
+        node[2.0] = other
+
+        assert path.read_bytes() == before
+        assert node["a"] is inner
+        assert node[2] is other
+
+    def test_in_place_operators_are_one_record(self, state: PersistedState, path: Path) -> None:
+        state.n, state.d, state.nested = 1, {"a": 1}, {"n": 1, "d": {}}
+        node, inner, before = state.d, state.nested["d"], records(path)
+
+        state.n += 1
+        state.d |= {"b": 2}
+        state["nested"]["n"] += 1
+        state["nested"]["d"] |= {"c": 3}
+
+        assert records(path) == before + 4
+        assert state.d is node
+        assert state.nested["d"] is inner
+        check(state, path, {"n": 2, "d": {"a": 1, "b": 2}, "nested": {"n": 2, "d": {"c": 3}}})
+
+    def test_the_root_takes_in_place_or(self, state: PersistedState, path: Path) -> None:
+        same, before = state, records(path)
+
+        state |= {"a": 1, "b": [2]}
+
+        assert state is same
+        assert records(path) == before + 1
+        check(state, path, {"a": 1, "b": [2]})
+
+    @places
+    @pytest.mark.parametrize("remove", [
+        lambda x: operator.delitem(x, "k"), lambda x: x.pop("k"), lambda x: x.popitem(), lambda x: x.clear(),
+        lambda x: operator.setitem(x, "k", {}), lambda x: x.update(k={"d": 1}), lambda x: x.pop("k", None),
+    ], ids=["del", "pop", "popitem", "clear", "replace", "update", "pop default"])  # fmt: skip
+    def test_a_removed_node_is_plain_and_never_writes(
+        self, state: PersistedState, path: Path, place: Place, remove: Operation
+    ) -> None:
+        parent = place(state, {"k": {"d": {"e": [1]}}})
+        node, inner, deep = parent["k"], parent["k"]["d"], parent["k"]["d"]["e"]
+        remove(parent)
+        rest, before = plain(state), path.read_bytes()
+
+        node["new"] = {"x": []}
+        node["new"]["x"].append(1)
+        inner |= {"y": 2}
+        deep += [3]
+        node.setdefault("z", []).append(4)
+        del inner["y"]
+        node.update(u=5)
+
+        assert node == {"d": {"e": [1, 3]}, "new": {"x": [1]}, "z": [4], "u": 5}
+        assert path.read_bytes() == before
+        check(state, path, rest)
+
+    def test_a_popped_container_is_alone(self, state: PersistedState, path: Path) -> None:
+        state.a = {"b": {"c": [1]}}
+        held = state.a["b"]["c"]
+
+        popped = state.a.pop("b")
+        popped["c"].append(2)
+        held.append(3)
+
+        assert state.a == {}
+        check(state, path, {"a": {}})
+
+    def test_values_of_every_view_are_tracked(self, state: PersistedState, path: Path) -> None:
+        state.d = {"a": [], "b": []}
+
+        for value in state.d.values():
+            value.append(1)
+        for key, value in state.d.items():
+            value.append(key)
+        for value in reversed(state.d.values()):
+            value.append(3)
+        state.d.get("a").append(4)
+
+        check(state, path, {"d": {"a": [1, "a", 3, 4], "b": [1, "b", 3]}})
+
+    def test_views_are_live(self, state: PersistedState) -> None:
+        state.d = {"a": 1}
+        keys, values, items = state.d.keys(), state.d.values(), state.d.items()
+
+        state.d["b"] = 2
+
+        assert list(keys) == ["a", "b"]
+        assert list(values) == [1, 2]
+        assert list(items) == [("a", 1), ("b", 2)]
+
+    @places
+    def test_a_dict_changed_while_it_is_iterated_raises(self, state: PersistedState, place: Place) -> None:
+        node = place(state, {"a": 1, "b": 2})
+
+        with pytest.raises(RuntimeError):
+            for key in node:
+                node[key + "x"] = 1
+
+
+class TestAllOrNothing:
+    """What fails halfway changes nothing, although a dict would keep the first half: it is one record."""
+
+    @places
+    @pytest.mark.parametrize("store", [lambda x, pairs: x.update(pairs), operator.ior], ids=["update", "ior"])
+    def test_an_iterator_that_raises(
+        self, state: PersistedState, path: Path, place: Place, store: Callable[..., Any]
+    ) -> None:
+        def pairs() -> Iterator[tuple[str, Any]]:
+            yield "a", 7
+            yield "new", 7
+            raise ZeroDivisionError
+
+        node = place(state, {"a": 1})
+        rest, before = plain(state), path.read_bytes()
+
+        with pytest.raises(ZeroDivisionError):
+            store(node, pairs())
+
+        assert path.read_bytes() == before
+        check(state, path, rest)
+
+
+class TestOtherPeoplesFunctions:
+    def test_types(self, state: PersistedState) -> None:
+        state.d = {}
+
+        assert type(state.d) is StateDict
+        for mapping in (state, state.d):
+            assert isinstance(mapping, MutableMapping)
+            assert isinstance(mapping, Mapping)
+            assert not isinstance(mapping, dict)
+
+    @places
+    def test_union_is_plain(self, state: PersistedState, path: Path, place: Place) -> None:
+        node = place(state, {"a": [1]})
+        before = path.read_bytes()
+
+        for result in (node | {"b": 2}, {"b": 2} | node, node | node):
+            assert type(result) is dict
+            result["c"] = 3
+
+        assert path.read_bytes() == before
+        assert node == {"a": [1]}
+
+    @places
+    @pytest.mark.parametrize(
+        "duplicate", [lambda x: x.copy(), copy.copy, copy.deepcopy, plain], ids=["copy", "copy.copy", "deepcopy", "plain"]
+    )  # fmt: skip
+    def test_copies_are_plain_and_deep(
+        self, state: PersistedState, path: Path, place: Place, duplicate: Operation
+    ) -> None:
+        node = place(state, {"a": {"b": [{"c": 1}]}})
+        before = path.read_bytes()
+
+        result = duplicate(node)
+
+        assert result == {"a": {"b": [{"c": 1}]}}
+        assert type(result) is type(result["a"]) is type(result["a"]["b"][0]) is dict
+        assert type(result["a"]["b"]) is list
+        result["a"]["b"].append(2)
+        result["a"]["b"][0]["d"] = 3
+        assert node == {"a": {"b": [{"c": 1}]}}
+        assert path.read_bytes() == before
+
+    def test_a_deep_copy_of_what_holds_a_node(self, state: PersistedState) -> None:
+        state.d = {"a": [1]}
+
+        result = copy.deepcopy({"outer": [state.d]})
+
+        assert result == {"outer": [{"a": [1]}]}
+        assert type(result["outer"][0]) is dict
+        assert type(result["outer"][0]["a"]) is list
+
+    def test_pickle_of_a_node_gives_the_plain_dict(self, state: PersistedState) -> None:
+        state.d = {"a": {"b": [1]}}
+
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            result = pickle.loads(pickle.dumps(state.d, protocol))
+            assert result == {"a": {"b": [1]}}
+            assert type(result) is type(result["a"]) is dict
+            assert type(result["a"]["b"]) is list
+
+    def test_pickle_of_the_root_raises(self, state: PersistedState) -> None:
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            with pytest.raises(TypeError):
+                pickle.dumps(state, protocol)
+
+    def test_json(self, state: PersistedState) -> None:
+        state.d = {"a": {"b": [1]}}
+
+        assert json.dumps(state, default=plain) == '{"d": {"a": {"b": [1]}}}'
+        assert json.dumps(state.d, default=plain) == '{"a": {"b": [1]}}'
+        assert json.dumps({"x": [state.d]}, default=plain) == '{"x": [{"a": {"b": [1]}}]}'
+        for mapping in (state, state.d):
+            with pytest.raises(TypeError):
+                json.dumps(mapping)
+
+    @pytest.mark.parametrize("other", [5, "text", None, {}, [], object(), {1}, b""], ids=str)
+    def test_plain_takes_nodes_only(self, other: object) -> None:
+        with pytest.raises(TypeError):
+            plain(other)  # type: ignore[arg-type]
+
+    def test_chain_map_and_counter(self, state: PersistedState) -> None:
+        state.d, state.e = {"a": 1, "b": 2}, {"b": 3, "c": 4}
+
+        assert dict(collections.ChainMap(state.d, state.e)) == {"a": 1, "b": 2, "c": 4}
+        assert collections.Counter(state.d) == {"a": 1, "b": 2}
+        assert "{a}-{b}".format_map(state.d) == "1-2"
+        assert "%(a)s" % state.d == "1"
+
+    def test_pattern_matching(self, state: PersistedState) -> None:
+        state.d = {"a": {"b": 1}, "c": 2}
+
+        match state:
+            case {"d": {"a": {"b": found}, **rest}}:
+                assert (found, rest) == (1, {"c": 2})
+            case _:
+                pytest.fail("a node is a mapping")
+
+    def test_comparison_of_nodes(self, state: PersistedState) -> None:
+        state.d, state.e = {"a": [1], "b": 2}, {"b": 2, "a": [1]}
+
+        assert state.d == state.e
+        assert state.d is not state.e
+        state.e["a"].append(2)
+        assert state.d != state.e
+        assert [state.d] == [{"a": [1], "b": 2}]
+
+    def test_comparison_of_states(self, state: PersistedState) -> None:
+        state.a = [1]
+
+        with scratch() as elsewhere, PersistedState(elsewhere, a=[1]) as other:
+            assert state == other
+            assert state == {"a": [1]}
+            assert {"a": [1]} == state  # noqa: SIM300 - the reflected comparison is the point
+            other.b = 1
+            assert state != other
+
+    def test_an_attribute_of_a_dict_is_not_silently_lost(self, state: PersistedState, path: Path) -> None:
+        """`dict` takes no attributes; if a node took one, it would have to be an item."""
+        state.d = {}
+
+        with pytest.raises(AttributeError):
+            state.d.x = 1
+
+        check(state, path, {"d": {}})
+
+
+class TestAttributes:
+    def test_attribute_and_item_are_the_same(self, state: PersistedState, path: Path) -> None:
+        state.a = [1]
+        state["b"] = 2
+
+        assert state.a is state["a"]
+        assert state.b == state["b"] == 2
+        state.b = 3
+        assert state["b"] == 3
+        check(state, path, {"a": [1], "b": 3})
+
+    def test_assignment_and_deletion_are_one_record_each(self, state: PersistedState, path: Path) -> None:
+        before = records(path)
+
+        state.a = {"b": [1, 2, {"c": 3}]}
+        assert records(path) == before + 1
+        del state.a
+        assert records(path) == before + 2
+        check(state, path, {})
+
+    def test_missing_names(self, state: PersistedState, path: Path) -> None:
+        before = path.read_bytes()
+
+        with pytest.raises(AttributeError, match="nope"):
+            _ = state.nope
+        with pytest.raises(AttributeError, match="nope"):
+            del state.nope
+        with pytest.raises(KeyError) as error:
+            _ = state["nope"]
+        assert error.value.args == ("nope",)
+        with pytest.raises(KeyError) as error:
+            del state["nope"]
+        assert error.value.args == ("nope",)
+        assert path.read_bytes() == before
+
+    def test_getattr_hasattr_and_dir(self, state: PersistedState) -> None:
+        state.alpha, state["not a name"], state[5] = 1, 2, 3
+
+        assert hasattr(state, "alpha")
+        assert not hasattr(state, "beta")
+        assert getattr(state, "beta", 7) == 7
+        assert getattr(state, "not a name") == 2  # noqa: B009 - only getattr can
+        assert "alpha" in dir(state)
+        assert set(METHODS) <= set(dir(state))
+        assert all(isinstance(name, str) for name in dir(state))
+        assert "not a name" not in dir(state)
+
+    def test_setattr_of_a_name_that_is_no_identifier(self, state: PersistedState, path: Path) -> None:
+        setattr(state, "a b", 1)
+
+        check(state, path, {"a b": 1})
+
+    def test_names_with_an_underscore_are_no_state(self, state: PersistedState, path: Path, on_disk: OnDisk) -> None:
+        before = path.read_bytes()
+
+        state._private = {1, 2}
+        state.__dict__["_other"] = 3
+
+        assert state._private == {1, 2}
+        assert path.read_bytes() == before
+        assert on_disk() == {}
+        assert "_private" not in state
+        del state._private
+        assert not hasattr(state, "_private")
+
+    def test_an_underscore_key_in_the_file_is_no_attribute(self, path: Path) -> None:
+        path.write_text("_key: 1\n_other: 2\n", encoding="utf-8")
+
+        with PersistedState(path) as state:
+            assert not hasattr(state, "_key")
+            assert state["_key"] == 1
+            state._key = 5
+            assert state._key == 5
+            assert state["_key"] == 1
+            state["_key"] = 6
+            assert state._key == 5
+            check(state, path, {"_key": 6, "_other": 2})
+
+    def test_only_underscore_names_are_options(self, path: Path) -> None:
+        with pytest.raises(TypeError, match="_fsnyc"):
+            PersistedState(path, _fsnyc=True)
+
+        assert not path.exists()
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_a_method_name_is_no_attribute_to_assign(self, state: PersistedState, path: Path, name: str) -> None:
+        before = path.read_bytes()
+
+        with pytest.raises(AttributeError) as error:
+            setattr(state, name, [1])
+
+        assert f'use STATE["{name}"]' in str(error.value)
+        assert path.read_bytes() == before
+        assert callable(getattr(state, name))
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_a_method_name_is_no_default(self, path: Path, name: str) -> None:
+        with pytest.raises(AttributeError) as error:
+            PersistedState(path, good=1, **{name: [1]})
+
+        assert f'use STATE["{name}"]' in str(error.value)
+        assert not path.exists()
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_a_method_name_works_by_item(self, state: PersistedState, path: Path, name: str) -> None:
+        state[name] = [1]
+        state[name].append(2)
+        state[name] += [3]
+
+        assert callable(getattr(state, name))
+        assert callable(getattr(state, name))
+        check(state, path, {name: [1, 2, 3]})
+        with pytest.raises(AttributeError):
+            delattr(state, name)
+        assert state[name] == [1, 2, 3]
+        del state[name]
+        check(state, path, {})
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_a_method_name_in_the_file_works_by_item(self, path: Path, name: str) -> None:
+        path.write_text(f"{name}:\n- 1\n", encoding="utf-8")
+
+        with PersistedState(path, other=2) as state:
+            assert callable(getattr(state, name))
+            state[name].append(2)
+            state.update({name: [3]})
+            check(state, path, {name: [3], "other": 2})
+
+        assert set(METHODS) <= set(dir(PersistedState))
+
+    def test_names_of_mapping_and_of_object_stay_free(self, state: PersistedState, path: Path) -> None:
+        """Few public names, because each one is taken from the user."""
+        taken = {name for name in dir(PersistedState) if not name.startswith("_")}
+
+        assert taken == set(METHODS)
+        state.path, state.name, state.lock, state.data, state.append = 1, 2, 3, 4, 5
+        check(state, path, {"path": 1, "name": 2, "lock": 3, "data": 4, "append": 5})
+
+    def test_a_subclass_with_annotations_and_properties(self, path: Path) -> None:
+        class Mine(PersistedState):
+            last_id: int
+
+            @property
+            def double(self) -> int:
+                return self.last_id * 2
+
+        with Mine(path, last_id=4) as state:
+            state.last_id += 1
+            assert state.double == 10
+            check(state, path, {"last_id": 5})
+
+
+class TestDefaults:
+    def test_defaults_are_set_only_where_the_key_is_absent(self, path: Path, on_disk: OnDisk) -> None:
+        with PersistedState(path, a=1, b=[1]) as state:
+            assert on_disk() == {"a": 1, "b": [1]}
+            state.a = 2
+            del state.b
+
+        with PersistedState(path, a=9, b={"c": 3}, d=None) as state:
+            check(state, path, {"a": 2, "b": {"c": 3}, "d": None})
+            assert on_disk() == {"a": 2, "b": {"c": 3}, "d": None}
+
+    def test_a_key_that_is_none_is_there(self, path: Path) -> None:
+        path.write_text("a:\nb: null\n", encoding="utf-8")
+
+        with PersistedState(path, a=1, b=1) as state:
+            check(state, path, {"a": None, "b": None})
+
+    def test_opening_what_lacks_nothing_writes_nothing(self, path: Path) -> None:
+        path.write_text("# mine\nb: 0x10   # sixteen\na: [ 1,2 ]\n", encoding="utf-8")
+        before, inode = path.read_bytes(), path.stat().st_ino
+
+        with PersistedState(path, a=5, b=6) as state:
+            assert path.read_bytes() == before
+            assert state == {"b": 16, "a": [1, 2]}
+
+        assert path.read_bytes() == before
+        assert path.stat().st_ino == inode
+
+    def test_a_default_may_be_called_path_or_self(self, path: Path) -> None:
+        with PersistedState(path, path=1, self=2, defaults=3, state=4) as state:
+            check(state, path, {"path": 1, "self": 2, "defaults": 3, "state": 4})
+
+
+class TestTransactions:
+    def test_a_transaction_is_one_record(self, state: PersistedState, path: Path, on_disk: OnDisk) -> None:
+        state.a, state.d = [1], {"x": {}}
+        before, bytes_before = records(path), path.read_bytes()
+
+        with state.transaction():
+            state.a.append(2)
+            state.d["x"]["y"] = [3]
+            state.d["x"]["y"].append(4)
+            with state.transaction():
+                state.new = 5
+                del state.a[0]
+            assert path.read_bytes() == bytes_before
+
+        assert records(path) == before + 1
+        check(state, path, {"a": [2], "d": {"x": {"y": [3, 4]}}, "new": 5})
+        assert on_disk(reader="ruamel") == state
+
+    def test_a_transaction_without_a_change_writes_nothing(self, state: PersistedState, path: Path) -> None:
+        state.a = 1
+        before = path.read_bytes()
+
+        with state.transaction():
+            assert state.a == 1
+
+        assert path.read_bytes() == before
+
+    def test_an_exception_rolls_everything_back(self, state: PersistedState, path: Path) -> None:
+        start: dict[str, Any] = {"z": [3, [1], 2], "d": {"k": {"deep": [1]}, "b": 0}, "n": 1, "last": None}
+        state.update(start)
+        nodes = [state.z, state.z[1], state.d, state.d["k"], state.d["k"]["deep"]]
+        before = path.read_bytes()
+
+        with pytest.raises(ZeroDivisionError), state.transaction():
+            state.z.sort(key=str)
+            state.z[0:1] = []
+            del state.d["k"]["deep"]
+            state.d["k"]["other"] = nodes[4]
+            state.d = state.d["k"]
+            del state.n
+            state.n = 2
+            state.z.reverse()
+            state.z *= 3
+            with state.transaction():
+                state.clear()
+                state.update(z=5)
+            raise ZeroDivisionError
+
+        assert path.read_bytes() == before
+        assert list(state) == ["z", "d", "n", "last"]
+        assert [id(state.z), id(state.z[1]), id(state.d), id(state.d["k"]), id(state.d["k"]["deep"])] == list(map(id, nodes))
+        check(state, path, start)
+
+    def test_nodes_write_again_after_a_rollback(self, state: PersistedState, path: Path) -> None:
+        state.a, state.d = [[1]], {"x": {"y": []}}
+        inner, deep = state.a[0], state.d["x"]["y"]
+
+        with pytest.raises(ZeroDivisionError), state.transaction():
+            del state.a[0]
+            state.a.insert(0, 0)
+            state.a.append(7)
+            del state.d
+            inner.append("lost")
+            raise ZeroDivisionError
+        inner.append(2)
+        deep.append(3)
+
+        check(state, path, {"a": [[1, 2]], "d": {"x": {"y": [3]}}})
+
+    def test_nodes_made_in_a_failed_transaction_never_write(self, state: PersistedState, path: Path) -> None:
+        state.a = []
+        made: list[Any] = []
+
+        with pytest.raises(ZeroDivisionError), state.transaction():
+            state.a.append([1])
+            state.new = {"x": []}
+            made += [state.a[0], state.new, state.new["x"]]
+            raise ZeroDivisionError
+        before = path.read_bytes()
+        made[0].append(2)
+        made[1]["y"] = 1
+        made[2].append(3)
+
+        assert path.read_bytes() == before
+        check(state, path, {"a": []})
+
+    def test_a_file_after_a_rollback_takes_the_next_change(self, state: PersistedState, path: Path) -> None:
+        state.a = 1
+
+        with pytest.raises(ZeroDivisionError), state.transaction():
+            state.a = 2
+            raise ZeroDivisionError
+        state.b = 3
+        with state.transaction():
+            state.a = 4
+
+        check(state, path, {"a": 4, "b": 3})
+
+    def test_base_exceptions_roll_back_too(self, state: PersistedState, path: Path) -> None:
+        state.a = [1]
+
+        with pytest.raises(KeyboardInterrupt), state.transaction():
+            state.a.append(2)
+            raise KeyboardInterrupt
+
+        check(state, path, {"a": [1]})

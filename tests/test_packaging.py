@@ -1,0 +1,252 @@
+"""What reaches a user: the wheel, its types, the source archive, the single file, and how little an import costs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import venv
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+import persistedstate
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE = ROOT / "persistedstate.py"
+
+#: Modules that a script should not pay for only because it keeps a state.
+HEAVY = {
+    "asyncio",
+    "ctypes",
+    "email",
+    "inspect",
+    "logging",
+    "multiprocessing",
+    "portalocker",
+    "ruamel",
+    "socket",
+    "sqlite3",
+    "subprocess",
+    "unittest",
+}
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command that must succeed, without the surroundings of this test run; return what it printed."""
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("COV_", "MYPY", "PYTHON"))}
+    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def build(target: str, folder: Path, source: Path = ROOT) -> Path:
+    """Build a target of hatchling from a source tree, as pip would, and return the archive."""
+    run(sys.executable, "-m", "hatchling", "build", "-t", target, "-d", folder, cwd=source)
+    [archive] = folder.iterdir()
+    return archive
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the root folder of the unpacked source archive."""
+    packed, unpacked = tmp_path_factory.mktemp("packed"), tmp_path_factory.mktemp("unpacked")
+    run(sys.executable, "-m", "tarfile", "-e", build("sdist", packed), unpacked, cwd=packed)
+    [root] = unpacked.iterdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the interpreter of a new virtual environment that holds the wheel and its dependencies, nothing else."""
+    folder = tmp_path_factory.mktemp("installed")
+    venv.create(folder, with_pip=False)
+    [python] = [*folder.glob("bin/python"), *folder.glob("Scripts/python.exe")]
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    run(*install, "--no-deps", wheel, cwd=folder)
+    dependencies = subprocess.run([*install, wheel], capture_output=True, text=True, check=False)
+    if dependencies.returncode and "CI" not in os.environ:
+        pytest.skip(f"no package index in reach: {dependencies.stderr.splitlines()[-1]}")
+    assert dependencies.returncode == 0, dependencies.stderr
+    return python
+
+
+# ---- The wheel ----
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    files = contents(wheel)
+
+    assert {name for name in files if ".dist-info/" not in name} == {
+        "persistedstate/__init__.py",
+        "persistedstate/py.typed",
+    }
+    assert files["persistedstate/__init__.py"] == MODULE.read_bytes()
+    assert files["persistedstate/py.typed"] == b""
+
+
+def test_wheel_metadata_tells_version_python_licence_and_two_dependencies(wheel: Path) -> None:
+    files = contents(wheel)
+    [metadata] = [message_from_bytes(files[name]) for name in files if name.endswith(".dist-info/METADATA")]
+
+    requirements = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
+
+    assert metadata["Version"] == persistedstate.__version__ == "27.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["License-Expression"] == "MIT"
+    assert sorted(re.split(r"[^\w.-]", line)[0] for line in requirements) == ["portalocker", "ruamel-yaml"]
+
+
+def test_editable_installation_reaches_the_file_in_the_tree(tmp_path: Path) -> None:
+    """A copy of the module inside it would hide the file that is being edited."""
+    files = contents(build("wheel:editable", tmp_path))
+
+    shipped = {name: text.decode() for name, text in files.items() if ".dist-info/" not in name}
+
+    assert shipped == {"_persistedstate.pth": str(ROOT)}
+
+
+def test_source_archive_is_complete(sdist: Path) -> None:
+    expected = {"persistedstate.py", "pyproject.toml", "README.md", "LICENSE", ".ci/run", ".ci/test", ".ci/demo"}
+    expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/**/*.py")}
+
+    present = {path.relative_to(sdist).as_posix() for path in sdist.rglob("*") if path.is_file()}
+
+    assert expected <= present
+
+
+def test_wheel_from_the_source_archive_is_the_same(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    assert contents(build("wheel", tmp_path, source=sdist)) == contents(wheel)
+
+
+# ---- The types ----
+
+CONSUMER = """\
+from persistedstate import PersistedState, StateCorrupt, StateError, StateLocked, StateReadOnly, plain
+
+STATE = PersistedState("consumer.state", last_id=0, _fsync=True, _wait=1.5)
+reveal_type(STATE)  # reveals: persistedstate.PersistedState
+STATE.last_id += 1
+STATE["last_id"] += 1
+with STATE, STATE.transaction():
+    STATE.names = ["a", "b"]
+reveal_type(STATE.refresh())  # reveals: bool
+reveal_type(list(STATE))  # reveals: list[str]
+plain(STATE)
+
+try:
+    STATE.vacuum()
+except StateCorrupt as error:
+    reveal_type(error.line)  # reveals: int
+    value_error: ValueError = error
+except StateLocked as error:
+    timeout: TimeoutError = error
+except StateReadOnly as error:
+    permission: PermissionError = error
+
+PersistedState()  # error: call-arg
+PersistedState("consumer.state", _wait="long")  # error: arg-type
+STATE.close("now")  # error: call-arg
+not_a_value_error: ValueError = StateError("consumer.state", "some reason")  # error: assignment
+STATE.refresh() + "text"  # error: operator
+"""
+
+
+def test_types_reach_a_consumer(installed: Path, tmp_path: Path) -> None:
+    """mypy finds them in the installed wheel: it reveals the classes and refuses misuse, line by line."""
+    consumer = tmp_path / "consumer.py"
+    consumer.write_text(CONSUMER, encoding="utf-8")
+    options = ["--strict", "--config-file=", "--python-executable", str(installed), "--no-error-summary"]
+
+    command = [sys.executable, "-m", "mypy", *options, consumer.name]
+
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    said = re.findall(
+        r'^consumer\.py:(\d+): (?:note: Revealed type is "(.*)"|error: .*\[(.*)\])$',
+        checked.stdout.replace("builtins.", ""),  # some versions of mypy spell builtins out
+        re.MULTILINE,
+    )
+    expected = [
+        (str(number), *(("", found[2]) if found[1] == "error" else (found[2], "")))
+        for number, line in enumerate(CONSUMER.splitlines(), 1)
+        if (found := re.search(r"# (reveals|error): (.*)", line))
+    ]
+    assert said == expected, checked.stdout + checked.stderr
+
+
+# ---- The import ----
+
+
+def imported_by(statements: str, cwd: Path) -> set[str]:
+    """Return the top-level modules that some statements import in a new process."""
+    script = f"import sys\nbefore = set(sys.modules)\n{statements}\nprint(*set(sys.modules) - before)\n"
+    names = run(sys.executable, "-c", script, cwd=cwd).split()
+    return {name.partition(".")[0] for name in names}
+
+
+def test_import_is_light() -> None:
+    assert imported_by("import persistedstate", cwd=ROOT).isdisjoint(HEAVY)
+
+
+def test_file_of_the_modules_own_making_never_needs_ruamel(tmp_path: Path) -> None:
+    """Loading ruamel.yaml takes longer than everything else that a small script does with its state."""
+    statements = textwrap.dedent(
+        f"""\
+        sys.path.insert(0, {str(ROOT)!r})
+        from persistedstate import PersistedState
+        for run in range(2):
+            state = PersistedState({str(tmp_path / "example.state")!r}, last_id=0, names=["yes", "a: b"], rate=0.5)
+            state.last_id += 1
+            state.names.append({{"when": None}})
+            state.close()
+        """
+    )
+
+    assert "ruamel" not in imported_by(statements, cwd=tmp_path)
+
+
+def test_vendored_file_works_alone(tmp_path: Path) -> None:
+    shutil.copy(MODULE, tmp_path)
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """\
+            import persistedstate
+            with persistedstate.PersistedState("example.state", count=0) as state:
+                state.count += 1
+            print(persistedstate.__file__)
+            """
+        ),
+        encoding="utf-8",
+    )
+
+    printed = run(sys.executable, script.name, cwd=tmp_path)
+
+    assert Path(printed.strip()).resolve() == (tmp_path / MODULE.name).resolve()
+    assert (tmp_path / "example.state").read_text(encoding="utf-8") == "count: 1\n"
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {MODULE.name, script.name, "example.state"}
+
+
+def test_installed_wheel_works(installed: Path, tmp_path: Path) -> None:
+    script = 'import persistedstate as p; p.PersistedState("example.state", count=1).close(); print(p.__file__)'
+
+    printed = run(installed, "-c", script, cwd=tmp_path)
+
+    assert Path(printed.strip()).parts[-2:] == ("persistedstate", "__init__.py")
+    assert (tmp_path / "example.state").read_text(encoding="utf-8") == "count: 1\n"

@@ -1,0 +1,167 @@
+"""README.md and the docstrings tell the truth: every example in them is run.
+
+The README is a script, read from top to bottom in one namespace and in a new, empty folder. Invisible HTML comments
+say what a reader need not see:
+
+- a ```` ```python ```` block is run;
+- ``<!-- python … -->``: its text is run as well (stand-ins such as ``def work(item): ...``, or a ``STATE.close()``);
+- ``<!-- write: NAME -->`` before a block: it becomes the file NAME (to be opened, or a hand edit);
+- ``<!-- file: NAME -->`` before a block: the file NAME must hold exactly that text by then;
+- ``<!-- prints -->`` before a block: the Python since the last such block must have printed exactly that text;
+- ``<!-- not run: REASON -->`` before a ```` ```python ```` block: it is not run.
+
+Only blank lines may stand between such a comment and its block. States still open at the end are closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import inspect
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import persistedstate
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+#: A hidden Python comment, or a fenced block with the comment that steers it.
+STEP = re.compile(
+    r"^<!-- python\n(?P<hidden>.*?)^-->$"
+    r"|(?:^<!-- (?P<verb>write|file|prints|not run)(?:: (?P<name>.+?))? -->\n\s*)?"
+    r"^```(?P<language>\w*)\n(?P<block>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def steps(text: str) -> list[tuple[str, str, str, int]]:
+    """Return the README's steps as (verb, name, text, first line), the verb being `run` for Python blocks."""
+    found = []
+    for match in STEP.finditer(text):
+        part = "hidden" if match["hidden"] is not None else "block"
+        verb = match["verb"] or ("hidden" if part == "hidden" else "run" if match["language"] == "python" else "")
+        found.append((verb, match["name"] or "", match[part], text.count("\n", 0, match.start(part))))
+    return found
+
+
+class Story:
+    """What the README's steps have made so far: a namespace, files in the present folder, printed text."""
+
+    def __init__(self) -> None:
+        self.namespace: dict[str, Any] = {"__name__": "__main__"}
+        self.printed = io.StringIO()
+
+    def take(self, verb: str, name: str, text: str, line: int) -> None:
+        if verb in {"run", "hidden"}:
+            with contextlib.redirect_stdout(self.printed):
+                exec(compile("\n" * line + text, str(README), "exec"), self.namespace)  # noqa: S102  # our own README
+        elif verb == "write":
+            Path(name).write_text(text, encoding="utf-8")
+        elif verb == "file":
+            assert Path(name).read_text(encoding="utf-8") == text, f"README.md:{line}: {name} differs"
+        elif verb == "prints":
+            assert self.printed.getvalue() == text, f"README.md:{line}: what was printed differs"
+            self.printed = io.StringIO()
+
+    def close(self) -> None:
+        close_states(self.namespace)
+
+
+def close_states(namespace: dict[str, Any]) -> None:
+    for value in namespace.values():
+        if isinstance(value, persistedstate.PersistedState):
+            value.close()
+
+
+def test_readme_examples_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    story = Story()
+    todo = steps(README.read_text(encoding="utf-8"))
+
+    with contextlib.closing(story):
+        for step in todo:
+            story.take(*step)
+
+    assert {"run", "file"} <= {verb for verb, *_ in todo}
+
+
+def test_readme_shows_code_and_the_file_it_leaves_on_the_first_screen() -> None:
+    todo = steps(README.read_text(encoding="utf-8"))
+
+    shown = [(language, first) for language, _, _, first in todo if language in {"run", "file"}]
+
+    assert [verb for verb, _ in shown[:2]] == ["run", "file"]
+    assert shown[1][1] < 40
+
+
+@pytest.mark.parametrize("command", [".ci/test", ".ci/demo"])
+def test_readme_names_the_two_commands_and_they_are_executable(command: str) -> None:
+    assert re.search(rf"^{re.escape(command)}\b", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert (ROOT / command).stat().st_mode & 0o111
+
+
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+    assert {".ci/test", ".ci/demo"} <= set(re.findall(r"\.ci/\w+", script))
+
+
+def test_relative_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", README.read_text(encoding="utf-8"))
+
+    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
+
+    assert missing == []
+
+
+def test_links_within_the_readme_lead_to_a_heading() -> None:
+    text = README.read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    headings = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_docstring_examples_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in a new folder, are closed behind them, and may `print(open("example.state").read())` for short."""
+    monkeypatch.chdir(tmp_path)
+    report = io.StringIO()
+    runner = doctest.DocTestRunner()
+
+    for test in doctest.DocTestFinder().find(persistedstate):
+        runner.run(test, out=report.write, clear_globs=False)
+        close_states(test.globs)
+
+    assert runner.tries > 0
+    assert report.getvalue() == ""
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    undocumented = [name for name in persistedstate.__all__ if not getattr(persistedstate, name).__doc__]
+
+    assert undocumented == []
+
+
+def test_every_public_method_has_a_docstring() -> None:
+    """One inherited from `collections.abc` counts: `help()` shows it."""
+    undocumented = [
+        f"{name}.{method}"
+        for name in persistedstate.__all__
+        if isinstance(getattr(persistedstate, name), type)
+        for method, member in inspect.getmembers(getattr(persistedstate, name))
+        if not method.startswith("_") and (inspect.isroutine(member) or isinstance(member, property))
+        if not inspect.getdoc(member)
+    ]
+
+    assert undocumented == []
+
+
+@pytest.mark.parametrize("option", ["_fsync", "_wait", "_readonly", "_mode"])
+def test_class_docstring_explains_option(option: str) -> None:
+    assert option in (persistedstate.PersistedState.__doc__ or "")

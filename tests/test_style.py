@@ -1,0 +1,137 @@
+"""The module stays readable: a line budget, short functions, and sections of which each uses only those above it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = (ROOT / "persistedstate.py").read_text(encoding="utf-8")
+TREE = ast.parse(SOURCE)
+
+#: The sections in the order in which a reader meets them. Each is opened by a line such as `# ---- Text ----`;
+#: others may stand between them, and what comes before the first banner belongs to "Head".
+SECTIONS = ["Errors", "Text", "Journal", "Nodes", "State"]
+BANNER = re.compile(r"^# -{2,} (\w[\w ]*) -{2,}$", re.MULTILINE)
+
+LINE_BUDGET = 3_600
+MEDIAN_LENGTH, NINE_IN_TEN, LONGEST = 5, 18, 40
+
+Function = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+#: Hosts that no file may name: where packages come from is the affair of whoever installs them.
+REGISTRY_HOST = re.compile(
+    r"(?:pypi|npmjs|crates|rubygems|debian|pythonhosted|yarnpkg|golang)[.](?:org|com|io)\b", re.IGNORECASE
+)
+
+
+def banners() -> list[tuple[int, str]]:
+    """Return (line, title) of every section, the head included."""
+    found = [(SOURCE.count("\n", 0, match.start()) + 1, match[1]) for match in BANNER.finditer(SOURCE)]
+    return [(1, "Head"), *found]
+
+
+def section_of(line: int) -> int:
+    """Return the number of the section that holds a line."""
+    return sum(1 for start, _ in banners() if start <= line) - 1
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the lines of a function without decorators and docstring."""
+    docstring = 0
+    if ast.get_docstring(function) is not None:
+        docstring = (function.body[0].end_lineno or 0) - function.body[0].lineno + 1
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+def lengths() -> dict[str, int]:
+    """Return the length of every function, by its name and line."""
+    functions = [node for node in ast.walk(TREE) if isinstance(node, Function)]
+    return {f"{function.name}, line {function.lineno}": length(function) for function in functions}
+
+
+def definitions() -> dict[str, int]:
+    """Return the line that first defines each module-level name."""
+    found: dict[str, int] = {}
+    for node in ast.walk(ast.Module([outline(statement) for statement in TREE.body], [])):
+        if isinstance(node, (ast.ClassDef, *Function)):
+            found.setdefault(node.name, node.lineno)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.setdefault(node.id, node.lineno)
+    return found
+
+
+def outline(statement: ast.stmt) -> ast.stmt:
+    """Return a function or class without its body, so that only what it adds to the module remains."""
+    if isinstance(statement, (ast.ClassDef, *Function)):
+        name = ast.Name(statement.name, ast.Store(), lineno=statement.lineno, col_offset=0)
+        return ast.Expr(name, lineno=statement.lineno, col_offset=0)
+    return statement
+
+
+def uses(node: ast.AST, local: frozenset[str] = frozenset()) -> Iterator[ast.Name]:
+    """Yield the names that a piece of code reads from outside of the functions in it, annotations included."""
+    if isinstance(node, (*Function, ast.Lambda)):
+        local |= {argument.arg for argument in ast.walk(node.args) if isinstance(argument, ast.arg)}
+        local |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id not in local:
+        yield node
+    for child in ast.iter_child_nodes(node):
+        yield from uses(child, local)
+
+
+def tracked_files() -> list[Path]:
+    """Return the files that belong to the project: those that git knows or would add, else those in visible folders."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        return [path for path in ROOT.glob("[!.]*/**/*") if path.is_file()]
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_module_keeps_its_line_budget() -> None:
+    lines = SOURCE.count("\n")
+
+    assert lines <= LINE_BUDGET
+
+
+def test_no_function_is_long() -> None:
+    assert {name: lines for name, lines in lengths().items() if lines > LONGEST} == {}
+
+
+def test_most_functions_are_short() -> None:
+    measured = sorted(lengths().values())
+
+    assert statistics.median(measured) <= MEDIAN_LENGTH
+    assert statistics.quantiles(measured, n=10, method="inclusive")[-1] <= NINE_IN_TEN
+
+
+def test_sections_stand_in_order() -> None:
+    titles = [title for _, title in banners()]
+
+    assert [title for title in titles if title in SECTIONS] == SECTIONS
+
+
+def test_each_section_uses_only_those_above_it() -> None:
+    defined = definitions()
+
+    upwards = [
+        f"line {name.lineno} ({banners()[section_of(name.lineno)][1]}) uses {name.id} of line {defined[name.id]}"
+        for name in uses(TREE)
+        if name.id in defined and section_of(defined[name.id]) > section_of(name.lineno)
+    ]
+
+    assert not upwards, "\n".join(upwards)
+
+
+def test_no_file_names_a_package_registry() -> None:
+    naming = [path.name for path in tracked_files() if REGISTRY_HOST.search(path.read_text("utf-8", errors="replace"))]
+
+    assert naming == []

@@ -1,0 +1,782 @@
+"""`with STATE.transaction()`: all of the changes or none, in memory and in the file, for every way to end."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import random
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from checks import run_child, scratch
+from processes import WRITE_CALLS, contents_at_each_moment, count_calls, interrupt_after_call, interrupt_at
+
+import persistedstate
+from persistedstate import PersistedState, StateDict, StateError, StateList, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+START: dict[str, Any] = {
+    "counter": 1,
+    "list": [3, 1, {"n": 1}, [7, 8]],
+    "dict": {"z": 1, "a": {"deep": [1, 2]}, "m": None},
+    "text": "é",
+}
+
+
+@pytest.fixture
+def state(path: Path) -> Iterator[Any]:
+    """An open state with START in it."""
+    with PersistedState(path, **copy.deepcopy(START)) as state:
+        yield state
+
+
+class Stop(BaseException):
+    """What no `except Exception` catches."""
+
+
+def ordered(value: Any) -> Any:
+    """Return `value` in a form that compares the order of keys and the types as well."""
+    if isinstance(value, dict):
+        return [(key, ordered(item)) for key, item in value.items()]
+    if isinstance(value, list):
+        return list(map(ordered, value))
+    return type(value), value
+
+
+def on_disk(path: Path) -> Any:
+    """Open a copy of the file, as after a crash at this moment."""
+    copied = path.with_name("copy.state")
+    copied.write_bytes(path.read_bytes())
+    with PersistedState(copied, _readonly=True) as again:
+        content = plain(again)
+    copied.unlink()
+    return content
+
+
+def added_documents(path: Path, before: bytes) -> list[Any]:
+    """Return the documents that were appended to the file since it was `before`."""
+    data = path.read_bytes()
+    assert data.startswith(before)
+    added = data[len(before) :].decode()
+    documents = list(yaml.safe_load_all(added)) if added else []
+    assert added.count("\n") == len(documents) == len([line for line in added.splitlines() if line.startswith("--- ")])
+    return documents
+
+
+# ---- One record ------------------------------------------------------------------------------------------------------
+
+
+def test_the_changes_become_one_record(state: Any, path: Path) -> None:
+    before = path.read_bytes()
+
+    with state.transaction():
+        state.counter += 1
+        state.list.append("x")
+        state.dict["a"]["deep"][0] = 5
+        del state.text
+        assert path.read_bytes() == before
+
+    (record,) = added_documents(path, before)
+    assert record[0] == "transaction"
+    assert len(record[1]) == 4
+    assert plain(state) == on_disk(path)
+    assert plain(state) == {
+        "counter": 2,
+        "list": [3, 1, {"n": 1}, [7, 8], "x"],
+        "dict": {"z": 1, "a": {"deep": [5, 2]}, "m": None},
+    }
+
+
+def test_the_record_is_one_write(state: Any) -> None:
+    def work() -> None:
+        with state.transaction():
+            for n in range(100):
+                state.list.append(n)
+                state.counter += n
+
+    assert count_calls(work, WRITE_CALLS) == 1
+
+
+def test_the_file_holds_all_or_nothing_at_each_moment(state: Any, path: Path) -> None:
+    def work() -> None:
+        with state.transaction():
+            state.counter = 2
+            state.list.clear()
+            state.dict = {}
+
+    contents = contents_at_each_moment(path, work)
+
+    assert len(contents) == 2
+    assert contents[1].startswith(contents[0])
+
+
+def test_an_empty_transaction_writes_nothing(state: Any, path: Path) -> None:
+    before = path.read_bytes(), path.stat().st_mtime_ns
+
+    def work() -> None:
+        with state.transaction():
+            pass
+        with state.transaction():
+            assert state.counter == 1
+            assert list(state.list)[:2] == [3, 1]
+            with state.transaction():
+                assert "z" in state.dict
+
+    assert count_calls(work, WRITE_CALLS) == 0
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_reads_inside_see_the_changes(state: Any) -> None:
+    with state.transaction():
+        state.counter += 1
+        state.counter += 1
+        state.new = {"k": [1]}
+        state.new["k"].append(2)
+        state.list[2]["n"] = 9
+        del state["text"]
+
+        assert state.counter == 3
+        assert state["new"] == {"k": [1, 2]}
+        assert list(state) == ["counter", "list", "dict", "new"]
+        assert len(state) == 4
+        assert "text" not in state
+        assert state.list == [3, 1, {"n": 9}, [7, 8]]
+        assert plain(state)["new"]["k"] == [1, 2]
+
+    assert state.counter == 3
+
+
+def test_the_next_change_is_a_record_of_its_own(state: Any, path: Path) -> None:
+    with state.transaction():
+        state.counter = 2
+        state.text = "x"
+    before = path.read_bytes()
+
+    state.counter = 3
+
+    assert added_documents(path, before) == [["set", [], "counter", 3]]
+
+
+def test_a_transaction_survives_death_right_after_it(path: Path) -> None:
+    code = """
+        import os, sys
+        from persistedstate import PersistedState
+        state = PersistedState(sys.argv[1], a=1, b=1)
+        with state.transaction():
+            state.a = 2
+            state.b = 2
+        with state.transaction():
+            state.a = 3
+            os._exit(0)
+    """
+
+    run_child(code, path)
+
+    with PersistedState(path) as state:
+        assert plain(state) == {"a": 2, "b": 2}
+
+
+def test_moves_of_nodes_are_kept(state: Any, path: Path) -> None:
+    """A node that is taken out and put in elsewhere is copied there; the one that was taken out is nobody's."""
+    with state.transaction():
+        taken = state.dict.pop("a")
+        state.moved = taken
+        state.list.insert(0, state.list.pop())
+        state.list[0].append(9)
+        taken["deep"].append("not tracked")
+        state.moved["deep"].append("tracked")
+
+    expected = {
+        "counter": 1,
+        "list": [[7, 8, 9], 3, 1, {"n": 1}],
+        "dict": {"z": 1, "m": None},
+        "text": "é",
+        "moved": {"deep": [1, 2, "tracked"]},
+    }
+    assert plain(state) == on_disk(path) == expected
+    assert taken == {"deep": [1, 2, "not tracked"]}
+
+
+def test_a_key_that_is_removed_and_set_again_moves_to_the_end(state: Any, path: Path) -> None:
+    with state.transaction():
+        value = state.pop("counter")
+        state.counter = value
+        state.dict["z"] = state.dict.pop("z")
+
+    assert list(state) == list(on_disk(path)) == ["list", "dict", "text", "counter"]
+    assert list(state.dict) == list(on_disk(path)["dict"]) == ["a", "m", "z"]
+
+
+def test_a_node_that_is_set_where_it_is_changes_nothing(state: Any, path: Path) -> None:
+    before = path.read_bytes()
+    node = state.list
+
+    with state.transaction():
+        state.list = node
+        state.list += [5]
+
+    assert state.list is node
+    assert len(added_documents(path, before)) == 1
+    assert on_disk(path)["list"] == [3, 1, {"n": 1}, [7, 8], 5]
+
+
+def test_values_of_every_kind_pass_through_a_transaction(state: Any, path: Path) -> None:
+    value = {"f": [1e16, float("inf"), -0.0], 1: b"\0\xff", None: yaml.safe_load("2024-01-31"), False: "\x85\u2028😀"}
+
+    with state.transaction():
+        state.value = value
+        state.list[0] = 10**30
+
+    assert on_disk(path)["value"] == plain(state)["value"] == value
+    assert on_disk(path)["list"][0] == 10**30
+
+
+# ---- Rollback --------------------------------------------------------------------------------------------------------
+
+
+def everything(state: Any) -> None:
+    """Use every kind of change that there is."""
+    state.counter += 1
+    state.list.sort(key=str)
+    state.list.reverse()
+    state.list[0:2] = ["a", "b", "c"]
+    del state.list[::2]
+    state.list *= 2
+    state.list.insert(1, {"new": []})
+    state.list[1]["new"].append(1)
+    state.list.extend([1, 2])
+    state.list.pop(0)
+    state.dict["a"]["deep"].clear()
+    state.dict["a"] = [state.dict["a"]]
+    state.dict["z"] = state.dict.pop("z")
+    state.dict |= {"q": 1, "m": 2}
+    state.dict.setdefault("new", {})["k"] = 1
+    state.dict.popitem()
+    state.update(counter="x", more={"n": [1]})
+    state["text"] = state.pop("text") + "!"
+    state.popitem()
+    del state.dict
+    state.dict = {}
+    state.clear()
+    state.dict = 1
+    state.counter = 2
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), KeyboardInterrupt(), SystemExit(3), GeneratorExit(), Stop()], ids=repr
+)
+def test_an_exception_rolls_back_memory_and_file(state: Any, path: Path, error: BaseException) -> None:
+    before = path.read_bytes(), path.stat().st_mtime_ns
+
+    with pytest.raises(type(error)) as caught, state.transaction():
+        everything(state)
+        raise error
+
+    assert caught.value is error
+    assert ordered(plain(state)) == ordered(START)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_rollback_keeps_the_identity_of_nodes(state: Any, path: Path) -> None:
+    nodes = [state.list, state.list[2], state.list[3], state.dict, state.dict["a"], state.dict["a"]["deep"]]
+
+    with pytest.raises(Stop), state.transaction():
+        everything(state)
+        raise Stop
+
+    assert nodes[0] is state.list
+    assert nodes[1] is state.list[2]
+    assert nodes[2] is state.list[3]
+    assert nodes[3] is state.dict
+    assert nodes[4] is state.dict["a"]
+    assert nodes[5] is state.dict["a"]["deep"]
+    for node in nodes:
+        if isinstance(node, StateDict):
+            node["tracked"] = 1
+        else:
+            assert isinstance(node, StateList)
+            node.append("tracked")
+    assert plain(state) == on_disk(path)
+    assert on_disk(path)["dict"]["a"]["deep"] == [1, 2, "tracked"]
+    assert on_disk(path)["list"][3] == [7, 8, "tracked"]
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda state: state.pop("dict"), "dict"),
+        (lambda state: state.dict.pop("a"), "dict"),
+        (lambda state: state.list.pop(2), "list"),
+        (lambda state: [state.list[2], state.list.clear()][0], "list"),
+        (lambda state: [state.dict, state.__setitem__("dict", 1)][0], "dict"),
+        (lambda state: [state.list[3], state.list.__setitem__(slice(1, 4), [])][0], "list"),
+        (lambda state: [state.dict["a"], state.clear()][0], "dict"),
+    ],
+    ids=["pop", "nested pop", "list pop", "list clear", "replace", "slice", "clear"],
+)
+def test_a_node_that_was_removed_and_then_changed_comes_back_as_it_was(
+    state: Any, path: Path, change: Callable[[Any], Any], place: str
+) -> None:
+    """Between its removal and the rollback the node was nobody's; what was done to it then is undone too."""
+    with pytest.raises(Stop), state.transaction():
+        removed = change(state)
+        if isinstance(removed, StateDict):
+            removed["late"] = 1
+            removed.pop(next(iter(removed)))
+        else:
+            removed.append("late")
+            removed.pop(0)
+        raise Stop
+
+    assert ordered(plain(state)) == ordered(START)
+    state[place].clear()
+    assert plain(state) == on_disk(path)
+
+
+def test_work_goes_on_after_a_rollback(state: Any, path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(Stop), state.transaction():
+        everything(state)
+        raise Stop
+
+    state.counter += 1
+    with state.transaction():
+        state.text = "x"
+
+    assert state.counter == 2
+    assert len(added_documents(path, before)) == 2
+    assert on_disk(path) == plain(state) == {**START, "counter": 2, "text": "x"}
+
+
+def test_a_node_made_in_a_rolled_back_transaction_is_nobodys(state: Any, path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(Stop), state.transaction():
+        state.new = {"k": [1]}
+        made = state.new
+        state.list.append([5])
+        item = state.list[-1]
+        raise Stop
+
+    made["k"].append(2)
+    item.append(6)
+
+    assert ordered(plain(state)) == ordered(START)
+    assert path.read_bytes() == before
+
+
+def test_rollback_of_a_journal_that_has_records_keeps_those(state: Any, path: Path) -> None:
+    state.counter = 5
+    with state.transaction():
+        state.text = "x"
+        state.list.append(1)
+
+    with pytest.raises(Stop), state.transaction():
+        state.counter = 6
+        state.list.clear()
+        raise Stop
+
+    assert plain(state) == on_disk(path) == {**START, "counter": 5, "text": "x", "list": [*START["list"], 1]}
+
+
+# ---- Nested ----------------------------------------------------------------------------------------------------------
+
+
+def test_nested_transactions_join_the_outer(state: Any, path: Path) -> None:
+    before = path.read_bytes()
+
+    with state.transaction():
+        state.counter = 2
+        with state.transaction():
+            state.text = "x"
+            with state.transaction():
+                state.list.append(1)
+        assert path.read_bytes() == before
+        state.dict["z"] = 2
+
+    assert len(added_documents(path, before)) == 1
+    assert on_disk(path) == plain(state)
+    assert (state.counter, state.text, state.list[-1], state.dict["z"]) == (2, "x", 1, 2)
+
+
+def test_an_exception_after_a_nested_transaction_rolls_back_both(state: Any, path: Path) -> None:
+    before = path.read_bytes()
+
+    with pytest.raises(Stop), state.transaction():
+        state.counter = 2
+        with state.transaction():
+            everything(state)
+        raise Stop
+
+    assert ordered(plain(state)) == ordered(START)
+    assert path.read_bytes() == before
+
+
+def test_an_exception_through_nested_transactions_rolls_back_all(state: Any, path: Path) -> None:
+    before = path.read_bytes()
+
+    with pytest.raises(Stop), state.transaction():
+        state.counter = 2
+        with state.transaction():
+            state.text = "x"
+            raise Stop
+
+    assert ordered(plain(state)) == ordered(START)
+    assert path.read_bytes() == before
+    state.counter = 3
+    assert on_disk(path)["counter"] == 3
+
+
+def test_a_transaction_object_used_again_works_or_fails_loudly(state: Any, path: Path) -> None:
+    transaction = state.transaction()
+    with transaction:
+        state.counter = 2
+
+    try:
+        with transaction:
+            state.counter = 3
+    except (StateError, RuntimeError, AttributeError):
+        assert state.counter == 2
+
+    assert on_disk(path)["counter"] == state.counter
+
+
+# ---- What fails inside -----------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_cannot_be_stored_spoils_only_itself(state: Any, path: Path) -> None:
+    before = path.read_bytes()
+
+    with state.transaction():
+        state.counter = 2
+        with pytest.raises(TypeError, match=r"STATE\.dict\.bad\[1\]"):
+            state.dict["bad"] = [1, {2}]
+        with pytest.raises(ValueError):  # noqa: PT011 - any text will do
+            state.list.extend(["fine", "\ud800"])
+        with pytest.raises(TypeError):
+            state.update(text="x", bad=object())
+        with pytest.raises(KeyError):
+            del state["nope"]
+        with pytest.raises(IndexError):
+            state.list[9] = 1
+        with pytest.raises(IndexError):
+            state.list.pop(9)
+        with pytest.raises(ValueError):  # noqa: PT011 - any text will do
+            state.list.remove("nope")
+        with pytest.raises(TypeError):
+            state.list.sort()
+        state.text = "y"
+
+    expected = {**START, "counter": 2, "text": "y"}
+    assert ordered(plain(state)) == ordered(expected)
+    assert len(added_documents(path, before)) == 1
+    assert on_disk(path) == expected
+
+
+def test_a_value_that_cannot_be_stored_rolls_back_when_nobody_catches_it(state: Any, path: Path) -> None:
+    before = path.read_bytes()
+
+    with pytest.raises(TypeError, match=r"STATE\.y"), state.transaction():
+        state.counter = 2
+        state.y = {1, 2}
+
+    assert ordered(plain(state)) == ordered(START)
+    assert path.read_bytes() == before
+
+
+def test_a_commit_that_cannot_be_written_rolls_back(path: Path) -> None:
+    """A limit of the file size plays the full disk; when there is space again, the next transaction works."""
+    code = """
+        import resource, sys
+        from persistedstate import PersistedState, plain
+
+        state = PersistedState(sys.argv[1], a=1, l=[{"n": 1}])
+        node = state.l[0]
+        before = open(sys.argv[1], "rb").read()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, resource.RLIM_INFINITY))
+        try:
+            with state.transaction():
+                state.a = 2
+                state.l.insert(0, "x")
+                node["n"] = 2
+                state.text = "y" * 100
+            print("no error")
+        except OSError:
+            print(plain(state), state.l[0] is node, open(sys.argv[1], "rb").read() == before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        with state.transaction():
+            state.a = 3
+            node["n"] = 3
+        print(plain(state))
+        state.close()
+    """
+
+    answer = run_child(code, path).splitlines()
+
+    assert answer == ["{'a': 1, 'l': [{'n': 1}]} True True", "{'a': 3, 'l': [{'n': 3}]}"]
+    assert yaml.safe_load(path.read_text()) == {"a": 3, "l": [{"n": 3}]}
+
+
+def test_a_transaction_on_a_reader_or_a_closed_state_changes_nothing(path: Path) -> None:
+    with PersistedState(path, a=1):
+        pass
+    before = path.read_bytes()
+
+    with PersistedState(path, _readonly=True) as reader:
+        with pytest.raises(StateError), reader.transaction():
+            reader.a = 2
+        assert reader.a == 1
+
+    assert path.read_bytes() == before
+
+
+# ---- Interrupts ----------------------------------------------------------------------------------------------------
+
+
+def _set(state: Any) -> None:
+    state.a += 1
+
+
+def _append(state: Any) -> None:
+    state.l.append({"n": 1})
+
+
+def _pop(state: Any) -> None:
+    if state.l:
+        state.l.pop(0)
+
+
+def _transact(state: Any) -> None:
+    with state.transaction():
+        state.a += 1
+        state.l.append(state.a)
+        with state.transaction():
+            state.d["k"] = state.l[:1]
+
+
+def _fail(state: Any) -> None:
+    with contextlib.suppress(Stop), state.transaction():
+        state.a += 1
+        state.l.clear()
+        state.d["k"] = state.a
+        raise Stop
+
+
+def _vacuum(state: Any) -> None:
+    state.vacuum()
+
+
+def check_interrupts(action: Callable[[Any], None], stride: int, interrupt: Callable[..., bool]) -> None:
+    """Interrupt the action at every `stride`-th point: it is done or not, in memory and file, and later changes work."""
+    with scratch() as path:
+        state = PersistedState(path, a=0, l=[{"n": 0}], d={})
+        number, came = 1, True
+        while came:
+            state.z = number  # gives a vacuum something to do
+            state.l = ["x", {"n": [number]}]
+            before = plain(state)
+            model = _Model(copy.deepcopy(before))
+            action(model)
+
+            came = interrupt(number, lambda: action(state))
+
+            assert plain(state) in (before, vars(model)), number
+            assert on_disk(path) == plain(state), number
+            state.z = -number
+            assert on_disk(path) == plain(state), number
+            number += stride
+            if number % 16 == 0:
+                state.vacuum()  # keeps the journal short
+        content = plain(state)
+        state.close()
+        assert number > 5 * stride
+        assert on_disk(path) == content
+
+
+@pytest.mark.leaves("descriptors")
+@pytest.mark.parametrize(("action", "stride"), [(_set, 1), (_append, 3), (_pop, 3), (_transact, 7), (_fail, 7)])
+def test_an_interrupt_at_any_instruction_leaves_memory_and_file_equal(
+    action: Callable[[Any], None], stride: int
+) -> None:
+    files = [persistedstate.__file__, contextlib.__file__]
+
+    check_interrupts(action, stride, functools.partial(interrupt_at, files=files))
+
+
+@pytest.mark.leaves("descriptors")
+@pytest.mark.parametrize("action", [_set, _append, _pop, _transact, _fail, _vacuum])
+def test_an_interrupt_within_any_call_leaves_memory_and_file_equal(action: Callable[[Any], None]) -> None:
+    """Python acts on Ctrl-C after the C function that it came in, such as `os.write` or `os.replace`."""
+    check_interrupts(action, 1, interrupt_after_call)
+
+
+class _Model:
+    """A dict with what the actions above need of a state."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.__dict__ = content
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        before = copy.deepcopy(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
+    def vacuum(self) -> None:
+        pass
+
+
+# ---- Threads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [None, Stop])
+def test_another_thread_waits_for_the_end(state: Any, path: Path, end: type[BaseException] | None) -> None:
+    begun, done = threading.Event(), threading.Event()
+    before = path.read_bytes()
+
+    def work() -> None:
+        begun.set()
+        state.list.append("other")
+        done.set()
+
+    thread = threading.Thread(target=work)
+    try:
+        with state.transaction():
+            state.list.append("mine")
+            thread.start()
+            begun.wait()
+            waited = not done.wait(0.1)
+            state.list.append("mine too")
+            during = list(state.list[4:])
+            if end:
+                raise end
+    except Stop:
+        pass
+    thread.join()
+
+    mine = [] if end else ["mine", "mine too"]
+    assert waited
+    assert during == ["mine", "mine too"]
+    assert state.list[4:] == [*mine, "other"]
+    assert on_disk(path) == plain(state)
+    assert len(added_documents(path, before)) == (1 if end else 2)
+
+
+def test_transactions_of_two_threads_do_not_mix(path: Path) -> None:
+    """Each moves a unit from one account to another; the sum is constant in every record."""
+    threads_, rounds = 4, 200
+    with PersistedState(path, accounts=[1000] * threads_, moves=0) as state:
+
+        def work(mine: int) -> None:
+            for n in range(rounds):
+                with state.transaction():
+                    state.accounts[mine] -= 1
+                    state.accounts[(mine + n) % threads_] += 1
+                    state.moves += 1
+                    assert sum(state.accounts) == 1000 * threads_
+
+        threads = [threading.Thread(target=work, args=(mine,)) for mine in range(threads_)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert state.moves == threads_ * rounds
+        assert sum(state.accounts) == 1000 * threads_
+        assert on_disk(path) == plain(state)
+
+
+def test_the_thread_lock_and_transactions_go_together(state: Any) -> None:
+    with state._thread_lock, state.transaction(), state._thread_lock:
+        state.counter += 1
+
+    free: list[bool] = []
+
+    def try_lock() -> None:
+        free.append(state._thread_lock.acquire(blocking=False))
+        state._thread_lock.release()
+
+    thread = threading.Thread(target=try_lock)
+    thread.start()
+    thread.join()
+    assert free == [True]
+    assert state.counter == 2
+
+
+# ---- At random -------------------------------------------------------------------------------------------------------
+
+
+#: What may happen to a dict, given a key and a value, and to a list, given an index.
+DICT_CHANGES: list[Callable[[Any, str, Any], object]] = [
+    lambda node, key, value: node.__setitem__(key, value),
+    lambda node, key, value: node.__setitem__(key, [value, {"n": copy.deepcopy(value)}]),
+    lambda node, key, _value: node.pop(key, None),
+    lambda node, key, value: node.update({key: value, "z": 1}),
+    lambda node, key, value: node.setdefault(key, value),
+    lambda node, _key, _value: node.popitem() if len(node) > 1 else None,
+]
+LIST_CHANGES: list[Callable[[Any, int, Any], object]] = [
+    lambda node, index, value: node.insert(index, value),
+    lambda node, index, value: node.insert(index, [value, {"n": copy.deepcopy(value)}]),
+    lambda node, _index, value: node.append(value),
+    lambda node, index, _value: node.__delitem__(slice(index, None)),
+    lambda node, index, value: node.__setitem__(slice(index, index + 2), [value, 5]),
+    lambda node, _index, _value: node.reverse(),
+    lambda node, index, _value: node.pop(index) if index < len(node) else None,
+]
+
+
+def random_change(rng: random.Random, root: Any) -> None:
+    """Change something somewhere: the same calls on a state and on its model, when `rng` is in the same state."""
+    node = root
+    while rng.random() < 0.6:
+        children = [node[key] for key in (node if hasattr(node, "keys") else range(len(node)))]
+        nested = [child for child in children if isinstance(child, dict | list | StateDict | StateList)]
+        if not nested:
+            break
+        node = rng.choice(nested)
+    value: Any = copy.deepcopy(rng.choice(VALUES))
+    if hasattr(node, "keys"):
+        rng.choice(DICT_CHANGES)(node, rng.choice("abcdef"), value)
+    else:
+        rng.choice(LIST_CHANGES)(node, rng.randrange(len(node) + 1), value)
+
+
+VALUES: list[Any] = [1, None, "x", 2.5, [1, [2]], {"k": {}}, {}, []]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_transactions_agree_with_a_model(path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    start: dict[str, Any] = {"a": {"b": [1, {"c": 2}]}, "d": [[], {}]}
+    model = copy.deepcopy(start)
+    with PersistedState(path, **start) as state:
+        for _ in range(15):
+            changed = copy.deepcopy(model)
+            commit, before = rng.random() < 0.5, path.read_bytes()
+            try:
+                with state.transaction():
+                    for _ in range(rng.randrange(8)):
+                        point = rng.getstate()
+                        random_change(rng, changed)
+                        rng.setstate(point)
+                        random_change(rng, state)
+                        assert ordered(plain(state)) == ordered(changed)
+                    if not commit:
+                        raise Stop
+            except Stop:
+                assert path.read_bytes() == before
+            model = changed if commit else model
+            assert ordered(plain(state)) == ordered(model)
+            assert ordered(on_disk(path)) == ordered(model)
+
+    with PersistedState(path) as state:
+        assert ordered(plain(state)) == ordered(model)
