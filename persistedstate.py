@@ -262,10 +262,10 @@ def _flow(value: Any) -> str:
 
 
 def _flow_key(key: Any) -> str:
-    if type(key) is not str:
-        return f"{_scalar(key)}: "
-    text = _quote(key)
-    return f"{text}:" if len(text) <= _MAX_SIMPLE_KEY else f"? {text} : "
+    text = _quote(key) if type(key) is str else _scalar(key)
+    if len(text) > _MAX_SIMPLE_KEY:
+        return f"? {text} : "
+    return f"{text}:" if type(key) is str else f"{text}: "
 
 
 def _inline(value: Any) -> str:
@@ -923,7 +923,7 @@ class _Editor:
             item, head_end = node.value[0], node.start_mark.index + 1
         else:
             key, item = node.value[0]
-            head_end = _colon(piece, start, key.end_mark.index)
+            piece, head_end = _colon(piece, start, key.end_mark.index)
         above = piece[head_end : item.start_mark.index]
         if _is_block(item) and not above.strip(" ") and piece[item.start_mark.index] not in "!&":
             return _compact(piece, start, head_end)
@@ -1117,13 +1117,15 @@ def _anatomy(piece: str, start: int) -> _Anatomy:
     )
 
 
-def _colon(piece: str, start: int, key_end: int) -> int:
-    """Return the offset behind the colon of an entry; in the `? key` form it stands on a line of its own."""
-    pattern = r"^ *:(?=\s)" if piece[start:].lstrip().startswith("?") else ":"
-    match = re.compile(pattern, re.MULTILINE).search(piece, key_end)
-    if match is None:
-        raise _Odd
-    return match.end()
+def _colon(piece: str, start: int, key_end: int) -> tuple[str, int]:
+    """Return the piece of an entry and the offset behind its colon, which the `? key` form has on a line of its own."""
+    is_simple = not piece[start:].lstrip().startswith("?")
+    match = re.compile(":" if is_simple else r"^ *:(?=\s)", re.MULTILINE).search(piece, key_end)
+    if match is not None:
+        return piece, match.end()
+    line_end = _line_end(piece, key_end)
+    head = f"{piece[:line_end]}{' ' * _column(piece)}:"
+    return f"{head}\n{piece[line_end:]}", len(head)
 
 
 def _compact(piece: str, start: int, head_end: int) -> _Anatomy:
@@ -1692,13 +1694,12 @@ class _Journal:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         self.size += written
 
-    def landed(self, length: int) -> bool:
-        """After an interrupted `append`: tell whether all of it is in the file; if not, cut what is."""
-        if _system.fstat(self.descriptor).st_size - self.size == length:
-            self.size += length
-            return True
+    def landed(self, offset: int, length: int) -> bool:
+        """After an interrupted `append` at an offset: tell whether all of it is in the file; if not, cut what is."""
+        is_whole = _system.fstat(self.descriptor).st_size - offset == length
+        self.size = offset + length if is_whole else offset
         self.cut_back()
-        return False
+        return is_whole
 
     def cut_back(self) -> None:
         """Cut what does not count off the end of the file."""
@@ -1739,14 +1740,14 @@ class _Journal:
             if not _system.lock(new):
                 raise OSError(errno.EBUSY, "somebody locked the temporary file", path)
             _system.replace(path, self.path)
+            self._hand_over(new, len(data))
         except BaseException:
-            if self._is_current(new):  # an interrupt came after the replacement
-                self._hand_over(new, len(data))
+            if self.descriptor == new or self._is_current(new):  # an interrupt came after the replacement
+                self.descriptor, self.size = new, len(data)
             else:
                 _system.close(new)
                 _system.unlink(path)
             raise
-        self._hand_over(new, len(data))
 
     def _take_over_attributes(self, path: str, new: int) -> None:
         old, status = _system.fstat(self.descriptor), _system.fstat(new)
@@ -1884,12 +1885,17 @@ class _Tree:
         self.generation = 0
         #: Top-level keys whose text is out of date; True where the key has been deleted in between.
         self.touched: dict[Any, bool] = {}
-        #: Inside a transaction, what undoes its changes so far.
-        self.undo: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        #: The open transactions: how many records and steps of undoing there were before each.
+        self.levels: list[tuple[int, int]] = []
+        self.undo: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self.is_undoing = False
         #: The root's entries that can be read as attributes.
         self.attributes: dict[str, Any] = {}
         #: Names that are something else there.
         self.reserved: frozenset[str] = frozenset()
+        #: The objects that show the tree and are not closed; at 0 it is being closed, then `gone` is set.
+        self.handles = 1
+        self.gone = threading.Event()
         self.facades: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def commit(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
@@ -1900,7 +1906,7 @@ class _Tree:
         """Raise what is in the way of changes."""
 
     def on_undo(self, function: Callable[..., None], *arguments: Any) -> None:
-        if self.undo is not None:
+        if self.levels and not self.is_undoing:
             self.undo.append((function, arguments))
 
     def touch(self, key: Any, *, gone: bool = False) -> None:
@@ -1921,6 +1927,7 @@ class _Holder:
 
     __slots__ = ()
     _items: Any
+    _tree: _Tree | None
 
 
 class _Node(_Holder):
@@ -1953,20 +1960,20 @@ class _Node(_Holder):
         return repr(self._items)
 
     def __copy__(self) -> Any:
-        return _plain(self)
+        return _copy(self)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _plain(self)
+        return _copy(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self._items), (_plain(self),)
+        return type(self._items), (_copy(self),)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return self.__reduce__()
 
     def copy(self) -> Any:
         """Return a plain, deep copy."""
-        return _plain(self)
+        return _copy(self)
 
     def _locate(self) -> tuple[str, Any]:
         if self._place is not None:
@@ -2083,6 +2090,14 @@ def _plain(value: Any, origins: dict[int, Any] | None = None) -> Any:
             origins[id(items)] = value._origin()
         return items
     return value
+
+
+def _copy(value: Any) -> Any:
+    """Return a plain, deep copy of something that no other thread changes meanwhile."""
+    if not isinstance(value, _Holder) or value._tree is None:
+        return _plain(value)
+    with value._tree.lock:
+        return _plain(value)
 
 
 _AS_THEY_ARE = frozenset({type(None), bool, float, bytes, date})
@@ -2238,10 +2253,10 @@ class StateDict(_Node, MutableMapping[Any, Any]):
         return bool(self._items == _content(other))
 
     def __or__(self, other: Any) -> Any:
-        return _plain(self) | _plain(other) if isinstance(_content(other), dict) else NotImplemented
+        return _copy(self) | _copy(other) if isinstance(_content(other), dict) else NotImplemented
 
     def __ror__(self, other: Any) -> Any:
-        return _plain(other) | _plain(self) if isinstance(_content(other), dict) else NotImplemented
+        return _copy(other) | _copy(self) if isinstance(_content(other), dict) else NotImplemented
 
     def __ior__(self, other: Any) -> StateDict:
         self.update(other)
@@ -2275,7 +2290,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
 
     def pop(self, key: Any, *default: Any) -> Any:
         with self._lock():
-            if key not in self._items:
+            if key not in self._items or len(default) > 1:
                 return {}.pop(key, *default)
             value = self._items[key]
             self._delete(key)
@@ -2344,7 +2359,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
         if old is _GONE:
             return
         if self._tree is not None:
-            if self._tree.undo is not None:
+            if self._tree.levels:
                 order = None if next(reversed(self._items)) == key else list(self._items)
                 self._tree.on_undo(self._unput, key, old, order)
             self._touch_key(key, gone=True)
@@ -2487,13 +2502,13 @@ class StateList(_Node, MutableSequence[Any]):
         return self._items >= _content(other) if isinstance(other, (list, StateList)) else NotImplemented
 
     def __add__(self, other: Any) -> Any:
-        return _plain(self) + _plain(other) if isinstance(other, (list, StateList)) else NotImplemented
+        return _copy(self) + _copy(other) if isinstance(other, (list, StateList)) else NotImplemented
 
     def __radd__(self, other: Any) -> Any:
-        return other + _plain(self) if isinstance(other, list) else NotImplemented
+        return other + _copy(self) if isinstance(other, list) else NotImplemented
 
     def __mul__(self, times: Any) -> Any:
-        return _plain(self) * times
+        return _copy(self) * times
 
     __rmul__ = __mul__
 
@@ -2606,6 +2621,7 @@ class StateList(_Node, MutableSequence[Any]):
                 self._order(list(range(len(self._items) - 1, -1, -1)))
 
     def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
+        """Sort in place, as a list does; the items stay the same objects."""
         with self._lock():
             before = list(self._items)
             ranks = before if key is None else [key(item) for item in before]
@@ -2617,6 +2633,8 @@ class StateList(_Node, MutableSequence[Any]):
 
     def _position(self, index: Any, error: str) -> int:
         """Return a valid, not negative index."""
+        if not hasattr(type(index), "__index__"):
+            raise TypeError(f"list indices must be integers or slices, not {type(index).__name__}")
         position = _index(index)
         position += len(self._items) if position < 0 else 0
         if not 0 <= position < len(self._items):
@@ -2750,12 +2768,9 @@ class _LiveTree(_Tree):
         super().__init__(os.path.realpath(path))
         self.reserved = _METHODS
         self.fsync = fsync
-        self.handles = 0
-        #: Inside a transaction: the records so far, and for each level how many of records and undo steps came before
-        #: it.
+        #: The records of the open transactions.
         self.records: list[str] = []
-        self.levels: list[tuple[int, int]] = []
-        self.halted: StateError | tuple[int, Callable[..., None], tuple[Any, ...]] | None = None
+        self.halted: StateError | tuple[int, int, Callable[..., None], tuple[Any, ...]] | None = None
         self.journal = _Journal(path, mode=mode, wait=wait)
         self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
         try:
@@ -2796,13 +2811,13 @@ class _LiveTree(_Tree):
     def commit(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
         if self.halted is not None:
             self.resume()
-        if self.undo is not None:
+        if self.levels:
             self.records.append(record)
             apply(*arguments)
             return
         data = f"{self._separator}--- {record}\n".encode()
         try:
-            self.halted = (len(data), apply, arguments)
+            self.halted = (self.journal.size, len(data), apply, arguments)
             self.journal.append(data)
             apply(*arguments)
             self.halted = None
@@ -2823,8 +2838,8 @@ class _LiveTree(_Tree):
         if isinstance(halted, StateError):
             raise type(halted)(*halted.__reduce__()[1])
         if halted is not None:
-            length, apply, arguments = halted
-            if self.journal.landed(length):
+            offset, length, apply, arguments = halted
+            if self.journal.landed(offset, length):
                 apply(*arguments)
             self.halted = None
 
@@ -2844,39 +2859,45 @@ class _LiveTree(_Tree):
 
     def begin(self) -> None:
         """Enter a transaction; inside another one it joins that."""
-        if self.halted is not None:
-            self.resume()
-        if self.undo is None:
+        self.check()
+        if not self.levels:
             self.records, self.undo = [], []
         self.levels.append((len(self.records), len(self.undo)))
 
     def end(self) -> None:
         """Leave a transaction; the outermost end writes one record."""
-        self.levels.pop()
-        if self.levels or self.undo is None:
-            return
-        records, undo, self.undo = self.records, self.undo, None
-        if not records:
-            return
-        record = records[0] if len(records) == 1 else f'["transaction",[{",".join(records)}]]'
-        data = f"{self._separator}--- {record}\n".encode()
-        try:
-            self.journal.append(data)
-        except BaseException:
-            if not self.journal.landed(len(data)):
-                self._roll_back(undo, 0)
-            raise
-        self._after_append()
+        if len(self.levels) == 1 and self.records:
+            many = len(self.records) > 1
+            record = f'["transaction",[{",".join(self.records)}]]' if many else self.records[0]
+            data = f"{self._separator}--- {record}\n".encode()
+            offset = self.journal.size
+            try:
+                self.journal.append(data)
+                self.records, self.undo = [], []
+            except BaseException:
+                if self.journal.landed(offset, len(data)):
+                    self.records, self.undo = [], []
+                raise
+            self.levels.pop()
+            self._after_append()
+        else:
+            self.levels.pop()
 
-    def abandon(self) -> None:
-        """Leave a transaction and undo its changes."""
-        records, steps = self.levels.pop()
-        undo = self.undo or []
-        del self.records[records:]
-        self.undo = None
-        self._roll_back(undo, steps)
-        if self.levels:
-            self.undo = undo
+    def abandon(self, depth: int) -> None:
+        """Undo and leave the transactions, if any, inside of `depth` others; an interrupt has to wait for the end."""
+        interrupt: BaseException | None = None
+        while len(self.levels) > depth:
+            try:
+                self.is_undoing = True
+                records, steps = self.levels[-1]
+                self._roll_back(self.undo, steps)
+                del self.records[records:]
+                self.levels.pop()
+            except KeyboardInterrupt as error:
+                interrupt = error
+        self.is_undoing = False
+        if interrupt is not None:
+            raise interrupt
 
     @staticmethod
     def _roll_back(undo: list[tuple[Callable[..., None], tuple[Any, ...]]], steps: int) -> None:
@@ -2939,10 +2960,7 @@ class _LiveTree(_Tree):
             )
 
     def release(self) -> None:
-        """Let go of one handle; the last one vacuums and closes the file."""
-        self.handles -= 1
-        if self.handles > 0:
-            return
+        """Vacuum and close the file, when the last handle is gone."""
         try:
             if not isinstance(self.halted, StateError) and not self.levels and not self.is_clean:
                 self._vacuum_or_warn()
@@ -2960,6 +2978,7 @@ class _LiveTree(_Tree):
         self.journal.close()
         if self in _open_trees:
             _open_trees.remove(self)
+        self.gone.set()
 
 
 class _Syncer:
@@ -3246,9 +3265,13 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         """
         tree = getattr(self, "_tree", None) if not hasattr(self, "_refusal") else None
         if tree is not None:
-            with tree.lock:
+            with _registry_lock:
                 self._shut(StateClosed(tree.path, "the state was closed; open it again"))
-                tree.release()
+                tree.handles -= 1
+                is_last = tree.handles == 0
+            if is_last:
+                with tree.lock:
+                    tree.release()
 
     def _shut(self, refusal: StateError) -> None:
         if hasattr(self, "_refusal"):
@@ -3275,14 +3298,18 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         {'a': 2, 'b': 0}
         """
         tree = self._tree
+        tree.check()
         with tree.lock:
-            tree.begin()
+            depth = len(tree.levels)
             try:
-                yield self
-            except BaseException:
-                tree.abandon()
-                raise
-            tree.end()
+                try:
+                    tree.begin()
+                    yield self
+                    tree.end()
+                finally:
+                    tree.abandon(depth)
+            finally:
+                tree.abandon(depth)  # an interrupt may have come in front of the first
 
     def vacuum(self) -> None:
         """Renew the snapshot now, if anything changed since the last time.
@@ -3300,7 +3327,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
 
     def copy(self) -> dict[str, Any]:
         """Return a plain, deep copy."""
-        copied: dict[str, Any] = _plain(self._root)
+        copied: dict[str, Any] = _copy(self)
         return copied
 
     def keys(self) -> KeysView[Any]:
@@ -3453,19 +3480,23 @@ def plain(node: Any) -> Any:
     '{"jobs": [{"done": true}]}'
     """
     if isinstance(node, _Holder):
-        return _plain(node)
+        return _copy(node)
     raise TypeError(f"{type(node).__name__} is no part of a state")
 
 
 def _shared_tree(path: str, *, fsync: bool | float, wait: float, mode: int | None) -> _LiveTree:
     """Return the tree of a file: one that is open already in this process, or a new one."""
-    with _registry_lock:
-        tree = _find_open(path)
-        if tree is None:
-            tree = _LiveTree(path, fsync=fsync, wait=wait, mode=mode)
-            _open_trees.append(tree)
-        tree.handles += 1
-        return tree
+    while True:
+        with _registry_lock:
+            tree = _find_open(path)
+            if tree is None:
+                tree = _LiveTree(path, fsync=fsync, wait=wait, mode=mode)
+                _open_trees.append(tree)
+                return tree
+            if tree.handles:
+                tree.handles += 1
+                return tree
+        tree.gone.wait()  # another thread is closing it
 
 
 def _find_open(path: str) -> _LiveTree | None:
@@ -3481,7 +3512,7 @@ def _close_at_exit() -> None:
     for tree in _open_trees.copy():
         if tree.lock.acquire(timeout=1):
             try:
-                tree.handles = 1
+                tree.handles = 0
                 tree.release()
             finally:
                 tree.lock.release()

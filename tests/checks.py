@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: Memory, where the machine has it: an fsync per example would be most of the time of the random tests.
-SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - only as a parent
 
 
 @contextlib.contextmanager
@@ -41,9 +41,10 @@ def reopened(path: Path) -> dict[Any, Any]:
         shutil.copyfile(path, copy)
         state = PersistedState(copy)
         try:
-            return plain(state)
+            found: dict[Any, Any] = plain(state)
         finally:
             state.close()
+    return found
 
 
 def check(state: PersistedState, path: Path, expected: dict[Any, Any], reader: str = "pyyaml") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,7 @@ def _descriptors() -> set[tuple[str, str]]:
     found = set()
     for entry in DESCRIPTORS.iterdir() if DESCRIPTORS.is_dir() else ():
         try:
-            found.add((entry.name, os.readlink(entry)))
+            found.add((entry.name, str(entry.readlink())))
         except OSError:  # the one that listed the folder
             continue
     return found

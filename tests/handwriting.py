@@ -153,9 +153,18 @@ class Writer:
         for number in range(self.draw(st.integers(1, 4))):
             kid = self.before(piece, indent, first=bool(prefix) and not number)
             key = self.draw(st.sampled_from(KEYS)).format(n=self.next())
-            lead = (prefix if prefix and not number else " " * indent) + key + ":"
-            self.value(kid, lead, indent, depth, listed=False)
+            lead = (prefix if prefix and not number else " " * indent) + key
+            if self.chance(8):
+                lead = self.complex_key(kid, lead, key, indent)
+            elif self.chance(8):
+                lead += " "
+            self.value(kid, lead + ":", indent, depth, listed=False)
         self.after(piece, indent)
+
+    def complex_key(self, piece: Piece, lead: str, key: str, indent: int) -> str:
+        """Write a key behind a question mark, and return what stands before the colon on the next line."""
+        self.put(piece, lead.removesuffix(key) + "? " + key)
+        return " " * indent
 
     def sequence(self, piece: Piece, indent: int, prefix: str, depth: int) -> None:
         """Write a sequence whose dashes stand in column `indent`."""
@@ -449,6 +458,33 @@ class Session:
                 near = "".join(outline.lines[entry.first : entry.last + 1])
                 assert kid.beside in near, here
             self._check_comments(outline, here, kid)
+
+
+class Unrecorded(Session):
+    """Random changes of any file, without a record of lines and comments: only the values are compared."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(Document(data, Piece()))
+
+    def set(self, piece: Piece, old: Any, new: Any) -> None:
+        """Note nothing."""
+
+    def delete(self, piece: Piece, key: Any) -> None:
+        """Note nothing."""
+
+    def add(self, piece: Piece, position: int, value: Any, key: Any = None) -> None:
+        """Note nothing."""
+
+    def reorder(self, piece: Piece, order: list[int]) -> None:
+        """Note nothing."""
+
+    def _containers(self, place: tuple[Any, ...], piece: Piece, value: Any) -> Iterator[tuple[tuple[Any, ...], Piece]]:
+        if not isinstance(value, dict | list):
+            return
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        yield place, Piece(keys=keys if isinstance(value, dict) else None, kids=[Piece() for _ in keys])
+        for key in keys:
+            yield from self._containers((*place, key), piece, value[key])
 
 
 class Change:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,6 @@ def same(left: Any, right: Any) -> bool:
         return (math.isnan(left) and math.isnan(right)) or (
             left == right and math.copysign(1, left) == math.copysign(1, right)
         )
-    if isinstance(left, datetime.datetime):
-        return left.replace(tzinfo=None) == right.replace(tzinfo=None) and left.utcoffset() == right.utcoffset()
+    if isinstance(left, dt.datetime):
+        return bool(left.isoformat() == right.isoformat())
     return bool(left == right)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from checks import reopened, scratch
-from handwriting import Session, hand_written_files
+from handwriting import Session, Unrecorded, hand_written_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import same
@@ -299,6 +299,8 @@ def single_lines(outline: Outline, entry: Entry, value: Any) -> list[str]:
     """Return the lines that a changed scalar may leave, when the contract leaves hardly a choice."""
     node, line = entry.node, outline.lines[entry.node.last]
     if node.kind != "scalar" or node.tagged or not entry.first == node.first == node.last or node.style in {"|", ">"}:
+        return []
+    if outline.text[entry.start] == "?":
         return []
     if value == 7919 and type(value) is int:
         texts = ["7919"]
@@ -968,6 +970,15 @@ def test_item_added_to_a_flow_list_of_many_lines_keeps_lines_and_trailing_comma(
     assert b"three," in after
 
 
+def test_changed_scalar_below_its_key_keeps_the_comments_of_both_lines(path: pathlib.Path) -> None:
+    before = b"a:   # beside the key\n  x   # beside the value\nb: 1\n"
+
+    after = check_change(path, before, put("a", to="z"), {"a": "z", "b": 1})
+
+    assert_comments_kept(Outline(before), after, set())
+    assert after.endswith(b"\nb: 1\n")
+
+
 def test_key_added_to_json_keeps_the_other_lines(path: pathlib.Path) -> None:
     before = b'{\n  "a": 1,\n  "b": [1, 2]\n}\n'
 
@@ -1145,6 +1156,27 @@ def test_random_changes_of_random_files(document: Any, data: st.DataObject) -> N
                 assert same(read(path.read_bytes()), session.model)
             session.check(path.read_bytes())
             assert same(reopened(path), session.model)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(case=st.sampled_from([*PLAIN, *JOURNALS, *NOTHING]), data=st.data())
+def test_random_changes_of_the_corpus_give_the_same_values(case: str, data: st.DataObject) -> None:
+    before = FILES[case]
+    with scratch() as path:
+        path.write_bytes(before)
+        session = Unrecorded(before)
+        for _ in range(data.draw(st.integers(1, 3), label="sessions")):
+            with PersistedState(path) as state:
+                session.change(data, state)
+                assert_same(plain(state), session.model, before)
+                assert_same(read(path.read_bytes()), session.model, before)
+            assert_same(read(path.read_bytes()), session.model, before)
+            assert_same(reopened(path), session.model, before)
 
 
 @settings(max_examples=150, deadline=None, print_blob=True)

@@ -562,6 +562,49 @@ def test_threads_that_change_nodes_vacuum_and_read_agree_with_the_file(path: Pat
     assert on_disk(path) == {"d": {"a": {"n": rounds}, "b": {"n": rounds}}, "l": []}
 
 
+@pytest.mark.usefixtures("hurried")
+def test_threads_that_open_vacuum_and_close_one_file_share_it(path: Path) -> None:
+    """Whether a handle is the first, one of several or the last, an opening never meets a state that is half closed."""
+    rounds = 150
+
+    def work() -> None:
+        for n in range(rounds):
+            with PersistedState(path, counter=0) as state:
+                with state._thread_lock:
+                    state.counter += 1
+                if n % 3 == 0:
+                    state.vacuum()
+
+    together(work, work, work)
+
+    assert on_disk(path) == {"counter": 3 * rounds}
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_copy_while_another_thread_writes_is_one(path: Path) -> None:
+    """As `dict.copy` is: no error about a change of size, and nothing that was never there."""
+    with PersistedState(path, d={}) as state:
+        stop = threading.Event()
+
+        def change() -> None:
+            n = 0
+            while not stop.is_set():
+                n += 1
+                state.d[f"k{n % 40}"] = [n]
+                state.d.pop(f"k{(n * 7) % 40}", None)
+
+        def look() -> None:
+            try:
+                for _ in range(1500):
+                    for copied in (state.copy()["d"], plain(state.d), state.d.copy()):
+                        assert len(copied) <= 40
+                        assert all(type(value) is list and len(value) == 1 for value in copied.values())
+            finally:
+                stop.set()
+
+        together(change, look)
+
+
 def test_closing_while_another_thread_writes_loses_nothing_that_was_done(path: Path) -> None:
     state, done = PersistedState(path, counter=0), threading.Event()
     counted = 0

@@ -152,13 +152,13 @@ NOTHINGS: dict[str, Operation] = {
     "delete empty extended slice": _delete(slice(3, 1, 2)),
     "set empty slice": _item(slice(3, 1), []),
     "set empty extended slice": _item(slice(9, None, 2), []),
-    "sort what is sorted": lambda x: x.sort(key=lambda item: 0),
+    "sort what is sorted": lambda x: x.sort(key=lambda _: 0),
 }
 
 #: What only looks, or fails as it fails for a list; no record.
 READS: dict[str, Operation] = {
     "get": lambda x: [x[0], x[-1], x[2], x[Index(1)], x[True]],
-    "iterate": lambda x: list(x),
+    "iterate": list,
     "reversed": lambda x: list(reversed(x)),
     "len": len,
     "bool": bool,
@@ -175,7 +175,7 @@ READS: dict[str, Operation] = {
     "<": lambda x: [x < [3, 2], x <= [3, 1, [1], 2, 1], x > [2], x >= [4], [3, 2] < x, [4] > x, [3] <= x],
     "copy": lambda x: [x.copy(), copy.copy(x), copy.deepcopy(x)],
     "star": lambda x: [*x, *x],
-    "unpack": lambda x: (lambda a, *b: [a, b])(*x),
+    "unpack": lambda x: [max(*x, key=str), [*x]],
     "map": lambda x: list(map(str, x)),
     "zip": lambda x: list(zip(x, x, strict=True)),
     "enumerate": lambda x: list(enumerate(x)),
@@ -309,10 +309,14 @@ def test_an_empty_list_stays_empty(state: PersistedState, path: Path, name: str)
 
 def test_error_messages_are_those_of_list(state: PersistedState) -> None:
     state.node = [1]
-    for operation in (lambda x: x[5], lambda x: x["a"], lambda x: x.pop(5), _item(5, 1), _delete(5)):
-        with pytest.raises((IndexError, TypeError)) as ours:
+    operations: list[Operation] = [
+        lambda x: x[5], lambda x: x["a"], lambda x: x.pop(5), _item(5, 1), _item("a", 1), _delete(5), _delete("a"),
+        lambda x: x.index(9), lambda x: x.remove(9),
+    ]  # fmt: skip
+    for operation in operations:
+        with pytest.raises((IndexError, TypeError, ValueError)) as ours:
             operation(state.node)
-        with pytest.raises((IndexError, TypeError)) as theirs:
+        with pytest.raises((IndexError, TypeError, ValueError)) as theirs:
             operation([1])
         assert str(ours.value) == str(theirs.value)
 
@@ -434,12 +438,12 @@ class TestIdentity:
         assert state.a is state["a"]
         assert state.a[0] is state.a[-2]
         assert state.a[1]["b"] is state.a[1]["b"]
-        assert list(state.a)[0] is state.a[0]
+        assert next(iter(state.a)) is state.a[0]
         assert state.a[:1][0] is state.a[0]
         assert next(iter(reversed(state.a))) is state.a[1]
 
     def test_assignment_copies_in(self, state: PersistedState, path: Path) -> None:
-        mine = [[1]]
+        mine: list[Any] = [[1]]
 
         state.a = mine
         mine[0].append(2)
@@ -655,7 +659,7 @@ class TestAllOrNothing:
 
     @pytest.mark.parametrize("store", [
         lambda a, items: a.extend(items),
-        lambda a, items: operator.iadd(a, items),
+        operator.iadd,
         lambda a, items: operator.setitem(a, slice(0, 1), items),
         lambda a, items: operator.setitem(a, slice(None, None, 2), items),
     ], ids=["extend", "iadd", "slice", "extended slice"])  # fmt: skip
@@ -806,7 +810,7 @@ class TestOtherPeoplesFunctions:
         assert state.a == [1, 2]
 
     @pytest.mark.parametrize(
-        "duplicate", [lambda a: a.copy(), copy.copy, copy.deepcopy, plain], ids=["copy", "copy.copy", "deepcopy", "plain"]
+        "duplicate", [lambda a: a.copy(), copy.copy, copy.deepcopy, plain], ids=["copy", "shallow", "deep", "plain"]
     )  # fmt: skip
     def test_copies_are_plain_and_deep(self, state: PersistedState, path: Path, duplicate: Operation) -> None:
         state.a = [1, [2, {"b": [3]}]]
@@ -834,7 +838,7 @@ class TestOtherPeoplesFunctions:
     def test_json(self, state: PersistedState) -> None:
         state.a = [1, [2, {"b": [3]}]]
 
-        assert json.dumps(state.a, default=plain) == "[1, [2, {\"b\": [3]}]]"
+        assert json.dumps(state.a, default=plain) == '[1, [2, {"b": [3]}]]'
         with pytest.raises(TypeError):
             json.dumps(state.a)
 

@@ -522,6 +522,18 @@ def test_a_commit_that_cannot_be_written_rolls_back(path: Path) -> None:
     assert yaml.safe_load(path.read_text()) == {"a": 3, "l": [{"n": 3}]}
 
 
+def test_closing_within_a_transaction_is_refused_or_fails_clearly(path: Path) -> None:
+    state = PersistedState(path, a=1, b=1)
+
+    with pytest.raises(StateError), state.transaction():
+        state.a = 2
+        state.close()
+        state.b = 2
+    state.close()
+
+    assert on_disk(path) == {"a": 1, "b": 1}
+
+
 def test_a_transaction_on_a_reader_or_a_closed_state_changes_nothing(path: Path) -> None:
     with PersistedState(path, a=1):
         pass
@@ -572,7 +584,7 @@ def _vacuum(state: Any) -> None:
 
 
 def check_interrupts(action: Callable[[Any], None], stride: int, interrupt: Callable[..., bool]) -> None:
-    """Interrupt the action at every `stride`-th point: it is done or not, in memory and file, and later changes work."""
+    """Interrupt the action at every `stride`-th point: done or not, in memory and file, and later changes work."""
     with scratch() as path:
         state = PersistedState(path, a=0, l=[{"n": 0}], d={})
         number, came = 1, True

@@ -1,4 +1,4 @@
-"""Every value comes back exact in value and type: from the journal, after a vacuum, and in the eyes of other readers."""
+"""Every value comes back exact in value and type: from the journal, from the snapshot, for us and for other readers."""
 
 from __future__ import annotations
 
@@ -120,7 +120,25 @@ def test_key(key: Any) -> None:
 
 
 def test_all_keys_in_one_mapping() -> None:
-    keys = [None, True, 0, -1, 2.5, 1e16, math.inf, "", "None", "null", "true", "True", "0", "-1", "2.5", "1e16", ".inf"]
+    keys = [
+        None,
+        True,
+        0,
+        -1,
+        2.5,
+        1e16,
+        math.inf,
+        "",
+        "None",
+        "null",
+        "true",
+        "True",
+        "0",
+        "-1",
+        "2.5",
+        "1e16",
+        ".inf",
+    ]
 
     round_trip({"d": {key: index for index, key in enumerate(keys)}, "r": dict.fromkeys(reversed(keys))})
 
@@ -131,28 +149,37 @@ def test_equal_keys_keep_their_types_apart() -> None:
 
 # ---- Text ----
 
+#: What is something else in YAML 1.1, in YAML 1.2 or in JSON.
+ALIKE_WORDS = """
+yes Yes YES no No NO on On ON off Off OFF y Y n N true True TRUE false False FALSE tRue null Null NULL nULL ~
+~~ None none nil undefined 0 1 -1 +1 -0 00 0123 012 08 0o7 0o8 0O7 0x1f 0X1F 0xg 0b11 0b2 1_000 1_ _1 1__0 -_1
+0_ 12e03 1e3 1E3 1e+3 1e-3 1.e3 1. .5 -.5 +.5 5.e .e3 . .. ... 1.5 1.5. 1,000 1.0e+16 6.8523015e+5
+685.230_15e+03 190:20:30.15 .inf .Inf .INF +.inf -.inf -.INF .nan .NaN .NAN nan NaN inf Infinity -Infinity
+-inf 0.0 -0.0 1e400 12:30 12:30:45 1:2 1:60 99:59:59 -1:30 +1:30 190:20:30 0:0 1:2:3:4 12:30:45.5
+00:00:00:00:00:00 2024-01-01 2024-1-1 0001-01-01 2024-13-45 2024-01-01T00:00:00Z 2024-01-01T12:30:45+01:00
+20240101
+"""
+
+#: What begins or ends with an indicator, or holds one.
+INDICATORS = r"""
+- -- --- ---- -a --a ---a ... ....a ? ?a ?- : :: :a a: a:b a::b , a,b ,a [ ] { } [] {} [a] {a} a] a} [a {a #
+#a a# a#b & &a * *a ! !a !!a !!str !!binary | |a |- |+ > >a >- ' '' 'a' a' " "" "a" a" % %a @ @a ` `a = =a ==
+<< <<a < > \ \n \u0041 a\ a\b / // $ $a ^ ( ) ; + += _ __ ~a a~ a=b a|b a>b a&b a*b a!b a%b a@b
+"""
+
 TEXTS = [
-    # what is something else in YAML 1.1, 1.2 or JSON
-    *"yes Yes YES no No NO on On ON off Off OFF y Y n N true True TRUE false False FALSE tRue".split(),
-    *"null Null NULL nULL ~ ~~ None none nil undefined".split(), "",
-    *"0 1 -1 +1 -0 00 0123 012 08 0o7 0o8 0O7 0x1f 0X1F 0xg 0b11 0b2 1_000 1_ _1 1__0 -_1 0_ 12e03 1e3 1E3 1e+3".split(),
-    *"1e-3 1.e3 1. .5 -.5 +.5 5.e .e3 . .. ... 1.5 1.5. 1,000 1.0e+16 6.8523015e+5 685.230_15e+03 190:20:30.15".split(),
-    *".inf .Inf .INF +.inf -.inf -.INF .nan .NaN .NAN nan NaN inf Infinity -Infinity -inf 0.0 -0.0 1e400".split(),
-    *"12:30 12:30:45 1:2 1:60 99:59:59 -1:30 +1:30 190:20:30 0:0 1:2:3:4 12:30:45.5 00:00:00:00:00:00".split(),
-    *"2024-01-01 2024-1-1 0001-01-01 2024-13-45 2024-01-01T00:00:00Z 2024-01-01T12:30:45+01:00 20240101".split(),
-    "2024-01-01 12:30:45", "2024-01-01 12:30:45.5 -5", "2024-01-01t12:30:45", "2001-12-14T21:59:43.10-05:00",
-    # what begins, ends or holds an indicator
-    *"- -- --- ---- -a --a ---a ... ....a ? ?a ?- : :: :a a: a:b a::b , a,b ,a [ ] { } [] {} [a] {a} a] a} [a {a".split(),
-    *"# #a a# a#b & &a * *a ! !a !!a !!str !!binary | |a |- |+ > >a >- ' '' 'a' a' \" \"\" \"a\" a\" % %a @ @a ` `a".split(),
-    *"= =a == << <<a < > \\ \\n \\u0041 a\\ a\\b / // $ $a ^ ( ) ; + += _ __ ~a a~ a=b a|b a>b a&b a*b a!b a%b a@b".split(),
-    "%YAML 1.1", "%TAG ! tag:", "--- [", "--- ", "---\n", "--- a", "--- [\"set\",[],\"a\",1]", "... a", "...\n", "\n---",
-    "\n--- \n", "\n...\n", "a\n--- b", "\n--- [\"set\",[],\"v\",1]\n", "### LAST VALID STATE ###",
+    *ALIKE_WORDS.split(), *INDICATORS.split(),
+    "", "2024-01-01 12:30:45", "2024-01-01 12:30:45.5 -5", "2024-01-01t12:30:45", "2001-12-14T21:59:43.10-05:00",
+    "%YAML 1.1", "%TAG ! tag:", "--- [", "--- ", "---\n", "--- a", '--- ["set",[],"a",1]', "... a", "...\n", "\n---",
+    "\n--- \n", "\n...\n", "a\n--- b", '\n--- ["set",[],"v",1]\n', "### LAST VALID STATE ###",
     "- a", "- - a", "-\ta", "- a: b", "? a", "? a\n: b", ": a", "a: b", "a: b: c", "a :b", "a : b", "a:\tb", "a:\nb",
-    "a #b", "a# b", " #a", "#a: b", "# comment\n", "a\n# comment", "{a: b}", "[a, b]", "a, b", "'a': b", "\"a\": b",
-    "'it''s'", "it's", "say \"hi\"", "\"quoted\" 'both'", "&a b", "*a b", "!a b", "!!int 5", "| a", "> a", "a | b",
+    "a #b", "a# b", " #a", "#a: b", "# comment\n", "a\n# comment", "{a: b}", "[a, b]", "a, b", "'a': b", '"a": b',
+    "'it''s'", "it's", 'say "hi"', "\"quoted\" 'both'", "&a b", "*a b", "!a b", "!!int 5", "| a", "> a", "a | b",
     # white space
-    " ", "  ", "\t", "\n", "\r", "\r\n", "\n\n", "\n\n\n", " \n", "\n ", " x ", " x", "x ", "\tx", "x\t", "x\ty", "x  y",
-    "a\n", "\na", "a\nb", "a\n\nb", "a\n\n", "\n\na", "a\n b", " a\nb", "a \nb", "a\n b\n", "a\r\nb", "a\rb", "a\r", "\ra",
+    " ", "  ", "\t", "\n", "\r", "\r\n", "\n\n", "\n\n\n", " \n", "\n ",
+    " x ", " x", "x ", "\tx", "x\t", "x\ty", "x  y",
+    "a\n", "\na", "a\nb", "a\n\nb", "a\n\n", "\n\na", "a\n b", " a\nb", "a \nb", "a\n b\n",
+    "a\r\nb", "a\rb", "a\r", "\ra",
     "  a\n b\n", "\n a", "\ta\nb", "a\tb\n", "a\n\tb", "trailing spaces   ", "a\n   \nb", "x" + " " * 100 + "y",
     # characters
     "\0", "a\0b", "\x07", "\x1b[0m", "\x7f", "\x80", "\x85", "a\x85b", "\xa0", "\xad", "\u2028", "\u2029", "a\u2028b",
@@ -161,7 +188,7 @@ TEXTS = [
     "\U00010000", "\U000e0001", "K\u0130ı", "½", "٣", "１", "²", "𝟏𝟐", "\u3000", "\u2003x", "x\u00a0", "\u1680",
     # length
     "x" * 79, "x" * 80, "x" * 81, "word " * 40, "word " * 1000, "x" * 5000, "é" * 2000, "😀" * 1500, "\n" * 300,
-    "a\n" * 500, "\\" * 500, "\"" * 500, "'" * 500, "\0" * 500, " " * 500, "- " * 500, ": " * 500, "a: " * 500,
+    "a\n" * 500, "\\" * 500, '"' * 500, "'" * 500, "\0" * 500, " " * 500, "- " * 500, ": " * 500, "a: " * 500,
     "x" * 1024, "x" * 1023, "x" * 1025, "\x85" * 300, "line one is here\nline two\n" * 50, "yes " * 300, "#" * 3000,
 ]  # fmt: skip
 
@@ -171,12 +198,16 @@ def test_text_as_value(text: str) -> None:
     round_trip(wrapped(text))
 
 
-@pytest.mark.parametrize("text", [*TEXTS, "k" * 1500, "k " * 750, "é" * 1000, "\"" * 999], ids=lambda text: ascii(text[:25]))
+@pytest.mark.parametrize(
+    "text", [*TEXTS, "k" * 1500, "k " * 750, "é" * 1000, '"' * 999], ids=lambda text: ascii(text[:25])
+)
 def test_text_as_key(text: str) -> None:
     round_trip(keyed(text))
 
 
-@pytest.mark.parametrize("length", [100, 127, 128, 129, 500, 990, 998, 999, 1000, 1001, 1010, 1020, 1022, 1023, 1024, 1025, 1100, 5000])
+@pytest.mark.parametrize(
+    "length", [100, 127, 128, 129, 500, 990, 998, 999, 1000, 1001, 1010, 1020, 1022, 1023, 1024, 1025, 1100, 5000]
+)
 @pytest.mark.parametrize("character", ["k", "é", "😀", "\0", " ", "'"])
 def test_length_of_a_key(character: str, length: int) -> None:
     """YAML readers stop looking for the colon of a short key after 1,024 characters."""
@@ -344,7 +375,8 @@ ALIKE: list[list[Any]] = [
     [NOON, ONE_O_CLOCK, NOON.replace(tzinfo=None), str(NOON)], [date(2024, 1, 1), datetime(2024, 1, 1), "2024-01-01"],
     ["yes", True, "true", "Yes"], ["a", b"a", "a ", "a\n", "'a'"], [[], {}, "[]", "{}", [[]], [{}], None],
     [{1: 0}, {True: 0}, {1.0: 0}, {"1": 0}], [{0.0: 1}, {-0.0: 1}, {False: 1}], [{None: 1}, {"null": 1}, {"": 1}],
-    [{"a": 1, "b": 2}, {"b": 2, "a": 1}, [["a", 1], ["b", 2]]], [{"a": {"b": 1}}, {"a": {"b": True}}, {"a": {"b": 1.0}}],
+    [{"a": 1, "b": 2}, {"b": 2, "a": 1}, [["a", 1], ["b", 2]]],
+    [{"a": {"b": 1}}, {"a": {"b": True}}, {"a": {"b": 1.0}}],
     [[1, [1, {"a": 1}]], [1, [1, {"a": True}]], [True, [1, {"a": 1}]], [1, [1.0, {"a": 1}]]],
 ]  # fmt: skip
 
@@ -383,7 +415,9 @@ scalars = (
 keys = texts | st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none()
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(keys, inner, max_size=5))
 roots = st.dictionaries(keys, values, max_size=5)
-generous = settings(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+generous = settings(
+    deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 
 @settings(generous, max_examples=200)
@@ -418,7 +452,7 @@ def test_any_value_as_the_first_snapshot(root: dict[Any, Any]) -> None:
 @settings(generous, max_examples=80)
 @given(roots=st.lists(roots, min_size=2, max_size=4), data=st.data())
 def test_any_value_after_any_other(roots: list[dict[Any, Any]], data: st.DataObject) -> None:
-    """Each root takes the place of the one before, key by key, and the text of the one before is changed into its own."""
+    """Each root takes the place of the one before, key by key; the text of the one before is changed into its own."""
     with scratch() as path, PersistedState(path) as state:
         for root in roots:
             for key in list(state):
@@ -450,7 +484,7 @@ class Word(str, enum.Enum):
     YES = "yes"
 
 
-class Text(str):
+class Text(str):  # noqa: SLOT000 - as people write them
     def __str__(self) -> str:
         return "wrong"
 
@@ -527,6 +561,9 @@ class Zone(tzinfo):
     def dst(self, when: datetime | None) -> timedelta:
         return self.utcoffset(when) - timedelta(hours=1)
 
+    def tzname(self, _when: datetime | None) -> str:
+        return "HERE"
+
 
 #: name: (what is stored, what it becomes)
 SUBCLASSES: dict[str, tuple[Any, Any]] = {
@@ -536,17 +573,21 @@ SUBCLASSES: dict[str, tuple[Any, Any]] = {
     "float 1e16": (Float(1e16), 1e16), "int": (Int(5), 5), "bytes": (Bytes(b"\xff"), b"\xff"),
     "list": (List([1, List()]), [1, []]), "dict": (Dict(a=Dict()), {"a": {}}),
     "OrderedDict": (collections.OrderedDict(b=1, a=2), {"b": 1, "a": 2}),
-    "defaultdict": (collections.defaultdict(list, a=[1]), {"a": [1]}), "Counter": (collections.Counter("aab"), {"a": 2, "b": 1}),
-    "tuple": ((1, (2, ()), [3]), [1, [2, []], [3]]), "empty tuple": ((), []), "namedtuple": (Point(1, Point(2, ())), [1, [2, []]]),
+    "defaultdict": (collections.defaultdict(list, a=[1]), {"a": [1]}),
+    "Counter": (collections.Counter("aab"), {"a": 2, "b": 1}),
+    "tuple": ((1, (2, ()), [3]), [1, [2, []], [3]]), "empty tuple": ((), []),
+    "namedtuple": (Point(1, Point(2, ())), [1, [2, []]]),
     "range": (range(3), [0, 1, 2]), "deque": (collections.deque([1, (2,)]), [1, [2]]),
     "UserDict": (collections.UserDict(a=(1,)), {"a": [1]}), "UserList": (collections.UserList([1, ()]), [1, []]),
-    "mappingproxy": (types.MappingProxyType({"a": 1}), {"a": 1}), "ChainMap": (collections.ChainMap({"a": 1}), {"a": 1}),
+    "mappingproxy": (types.MappingProxyType({"a": 1}), {"a": 1}),
+    "ChainMap": (collections.ChainMap({"a": 1}), {"a": 1}),
     "Mapping": (AMapping(), {"a": [1, 2], 3: {}}), "Sequence": (ASequence(), [1, [2]]),
     "date": (Date(2024, 1, 2), date(2024, 1, 2)), "datetime": (Datetime(2024, 1, 2, 3), datetime(2024, 1, 2, 3)),
     "zone in summer": (datetime(2024, 7, 1, tzinfo=Zone()), datetime(2024, 7, 1, tzinfo=timezone(timedelta(hours=2)))),
     "zone in winter": (datetime(2024, 1, 1, tzinfo=Zone()), datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=1)))),
     "in containers": ({"a": [Number.ONE, (Text("x"), Dict(b=Float(1)))]}, {"a": [1, ["x", {"b": 1.0}]]}),
-    "IntEnum key": ({Number.ONE: 0}, {1: 0}), "str Enum key": ({Word.YES: 0}, {"yes": 0}), "str key": ({Text("k"): 0}, {"k": 0}),
+    "IntEnum key": ({Number.ONE: 0}, {1: 0}), "str Enum key": ({Word.YES: 0}, {"yes": 0}),
+    "str key": ({Text("k"): 0}, {"k": 0}),
     "float key": ({Float(1.5): 0}, {1.5: 0}), "int key": ({Int(7): 0}, {7: 0}),
 }  # fmt: skip
 
@@ -581,10 +622,11 @@ def test_zoneinfo_becomes_its_offset(state: PersistedState, path: Path) -> None:
     assert same(oracle.read(path), expected)
 
 
-@pytest.mark.parametrize("key", [Number.ONE, Word.YES, Text("k"), Float(1.5), Int(7)], ids=lambda key: type(key).__name__)
+@pytest.mark.parametrize(
+    "key", [Number.ONE, Word.YES, Text("k"), Float(1.5), Int(7)], ids=lambda key: type(key).__name__
+)
 def test_subclass_as_key_of_a_node(key: Any, state: PersistedState, path: Path) -> None:
-    base = next(kind for kind in (int, str, float) if isinstance(key, kind))
-    plain_key = base.__new__(base, key) if base is not str else "".join(key)
+    plain_key: Any = "".join(key) if isinstance(key, str) else key + 0
 
     state.d = {}
     state.d[key] = 1
@@ -630,7 +672,7 @@ REFUSALS: dict[str, Refusal] = {
     "Decimal": Refusal(decimal.Decimal("1.5"), TypeError, "", "Decimal is not storable"),
     "Fraction": Refusal(fractions.Fraction(1, 3), TypeError, "", "Fraction is not storable"),
     "complex": Refusal(1j, TypeError, "", "complex is not storable"),
-    "generator": Refusal(lambda: (n for n in ()), TypeError, "", "generator is not storable"),
+    "generator": Refusal(lambda: (n for n in ""), TypeError, "", "generator is not storable"),
     "time": Refusal(time(12, 30), TypeError, "", "time is not storable"),
     "timedelta": Refusal(timedelta(1), TypeError, "", "timedelta is not storable"),
     "Path": Refusal(pathlib.PurePosixPath("a"), TypeError, "", "PurePosixPath is not storable"),
@@ -638,7 +680,7 @@ REFUSALS: dict[str, Refusal] = {
     "Ellipsis": Refusal(..., TypeError, "", "ellipsis is not storable"),
     "class": Refusal(lambda: Bare, TypeError, "", "type is not storable"),
     "function": Refusal(lambda: len, TypeError, "", "builtin_function_or_method is not storable"),
-    "view": Refusal(lambda: {"a": 1}.keys(), TypeError, "", "dict_keys is not storable"),
+    "view": Refusal({"a": 1}.keys(), TypeError, "", "dict_keys is not storable"),
     "enum": Refusal(enum.Enum("E", "A").A, TypeError, "", "E is not storable"),  # type: ignore[attr-defined]
     "nested set": Refusal({"a": [1, {"when": {1}}]}, TypeError, ".a[1].when", "set is not storable; use a list"),
     "nested in odd keys": Refusal({"a b": {5: [{1}]}}, TypeError, '["a b"][5][0]', "set is not storable"),
@@ -662,7 +704,8 @@ REFUSALS: dict[str, Refusal] = {
     "negative big int": Refusal([0, -(10**5000)], ValueError, "[1]", "4300"),
     "big int key": Refusal({10**4300: 1}, ValueError, "", "4300"),
     "big IntEnum": Refusal(Int(10**4300), ValueError, "", "4300"),
-    "zone with seconds": Refusal(datetime(2024, 1, 1, tzinfo=timezone(timedelta(seconds=61))), ValueError, "", "second"),
+    "zone with seconds": Refusal(
+        datetime(2024, 1, 1, tzinfo=timezone(timedelta(seconds=61))), ValueError, "", "second"),
     "zone with negative seconds": Refusal(
         {"t": datetime(2024, 1, 1, tzinfo=timezone(timedelta(seconds=-1)))}, ValueError, ".t", "second"),
     "zone with microseconds": Refusal(
@@ -789,7 +832,8 @@ def test_refusal_that_ends_a_transaction_rolls_it_back(state: PersistedState, pa
 
 BAD_KEYS: dict[str, tuple[Any, type[Exception], str]] = {
     "tuple": ((1, 2), TypeError, "tuple"), "bytes": (b"a", TypeError, "bytes"), "date": (date.min, TypeError, "date"),
-    "object": (Bare(), TypeError, "Bare"), "nan": (math.nan, ValueError, ""), "surrogate": ("a\ud800", ValueError, "surrogate"),
+    "object": (Bare(), TypeError, "Bare"), "nan": (math.nan, ValueError, ""),
+    "surrogate": ("a\ud800", ValueError, "surrogate"),
     "big int": (10**4300, ValueError, "4300"), "complex": (1j, TypeError, "complex"),
     "Decimal": (decimal.Decimal("0.5"), TypeError, "Decimal"),
 }  # fmt: skip
