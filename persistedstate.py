@@ -751,11 +751,13 @@ class _Anatomy:
     What a dash and its value's first line share is moved below, with a space in the place of the dash (`compact`).
     """
 
-    __slots__ = ("above", "below", "compact", "head", "rest", "value")
+    __slots__ = ("above", "below", "compact", "gap", "head", "rest", "value")
 
     def __init__(self, above: str, head: str, value: str, rest: str, below: str, *, compact: bool = False) -> None:
         self.above, self.head, self.value, self.rest, self.below = above, head, value, rest, below
         self.compact = compact
+        #: What stands in front of a value that has a line of its own.
+        self.gap = ""
 
     @property
     def column(self) -> int:
@@ -774,7 +776,10 @@ class _Anatomy:
         rest = "\n" if self.compact else self.rest
         top = self.above + self.head
         if not isinstance(new, (dict, list)) or not new:
-            return f"{top} {_requoted(self.value.lstrip(), new) or _inline(new)}{rest}{below}"
+            return f"{top}{self.gap or ' '}{_requoted(self.value.lstrip(), new) or _inline(new)}{rest}{below}"
+        comments = self.gap[: self.gap.rfind("\n") + 1]
+        if comments.strip():
+            rest = comments + (f"{' ' * (self.column + 2)}{rest.lstrip()}" if rest.strip() else "")
         is_item = self.head.endswith("-")
         nested = _block(new, self.column + 2 if is_item or type(new) is dict else self.column)
         if is_item and not rest.strip():
@@ -936,7 +941,10 @@ class _Editor:
         rest = piece[value_end:line_end]
         if re.fullmatch(r"(?:[ \t]+[&!]\S+)*(\s*|\s+#.*\n)", rest) is None:
             raise _Odd
-        return _Anatomy(piece[:start], piece[start:head_end], piece[head_end:value_end], rest, piece[line_end:])
+        parts = _Anatomy(piece[:start], piece[start:head_end], piece[head_end:value_end], rest, piece[line_end:])
+        if parts.value and "\n" in piece[head_end : item.start_mark.index]:
+            parts.gap = piece[head_end : item.start_mark.index]
+        return parts
 
     @staticmethod
     def _value_end(piece: str, item: Any, head_end: int) -> int:
@@ -2795,9 +2803,8 @@ class _LiveTree(_Tree):
             )
         self.journal.size = len(data) - stream.torn
         self.journal.cut_back()
-        self.base = len(self.document.text())
         self.is_clean = not stream.records
-        self.limit = max(2 * self.base, _VACUUM_FLOOR)
+        self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)
         self._separator = self._first_separator(data[: self.journal.size])
         if stream.is_half_rewritten:
             self.vacuum()
@@ -2819,6 +2826,7 @@ class _LiveTree(_Tree):
         try:
             self.halted = (self.journal.size, len(data), apply, arguments)
             self.journal.append(data)
+            self._separator, self.is_clean = "", False
             apply(*arguments)
             self.halted = None
         except BaseException:
@@ -2840,12 +2848,11 @@ class _LiveTree(_Tree):
         if halted is not None:
             offset, length, apply, arguments = halted
             if self.journal.landed(offset, length):
+                self._separator, self.is_clean = "", False
                 apply(*arguments)
             self.halted = None
 
     def _after_append(self) -> None:
-        self._separator = ""
-        self.is_clean = False
         if self.fsync:
             self._sync()
         if self.journal.size > self.limit:
@@ -2873,9 +2880,11 @@ class _LiveTree(_Tree):
             offset = self.journal.size
             try:
                 self.journal.append(data)
+                self._separator, self.is_clean = "", False
                 self.records, self.undo = [], []
             except BaseException:
                 if self.journal.landed(offset, len(data)):
+                    self._separator, self.is_clean = "", False
                     self.records, self.undo = [], []
                 raise
             self.levels.pop()
@@ -2919,11 +2928,10 @@ class _LiveTree(_Tree):
         self.generation += 1
         text = self.document.text()
         data = text.encode()
+        self._separator = self._first_separator(data)  # before, because an interrupt may come right after
         self.journal.replace(data)
         self.is_clean = True
-        self.base = len(data)
-        self.limit = max(2 * self.base, _VACUUM_FLOOR)
-        self._separator = self._first_separator(data)
+        self.limit = max(2 * len(data), _VACUUM_FLOOR)
 
     def vacuum_if_needed(self) -> None:
         """Vacuum unless nothing changed since the last time."""
@@ -3229,9 +3237,18 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     #: What every use raises from now on, once `_tree`, `_root` and `_items` are gone.
     _refusal: StateError
 
-    def __init__(self, path: str | os.PathLike[str], /, **defaults: Any) -> None:
-        options = {name: defaults.pop(name) for name in list(defaults) if name.startswith("_")}
-        fsync, wait, readonly, mode = _checked_options(**options)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        /,
+        *,
+        _fsync: bool | float = False,
+        _wait: float = 0.0,
+        _readonly: bool = False,
+        _mode: int | None = None,
+        **defaults: Any,
+    ) -> None:
+        _check_options(_fsync, _wait, _readonly, _mode)
         for name in defaults:
             _check_name(name)
         text = os.fsdecode(path)
@@ -3241,7 +3258,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             defaults = _storable(defaults, 0)
         except _Unstorable as problem:
             raise problem.named([]) from None
-        tree = _Follower(text, defaults) if readonly else _shared_tree(text, fsync=fsync, wait=wait, mode=mode)
+        tree = _Follower(text, defaults) if _readonly else _shared_tree(text, fsync=_fsync, wait=_wait, mode=_mode)
         for name, value in (("_own", {}), ("_tree", tree), ("_root", tree.root), ("_items", tree.root._items)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "__dict__", tree.attributes)
@@ -3453,20 +3470,19 @@ _METHODS = frozenset(name for name in dir(PersistedState) if not name.startswith
 def _check_name(name: str) -> None:
     if name in _METHODS:
         raise AttributeError(f'{name} is a method of PersistedState; use STATE["{name}"]')
+    if name[:1] == "_":
+        raise TypeError(f"unknown option {name}; there are _fsync, _mode, _readonly and _wait")
 
 
-def _checked_options(
-    *, _fsync: bool | float = False, _wait: float = 0.0, _readonly: bool = False, _mode: int | None = None
-) -> tuple[bool | float, float, bool, int | None]:
-    if not isinstance(_fsync, (bool, int, float)) or (not isinstance(_fsync, bool) and not _fsync > 0):
-        raise TypeError(f"_fsync is False, True or a number of seconds above 0, not {_fsync!r}")
-    if isinstance(_wait, bool) or not isinstance(_wait, (int, float)) or not _wait >= 0:
-        raise TypeError(f"_wait is a number of seconds, not {_wait!r}")
-    if not isinstance(_readonly, bool):
-        raise TypeError(f"_readonly is False or True, not {_readonly!r}")
-    if _mode is not None and (isinstance(_mode, bool) or not isinstance(_mode, int) or _mode & ~0o7777):
-        raise TypeError(f"_mode is None or permission bits such as 0o600, not {_mode!r}")
-    return _fsync, _wait, _readonly, _mode
+def _check_options(fsync: object, wait: object, readonly: object, mode: object) -> None:
+    if not isinstance(fsync, (bool, int, float)) or (not isinstance(fsync, bool) and not fsync > 0):
+        raise TypeError(f"_fsync is False, True or a number of seconds above 0, not {fsync!r}")
+    if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not wait >= 0:
+        raise TypeError(f"_wait is a number of seconds, not {wait!r}")
+    if not isinstance(readonly, bool):
+        raise TypeError(f"_readonly is False or True, not {readonly!r}")
+    if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o7777):
+        raise TypeError(f"_mode is None or permission bits such as 0o600, not {mode!r}")
 
 
 def plain(node: Any) -> Any:

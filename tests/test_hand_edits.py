@@ -193,7 +193,8 @@ def test_default_of_a_present_key_keeps_every_byte(path: pathlib.Path, case: str
         key for key in read(FILES[case]) if isinstance(key, str) and key.isidentifier() and not key.startswith("_")
     ]
 
-    PersistedState(path, **{name: "another" for name in names if name not in dir(PersistedState)}).close()
+    defaults: dict[str, Any] = {name: "another" for name in names if name not in dir(PersistedState)}
+    PersistedState(path, **defaults).close()
 
     assert path.read_bytes() == FILES[case]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from checks import run_child
-from processes import DROP_PRIVILEGES, WRITE_CALLS, Child, count_calls, listing
+from processes import DROP_PRIVILEGES, WRITE_CALLS, Child, at_each_moment, count_calls, listing
 
 from persistedstate import PersistedState, StateClosed, StateError, StateLocked, StateReadOnly, plain
 
@@ -578,6 +578,42 @@ def test_threads_that_open_vacuum_and_close_one_file_share_it(path: Path) -> Non
     together(work, work, work)
 
     assert on_disk(path) == {"counter": 3 * rounds}
+
+
+@pytest.mark.parametrize("change", ["vacuum", "close"])
+def test_opening_in_the_middle_of_a_vacuum_or_close_waits_for_it(path: Path, change: str) -> None:
+    """From the moment on at which the path names the new file, and the journal still the old one."""
+    state, inode = PersistedState(path, a=1), path.stat().st_ino
+    state.a = 2
+    threads: list[threading.Thread] = []
+    handles: list[PersistedState] = []
+    errors: list[Exception] = []
+
+    def open_it() -> None:
+        try:
+            handles.append(PersistedState(path))
+        except Exception as error:  # noqa: BLE001 - shown below
+            errors.append(error)
+
+    def look() -> None:
+        if len(threads) < 12 and path.stat().st_ino != inode:
+            threads.append(threading.Thread(target=open_it))
+            threads[-1].start()
+            threads[-1].join(0.02)
+
+    at_each_moment(getattr(state, change), look)
+    for thread in threads:
+        thread.join(60)
+
+    try:
+        assert errors == []
+        assert [handle.a for handle in handles] == [2] * len(threads)
+        handles[0].a = 3
+    finally:
+        for handle in [*handles, state]:
+            handle.close()
+    assert threads
+    assert on_disk(path) == {"a": 3}
 
 
 @pytest.mark.usefixtures("hurried")

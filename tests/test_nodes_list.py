@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import contextlib
 import copy
 import heapq
 import itertools
@@ -11,8 +12,8 @@ import json
 import operator
 import pickle
 import random
-from collections.abc import Callable, MutableSequence, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from checks import check, records, scratch, unwrap
@@ -690,6 +691,89 @@ class TestAllOrNothing:
 
         check(state, path, plain(state))
         assert sorted(item for item in state.a if item) == [1, 2, 3]
+
+
+class TestReentrance:
+    """What an argument does to the list while the method reads it: whatever comes out, file and memory agree."""
+
+    class Meddler(Mapping[str, int]):
+        """A mapping, an index, something to compare with, and an iterator: it changes the list when first asked."""
+
+        def __init__(self, meddle: Callable[[], object]) -> None:
+            self.todo = [meddle]
+
+        def meddle(self) -> None:
+            if self.todo:
+                self.todo.pop()()
+
+        def __getitem__(self, key: str) -> int:
+            self.meddle()
+            return 7
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(["k"])
+
+        def __len__(self) -> int:
+            return 1
+
+        def __index__(self) -> int:
+            self.meddle()
+            return 0
+
+        def __eq__(self, other: object) -> bool:
+            self.meddle()
+            return other == 2
+
+        __hash__ = None  # type: ignore[assignment]
+
+        def items_of(self, count: int) -> Iterator[int]:
+            for number in range(count):
+                self.meddle()
+                yield number
+
+    WAYS: ClassVar[dict[str, Callable[[Any, Any], object]]] = {
+        "set": lambda a, m: operator.setitem(a, 2, m),
+        "set last": lambda a, m: operator.setitem(a, -1, m),
+        "append": StateList.append,
+        "insert": lambda a, m: a.insert(2, m),
+        "insert last": lambda a, m: a.insert(-1, m),
+        "extend by mapping": lambda a, m: a.extend([1, m]),
+        "slice by mapping": lambda a, m: operator.setitem(a, slice(1, 3), [m]),
+        "extended slice by mapping": lambda a, m: operator.setitem(a, slice(None, None, 2), [m, m]),
+        "extend": lambda a, m: a.extend(m.items_of(2)),
+        "+=": lambda a, m: operator.iadd(a, m.items_of(2)),
+        "slice": lambda a, m: operator.setitem(a, slice(1, 3), m.items_of(3)),
+        "slice from the end": lambda a, m: operator.setitem(a, slice(-1, None), m.items_of(3)),
+        "extended slice": lambda a, m: operator.setitem(a, slice(None, None, 2), m.items_of(2)),
+        "reversed": lambda a, m: operator.setitem(a, slice(None, None, -1), m.items_of(3)),
+        "set at": lambda a, m: operator.setitem(a, m, 5),
+        "delete at": lambda a, m: operator.delitem(a, m),
+        "delete slice at": lambda a, m: operator.delitem(a, slice(m, None, 2)),
+        "set slice at": lambda a, m: operator.setitem(a, slice(m, 2), [5]),
+        "pop at": lambda a, m: a.pop(m),
+        "insert at": lambda a, m: a.insert(m, 5),
+        "*=": operator.imul,
+        "remove": lambda a, m: a.remove(m),
+        "sort": lambda a, m: a.sort(key=lambda item: m.__index__() or item),
+    }
+
+    @pytest.mark.parametrize("meddle", [
+        lambda s: s.a.clear(), lambda s: s.a.append(0), lambda s: s.a.insert(0, {}), lambda s: setattr(s, "a", [9]),
+        lambda s: operator.delitem(s.a, slice(1)), lambda s: s.a.reverse(), lambda s: s.pop("a", None),
+        PersistedState.vacuum,
+    ], ids=["clear", "append", "insert", "replace", "delete", "reverse", "pop", "vacuum"])  # fmt: skip
+    @pytest.mark.parametrize("way", WAYS)
+    def test_file_and_memory_agree(self, state: PersistedState, path: Path, way: str, meddle: Operation) -> None:
+        state.before, state.a, state.after = [], [3, 1, 2], [[]]
+
+        with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
+            self.WAYS[way](state.a, self.Meddler(lambda: meddle(state)))
+
+        check(state, path, plain(state))
+        state.after[0].append(1)
+        check(state, path, plain(state))
+        state.vacuum()
+        check(state, path, plain(state))
 
 
 class TestOtherPeoplesFunctions:

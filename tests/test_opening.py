@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
@@ -1021,6 +1022,32 @@ def test_a_full_disk_raises_and_changes_nothing(path: Path) -> None:
 
     assert answer == ["True True"] * 4 + ["True"]
     assert on_disk(path) == {"counter": 1, "text": "x" * 100}
+
+
+@pytest.mark.leaves("files")
+@pytest.mark.parametrize("links", [1, 2])
+def test_a_file_that_an_editor_replaced_is_never_mangled(path: Path, links: int) -> None:
+    """Whoever wins: what the path names afterwards is all of the one or all of the other, or both merged."""
+    theirs = "# mine, and longer\na: 5\nb: theirs\nc: " + "z" * 200 + "\n"
+    state = PersistedState(path, a=1, b="ours")
+    if links == 2:
+        os.link(path, path.with_name("link"))
+    path.with_name("new").write_text(theirs)
+    path.with_name("new").rename(path)
+
+    with warnings.catch_warnings(), contextlib.suppress(StateError, OSError):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        state.n = 2
+        state.vacuum()
+        state.n = 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        state.close()
+
+    content = on_disk(path)
+    assert content.get("b") in ("ours", "theirs")
+    assert content.get("c", "z" * 200) == "z" * 200
+    assert (content["b"] == "theirs") == ("c" in content)
 
 
 def test_a_vacuum_that_fails_costs_nothing(path: Path) -> None:

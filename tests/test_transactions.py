@@ -522,13 +522,15 @@ def test_a_commit_that_cannot_be_written_rolls_back(path: Path) -> None:
     assert yaml.safe_load(path.read_text()) == {"a": 3, "l": [{"n": 3}]}
 
 
-def test_closing_within_a_transaction_is_refused_or_fails_clearly(path: Path) -> None:
+@pytest.mark.parametrize("more", [False, True], ids=["at the end", "in the middle"])
+def test_closing_within_a_transaction_fails_clearly_and_keeps_none_of_it(path: Path, more: bool) -> None:
     state = PersistedState(path, a=1, b=1)
 
     with pytest.raises(StateError), state.transaction():
         state.a = 2
         state.close()
-        state.b = 2
+        if more:
+            state.b = 2
     state.close()
 
     assert on_disk(path) == {"a": 1, "b": 1}
