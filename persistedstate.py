@@ -1725,7 +1725,10 @@ class _Journal:
         to, a file that is mounted by itself, a foreign owner), the file is rewritten: the new content is added behind a
         line that tells its length, then written over the old, then the rest is cut.
         """
-        if _system.fstat(self.descriptor).st_nlink == 1:
+        if self._is_replaced():
+            self._keep_aside(data)
+            return
+        if _system.fstat(self.descriptor).st_nlink <= 1:
             try:
                 self._swap(data)
             except OSError as error:
@@ -1734,6 +1737,26 @@ class _Journal:
             else:
                 return
         self._rewrite(data)
+
+    def _is_replaced(self) -> bool:
+        """Tell whether somebody put another file in the place of the open one."""
+        try:
+            return not self.is_same_file(_system.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def _keep_aside(self, data: bytes) -> None:
+        """Leave the file that somebody put in the place of ours alone, and write ours next to it."""
+        path = f"{self.path}.kept-{time.strftime('%Y%m%d-%H%M%S')}"
+        mode = stat.S_IMODE(_system.fstat(self.descriptor).st_mode)
+        kept = _system.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, mode)
+        try:
+            _write_all(kept, data)
+            _system.fsync(kept)
+        finally:
+            _system.close(kept)
+        reason = f"{self.path}: another program replaced the file while it was open; this state is in {path}"
+        warnings.warn(reason, RuntimeWarning, stacklevel=5)
 
     def _swap(self, data: bytes) -> None:
         path = self._temporary(f"{os.getpid()}-{os.urandom(4).hex()}")
@@ -2368,8 +2391,9 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             return
         if self._tree is not None:
             if self._tree.levels:
-                order = None if next(reversed(self._items)) == key else list(self._items)
-                self._tree.on_undo(self._unput, key, old, order)
+                last = next(reversed(self._items))
+                order = None if last == key else list(self._items)
+                self._tree.on_undo(self._unput, last if last == key else key, old, order)
             self._touch_key(key, gone=True)
             _detach(old)
         del self._items[key]
@@ -2535,21 +2559,21 @@ class StateList(_Node, MutableSequence[Any]):
             if isinstance(value, _Node) and self._items[position] is value:
                 return
             value = self._checked(value, position)
+            position = self._position(index, "list assignment index out of range")  # the check may run foreign code
             rest = "" if self._tree is None else f",{position},{_flow(value)}"
             self._replace("set", rest, position, position + 1, [value])
 
     def _assign(self, part: slice, values: Any) -> None:
+        checked = self._all_checked(values, part.indices(len(self._items))[0])
         start, stop, step = part.indices(len(self._items))
         if step == 1:
-            self._change("splice", start, max(start, stop), list(_content(values)))
+            self._change(start, max(start, stop), checked)
             return
-        items = list(_content(values))
         indexes = range(start, stop, step)
-        if len(items) != len(indexes):
+        if len(checked) != len(indexes):
             raise ValueError(
-                f"attempt to assign sequence of size {len(items)} to extended slice of size {len(indexes)}"
+                f"attempt to assign sequence of size {len(checked)} to extended slice of size {len(indexes)}"
             )
-        checked = [self._checked(item, index) for index, item in zip(indexes, items, strict=True)]
         if self._tree is None or not checked:
             self._scatter(indexes, checked)
             return
@@ -2567,7 +2591,7 @@ class StateList(_Node, MutableSequence[Any]):
             start, stop, step = index.indices(len(self._items))
             if step == 1:
                 if stop > start:
-                    self._change("splice", start, stop, [])
+                    self._change(start, stop, [])
                 return
             gone = set(range(start, stop, step))
             if gone:
@@ -2577,6 +2601,7 @@ class StateList(_Node, MutableSequence[Any]):
         with self._lock():
             start, _, _ = slice(_index(index), None).indices(len(self._items))
             value = self._checked(value, start)
+            start, _, _ = slice(_index(index), None).indices(len(self._items))  # the check may run foreign code
             rest = "" if self._tree is None else f",{start},{_flow(value)}"
             self._replace("insert", rest, start, start, [value])
 
@@ -2586,10 +2611,8 @@ class StateList(_Node, MutableSequence[Any]):
 
     def extend(self, values: Iterable[Any]) -> None:
         with self._lock():
-            end = len(self._items)
-            added = [value for value in _content(values)]  # noqa: C416 - list() would believe any length hint
-            if added:
-                self._change("splice", end, end, added)
+            added = self._all_checked(values, len(self._items))
+            self._change(len(self._items), len(self._items), added)
 
     def __iadd__(self, values: Iterable[Any]) -> StateList:  # type: ignore[misc]
         self.extend(values)
@@ -2649,11 +2672,14 @@ class StateList(_Node, MutableSequence[Any]):
             raise IndexError(error)
         return position
 
-    def _change(self, operation: str, start: int, stop: int, values: list[Any]) -> None:
-        checked = [self._checked(value, start + offset) for offset, value in enumerate(values)]
-        if checked or stop > start:
-            rest = "" if self._tree is None else f",{start},{stop},{_flow(checked)}"
-            self._replace(operation, rest, start, stop, checked)
+    def _all_checked(self, values: Iterable[Any], start: int) -> list[Any]:
+        items = [value for value in _content(values)]  # noqa: C416 - list() would believe any length hint
+        return [self._checked(value, start + offset) for offset, value in enumerate(items)]
+
+    def _change(self, start: int, stop: int, values: list[Any]) -> None:
+        if values or stop > start:
+            rest = "" if self._tree is None else f",{start},{stop},{_flow(values)}"
+            self._replace("splice", rest, start, stop, values)
 
     def _replace(self, operation: str, rest: str, start: int, stop: int, values: list[Any]) -> None:
         grown = [self._grown(value, start + offset) for offset, value in enumerate(values)]
@@ -3282,6 +3308,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         """
         tree = getattr(self, "_tree", None) if not hasattr(self, "_refusal") else None
         if tree is not None:
+            with tree.lock:
+                if tree.levels:
+                    raise StateError(tree.path, "a transaction is open; close after it")
             with _registry_lock:
                 self._shut(StateClosed(tree.path, "the state was closed; open it again"))
                 tree.handles -= 1
@@ -3516,11 +3545,12 @@ def _shared_tree(path: str, *, fsync: bool | float, wait: float, mode: int | Non
 
 
 def _find_open(path: str) -> _LiveTree | None:
+    real = os.path.realpath(path)
     try:
         status = _system.stat(path)
     except OSError:
-        return None
-    return next((tree for tree in _open_trees if tree.journal.is_same_file(status)), None)
+        return next((tree for tree in _open_trees if tree.path == real), None)
+    return next((tree for tree in _open_trees if tree.path == real or tree.journal.is_same_file(status)), None)
 
 
 def _close_at_exit() -> None:

@@ -448,6 +448,7 @@ def test_a_forked_child_may_open_the_state_once_its_parent_closed_it(path: Path)
     out, into = os.pipe()
     child = os.fork()
     if not child:
+        os.close(into)
         print(attempt(lambda: PersistedState(path)).split(",")[0], flush=True)
         os.read(out, 1)
         with PersistedState(path, _wait=600) as mine:

@@ -747,7 +747,7 @@ class TestReentrance:
         "extended slice": lambda a, m: operator.setitem(a, slice(None, None, 2), m.items_of(2)),
         "reversed": lambda a, m: operator.setitem(a, slice(None, None, -1), m.items_of(3)),
         "set at": lambda a, m: operator.setitem(a, m, 5),
-        "delete at": lambda a, m: operator.delitem(a, m),
+        "delete at": operator.delitem,
         "delete slice at": lambda a, m: operator.delitem(a, slice(m, None, 2)),
         "set slice at": lambda a, m: operator.setitem(a, slice(m, 2), [5]),
         "pop at": lambda a, m: a.pop(m),
