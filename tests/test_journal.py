@@ -1,0 +1,421 @@
+"""The journal against a system that fails: each call of the seam, once; and the three forms of `_fsync`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import persistedstate
+from persistedstate import (
+    PersistedState,
+    StateClosed,
+    StateCorrupt,
+    StateError,
+    StateLocked,
+    StateReadOnly,
+    plain,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+class Faulty:
+    """A system whose calls can be replaced one by one."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def fail(self, name: str, code: int, *, times: int = 1) -> None:
+        """Let the next calls of that name raise an OSError."""
+        real, left = getattr(self._real, name), [times]
+
+        def call(*arguments: Any) -> Any:
+            if left[0] > 0:
+                left[0] -= 1
+                raise OSError(code, os.strerror(code))
+            return real(*arguments)
+
+        setattr(self, name, call)
+
+    def replace_once(self, name: str, call: Callable[..., Any]) -> None:
+        """Let the next call of that name do something else."""
+
+        def once(*arguments: Any) -> Any:
+            delattr(self, name)
+            return call(*arguments)
+
+        setattr(self, name, once)
+
+
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
+    faulty = Faulty(persistedstate._system)
+    monkeypatch.setattr(persistedstate, "_system", faulty)
+    yield faulty
+    monkeypatch.undo()
+
+
+def test_failed_write_changes_nothing(path: Path, system: Faulty) -> None:
+    with PersistedState(path, a=1) as state:
+        before = path.read_bytes()
+        system.fail("write", errno.ENOSPC)
+
+        with pytest.raises(OSError, match="space"):
+            state.a = 2
+
+        assert state.a == 1
+        assert path.read_bytes() == before
+        state.a = 3
+        assert path.read_bytes() == before + b'--- ["set",[],"a",3]\n'
+
+
+def test_short_write_is_cut_back(path: Path, system: Faulty) -> None:
+    with PersistedState(path, a=1) as state:
+        before = path.read_bytes()
+        system.replace_once("write", lambda descriptor, data: os.write(descriptor, data[:5]))
+
+        with pytest.raises(OSError, match="space"):
+            state.a = 2
+
+        assert (state.a, path.read_bytes()) == (1, before)
+
+
+def test_failed_write_of_a_transaction_rolls_back(path: Path, system: Faulty) -> None:
+    with PersistedState(path, a=1, l=[]) as state:
+        before = path.read_bytes()
+        system.fail("write", errno.EIO)
+
+        with pytest.raises(OSError, match="error"), state.transaction():
+            state.a = 2
+            state.l.append(1)
+
+        assert (plain(state), path.read_bytes()) == ({"a": 1, "l": []}, before)
+
+
+def test_cut_that_fails_is_made_up_for_by_the_next_change(path: Path, system: Faulty) -> None:
+    with PersistedState(path, a=1) as state:
+        before = path.read_bytes()
+        system.replace_once("write", lambda descriptor, data: os.write(descriptor, data[:5]))
+        system.fail("ftruncate", errno.EIO, times=2)
+
+        with pytest.raises(OSError, match="error"):
+            state.a = 2
+        state.a = 3
+
+        assert path.read_bytes() == before + b'--- ["set",[],"a",3]\n'
+
+
+@pytest.mark.parametrize(("call", "code"), [("open", errno.ENOSPC), ("fsync", errno.EIO), ("replace", errno.EIO)])
+def test_failed_vacuum_costs_nothing(path: Path, system: Faulty, call: str, code: int) -> None:
+    state = PersistedState(path, a=1)
+    state.a = 2
+    before = path.read_bytes()
+    system.fail(call, code)
+
+    with pytest.raises(OSError, match=r"space|error"):
+        state.vacuum()
+
+    assert path.read_bytes() == before
+    assert [name.name for name in path.parent.iterdir()] == [path.name]
+    state.close()
+    assert path.read_bytes() == b"a: 2\n"
+
+
+def test_vacuum_at_close_that_fails_warns_and_keeps_the_journal(path: Path, system: Faulty) -> None:
+    state = PersistedState(path, a=1)
+    state.a = 2
+    before = path.read_bytes()
+    system.fail("fsync", errno.EIO)
+
+    with pytest.warns(RuntimeWarning, match="no vacuum"):
+        state.close()
+
+    assert path.read_bytes() == before
+
+
+def test_what_cannot_be_read_back_is_not_put_in_place(path: Path, system: Faulty) -> None:
+    state = PersistedState(path, a=1)
+    state.a = 2
+    before = path.read_bytes()
+    system.replace_once("read", lambda _descriptor, _size: b"garbage")
+
+    with pytest.raises(OSError, match="read back"):
+        state.vacuum()
+
+    assert path.read_bytes() == before
+    state.close()
+
+
+def test_locked_temporary_file_is_not_put_in_place(path: Path, system: Faulty) -> None:
+    state = PersistedState(path, a=1)
+    state.a = 2
+    system.replace_once("lock", lambda _descriptor: False)
+
+    state.vacuum()  # within the file
+
+    assert path.read_bytes() == b"a: 2\n"
+    state.close()
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EACCES])
+def test_folder_that_cannot_be_synced_is_no_error(path: Path, system: Faulty, code: int) -> None:
+    real, calls = system.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    state = PersistedState(path, a=1)
+    state.a = 2
+    system.fsync = fsync  # type: ignore[attr-defined]
+    state.vacuum()
+
+    assert path.read_bytes() == b"a: 2\n"
+    assert len(calls) == 2
+    state.close()
+
+
+def test_folder_that_cannot_be_opened_is_no_error(path: Path, system: Faulty) -> None:
+    real = system.open
+
+    def opened(name: Any, *arguments: Any) -> int:
+        if os.fspath(name) == str(path.parent):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return int(real(name, *arguments))
+
+    with PersistedState(path, a=1) as state:
+        state.a = 2
+        system.open = opened  # type: ignore[attr-defined]
+
+    assert path.read_bytes() == b"a: 2\n"
+
+
+def test_folder_that_fails_to_sync_is_an_error(path: Path, system: Faulty) -> None:
+    real, calls = system.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor)
+
+    state = PersistedState(path, a=1)
+    state.a = 2
+    system.fsync = fsync  # type: ignore[attr-defined]
+
+    with pytest.raises(OSError, match="error"):
+        state.vacuum()
+    state.a = 3
+
+    state.close()
+    assert path.read_bytes() == b"a: 3\n"
+
+
+def test_each_change_is_synced_with_fsync_true(path: Path, system: Faulty) -> None:
+    calls: list[int] = []
+    state = PersistedState(path, a=1, _fsync=True)
+    system.fsync = calls.append  # type: ignore[attr-defined]
+
+    state.a = 2
+    with state.transaction():
+        state.a = 3
+        state.a = 4
+
+    assert len(calls) == 2
+    del system.fsync
+    state.close()
+
+
+def test_changes_are_synced_once_after_the_seconds_of_fsync(path: Path, system: Faulty) -> None:
+    synced = threading.Event()
+    state = PersistedState(path, a=1, _fsync=0.01)
+    system.fsync = lambda _descriptor: synced.set()  # type: ignore[attr-defined]
+
+    state.a = 2
+
+    assert synced.wait(30)
+    del system.fsync
+    state.a = 3
+    state.close()
+    assert path.read_bytes() == b"a: 3\n"
+
+
+def test_error_of_the_timer_surfaces_at_the_next_change(path: Path, system: Faulty) -> None:
+    failed = threading.Event()
+
+    def fsync(_descriptor: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    state = PersistedState(path, a=1, _fsync=0.01)
+    system.fsync = fsync  # type: ignore[attr-defined]
+    state.a = 2
+    assert failed.wait(30)
+    del system.fsync
+    with state._thread_lock:  # the timer has noted the error when it lets go of the lock
+        pass
+
+    with pytest.raises(OSError, match="error"):
+        state.a = 3
+
+    state.close()
+
+
+def test_pending_sync_happens_at_close(path: Path, system: Faulty) -> None:
+    calls: list[int] = []
+    state = PersistedState(path, a=1, _fsync=1000)
+    state.a = 2
+    state.vacuum()
+    state.a = 3
+    real = system.fsync
+    system.fsync = lambda descriptor: (calls.append(descriptor), real(descriptor))  # type: ignore[attr-defined]
+
+    state.close()
+
+    assert len(calls) >= 3
+
+
+def test_descriptors_of_the_standard_streams_are_avoided() -> None:
+    read_end, write_end = os.pipe()
+    spare = os.dup(0)
+    os.close(0)
+    try:
+        os.dup(read_end)  # becomes 0
+        number = persistedstate._above_standard(0)
+        assert number > 2
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(0)
+        os.close(number)
+    finally:
+        os.dup2(spare, 0)
+        for descriptor in (read_end, write_end, spare):
+            os.close(descriptor)
+
+
+def test_vacuum_within_a_transaction_is_refused(path: Path) -> None:
+    with PersistedState(path, a=1) as state:
+        state.a = 2
+        with pytest.raises(StateError, match="transaction"), state.transaction():
+            state.vacuum()
+        assert state.a == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StateError("f", "reason"),
+        StateCorrupt("f", "reason", 3, 4, "text"),
+        StateLocked("f", 5),
+        StateLocked("f"),
+        StateReadOnly("f", "reason"),
+        StateClosed("f", "reason"),
+    ],
+    ids=["error", "corrupt", "locked", "locked by nobody knows", "read-only", "closed"],
+)
+def test_errors_survive_pickling(error: StateError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+
+    assert type(again) is type(error)
+    assert (str(again), vars(again)) == (str(error), vars(error))
+
+
+def test_reader_follows_every_kind_of_change_in_place(path: Path) -> None:
+    start: dict[str, Any] = {"a": 1, "l": [1, {"x": 1}, 3], "d": {"k": {"n": 1}, "gone": 1}, "t": [1]}
+    with PersistedState(path, **start) as writer:
+        reader = PersistedState(path, _readonly=True, missing=7)  # type: ignore[arg-type]
+        items, mapping = reader.l, reader.d
+        writer.l[1]["x"] = 2
+        writer.l.append([4])
+        writer.d["k"]["n"] = 2
+        del writer.d["gone"]
+        writer.d["gone"] = 2
+        writer.t = {"now": "a mapping"}
+        writer.a = None
+        del writer.l[0]
+
+        assert reader.refresh()
+
+        assert plain(reader) == {**plain(writer), "missing": 7}
+        assert list(reader.d) == ["k", "gone"]
+        assert (reader.l is items, reader.d is mapping) == (True, True)
+        assert not reader.refresh()
+        reader.close()
+        with pytest.raises(StateClosed):
+            items.append(1)
+
+
+def test_reader_of_a_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        PersistedState(tmp_path, _readonly=True)
+
+
+def test_exit_closes_what_is_open(path: Path) -> None:
+    state = PersistedState(path, a=1)
+    state.a = 2
+
+    persistedstate._close_at_exit()
+
+    assert path.read_bytes() == b"a: 2\n"
+    with pytest.raises(StateClosed):
+        state.a = 3
+
+
+def test_child_of_a_fork_is_told_both_pids(path: Path) -> None:
+    state = PersistedState(path, a=1)
+    items = state._root
+
+    persistedstate._refuse_in_child()
+
+    with pytest.raises(StateError, match=f"{os.getppid()}.*{os.getpid()}"):
+        state.a = 2
+    with pytest.raises(StateError, match=str(os.getpid())):
+        items["a"] = 3
+    assert path.read_bytes() == b"a: 1\n"
+
+
+def test_constructor_that_fails_lets_the_file_go(path: Path, system: Faulty) -> None:
+    path.write_text("a: 1\n")
+    system.fail("write", errno.ENOSPC)
+
+    with pytest.raises(OSError, match="space"):
+        PersistedState(path, b=2)
+
+    with PersistedState(path, b=2) as state:
+        assert plain(state) == {"a": 1, "b": 2}
+
+
+def test_file_cut_in_the_middle_of_a_character_is_refused(path: Path) -> None:
+    path.write_bytes("a: é".encode()[:-1])
+
+    with pytest.raises(StateCorrupt, match="middle of a character"):
+        PersistedState(path)
+
+
+@pytest.mark.parametrize("record", ['["order",["l"],[0,0]]', '["order",["l"],[-1]]', '["order",["l"],[5]]'])
+def test_order_that_is_none_is_refused(path: Path, record: str) -> None:
+    path.write_text(f"l: [1, 2]\n--- {record}\n")
+
+    with pytest.raises(StateCorrupt):
+        PersistedState(path)
+
+
+def test_holder_is_unknown_where_the_system_does_not_tell(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError
+
+    path.write_text("a: 1\n")
+    monkeypatch.setattr("builtins.open", missing)
+
+    assert persistedstate._holder(path.stat()) is None
