@@ -1903,7 +1903,8 @@ class _Unstorable(Exception):
 def _step(key: Any) -> str:
     if isinstance(key, str):
         return f".{key}" if key.isidentifier() else f"[{_quote(key)}]"
-    return f"[{key!r}]"
+    is_huge = type(key) is int and key.bit_length() > _LARGE_INT
+    return "[…]" if is_huge else f"[{key!r}]"
 
 
 class _Tree:
@@ -2564,7 +2565,8 @@ class StateList(_Node, MutableSequence[Any]):
             self._replace("set", rest, position, position + 1, [value])
 
     def _assign(self, part: slice, values: Any) -> None:
-        checked = self._all_checked(values, part.indices(len(self._items))[0])
+        start, _, step = part.indices(len(self._items))
+        checked = self._all_checked(values, start, step)
         start, stop, step = part.indices(len(self._items))
         if step == 1:
             self._change(start, max(start, stop), checked)
@@ -2672,9 +2674,9 @@ class StateList(_Node, MutableSequence[Any]):
             raise IndexError(error)
         return position
 
-    def _all_checked(self, values: Iterable[Any], start: int) -> list[Any]:
+    def _all_checked(self, values: Iterable[Any], start: int, step: int = 1) -> list[Any]:
         items = [value for value in _content(values)]  # noqa: C416 - list() would believe any length hint
-        return [self._checked(value, start + offset) for offset, value in enumerate(items)]
+        return [self._checked(value, start + offset * step) for offset, value in enumerate(items)]
 
     def _change(self, start: int, stop: int, values: list[Any]) -> None:
         if values or stop > start:

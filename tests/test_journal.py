@@ -280,7 +280,12 @@ def test_pending_sync_happens_at_close(path: Path, system: Faulty) -> None:
     state.vacuum()
     state.a = 3
     real = system.fsync
-    system.fsync = lambda descriptor: (calls.append(descriptor), real(descriptor))  # type: ignore[attr-defined]
+
+    def fsync(descriptor: int) -> None:
+        calls.append(descriptor)
+        real(descriptor)
+
+    system.fsync = fsync  # type: ignore[attr-defined]
 
     state.close()
 
@@ -334,7 +339,7 @@ def test_errors_survive_pickling(error: StateError) -> None:
 def test_reader_follows_every_kind_of_change_in_place(path: Path) -> None:
     start: dict[str, Any] = {"a": 1, "l": [1, {"x": 1}, 3], "d": {"k": {"n": 1}, "gone": 1}, "t": [1]}
     with PersistedState(path, **start) as writer:
-        reader = PersistedState(path, _readonly=True, missing=7)  # type: ignore[arg-type]
+        reader = PersistedState(path, _readonly=True, missing=7)
         items, mapping = reader.l, reader.d
         writer.l[1]["x"] = 2
         writer.l.append([4])
