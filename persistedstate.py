@@ -1276,7 +1276,12 @@ class _Document:
         self.column = root.start_mark.column
         starts = [_line_start(text, key.start_mark.index) for key, _ in root.value]
         ends = [_line_end(text, _pair_end(pair, text)) for pair in root.value]
-        if len(value) != len(starts) or any(end > start for end, start in zip(ends, starts[1:], strict=False)):
+        merges = any(str(key.tag) == _MERGE for key, _ in root.value)
+        if (
+            merges
+            or len(value) != len(starts)
+            or any(end > start for end, start in zip(ends, starts[1:], strict=False))
+        ):
             return False
         head = 0
         for mark in re.finditer(r"^---.*\n", text[: starts[0]], re.MULTILINE):
