@@ -1330,9 +1330,7 @@ class _Document:
         self._finish(keys)
 
     def _finish(self, keys: list[Any]) -> None:
-        """See to the order of the pieces, and to what stands at the end."""
-        if list(self.pieces) != keys:
-            self.pieces = {key: self.pieces[key] for key in keys}
+        """See to what stands at the end."""
         if not keys:
             self.nothing = self.nothing or "{}\n"
         elif keys[-1] not in self.unended and _BLOCK_SCALAR.search(self.pieces[keys[-1]]):

@@ -156,6 +156,20 @@ def test_what_cannot_be_read_back_is_not_put_in_place(path: Path, system: Faulty
     state.close()
 
 
+def test_interrupted_change_is_settled_by_whatever_comes_next(path: Path, system: Faulty) -> None:
+    with PersistedState(path, a=1, b=1) as state:
+        for settle in (state.refresh, state.vacuum, lambda: state.update(b=2)):
+            system.replace_once("write", lambda descriptor, data: os.write(descriptor, data[:5]))
+            system.fail("ftruncate", errno.EIO, times=2)
+            with pytest.raises(OSError, match="error"):
+                state.a = 2
+
+            settle()
+
+            assert state.a == 1
+    assert path.read_bytes() == b"a: 1\nb: 2\n"
+
+
 def test_locked_temporary_file_is_not_put_in_place(path: Path, system: Faulty) -> None:
     state = PersistedState(path, a=1)
     state.a = 2
@@ -273,6 +287,25 @@ def test_error_of_the_timer_surfaces_at_the_next_change(path: Path, system: Faul
     state.close()
 
 
+def test_error_of_the_timer_surfaces_at_close(path: Path, system: Faulty) -> None:
+    failed = threading.Event()
+
+    def fsync(_descriptor: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    state = PersistedState(path, a=1, _fsync=0.01)
+    system.fsync = fsync  # type: ignore[attr-defined]
+    state.a = 2
+    assert failed.wait(30)
+    del system.fsync
+
+    with pytest.raises(OSError, match="error"):
+        state.close()
+
+    assert path.read_bytes() == b"a: 2\n"
+
+
 def test_pending_sync_happens_at_close(path: Path, system: Faulty) -> None:
     calls: list[int] = []
     state = PersistedState(path, a=1, _fsync=1000)
@@ -337,7 +370,7 @@ def test_errors_survive_pickling(error: StateError) -> None:
 
 
 def test_reader_follows_every_kind_of_change_in_place(path: Path) -> None:
-    start: dict[str, Any] = {"a": 1, "l": [1, {"x": 1}, 3], "d": {"k": {"n": 1}, "gone": 1}, "t": [1]}
+    start: dict[str, Any] = {"a": 1, "l": [1, {"x": 1}, 3], "d": {"k": {"n": 1}, "gone": 1}, "e": {"x": 1}, "t": [1]}
     with PersistedState(path, **start) as writer:
         reader = PersistedState(path, _readonly=True, missing=7)
         items, mapping = reader.l, reader.d
@@ -347,13 +380,15 @@ def test_reader_follows_every_kind_of_change_in_place(path: Path) -> None:
         del writer.d["gone"]
         writer.d["gone"] = 2
         writer.t = {"now": "a mapping"}
+        writer.d["k"] = writer.d.pop("k")
+        del writer.e["x"]
         writer.a = None
         del writer.l[0]
 
         assert reader.refresh()
 
         assert plain(reader) == {**plain(writer), "missing": 7}
-        assert list(reader.d) == ["k", "gone"]
+        assert list(reader.d) == ["gone", "k"]
         assert (reader.l is items, reader.d is mapping) == (True, True)
         assert not reader.refresh()
         reader.close()

@@ -83,12 +83,25 @@ def test_snapshot_in_front_of_its_half_written_copy_opens(path: Path) -> None:
         "a: 1\nb:\n" + "".join(f"{' ' * depth}- \n" for depth in range(1, 200)),
         "a: 1\n--- [unclosed\n--- [1]\n",
         'a: "\\ud83d"\n',
+        "".join(f"{' ' * depth}k:\n" for depth in range(1000)),
+        'a: [1]\n--- ["splice",["a"],0,2,[]]\n',
         "a: 1\n--- 5\n",
         'a: 1\n--- ["set"]\n',
         'a: 1\n--- ["set",5,"a",1]\n',
         'a: 1\n--- ["set",["a"],"b",1]\n',
     ],
-    ids=["content behind ...", "deep", "unclosed", "surrogate", "number", "short", "path", "no container"],
+    ids=[
+        "content behind ...",
+        "deep",
+        "unclosed",
+        "surrogate",
+        "deeper",
+        "splice",
+        "number",
+        "short",
+        "path",
+        "no container",
+    ],
 )
 def test_what_is_no_state_is_refused(path: Path, text: str) -> None:
     path.write_text(text)
