@@ -1964,6 +1964,26 @@ class _Holder:
     _items: Any
     _tree: _Tree | None
 
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._items[key]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(reversed(self._items))
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._items == _content(other))
+
 
 class _Node(_Holder):
     """A container of the tree, or one that was removed from it.
@@ -1980,16 +2000,8 @@ class _Node(_Holder):
     #: The path as text, and the top-level key; None while unknown, and always None below a list, whose indexes move.
     _place: tuple[str, Any] | None
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
         self._items, self._tree, self._parent, self._key, self._place = items, tree, parent, key, None
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __contains__(self, item: Any) -> bool:
-        return item in self._items
 
     def __repr__(self) -> str:
         return repr(self._items)
@@ -2275,18 +2287,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     __slots__ = ()
     _items: dict[Any, Any]
 
-    def __getitem__(self, key: Any) -> Any:
-        return self._items[key]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._items)
-
-    def __reversed__(self) -> Iterator[Any]:
-        return iter(reversed(self._items))
-
-    def __eq__(self, other: object) -> bool:
-        return bool(self._items == _content(other))
-
     def __or__(self, other: Any) -> Any:
         return _copy(self) | _copy(other) if isinstance(_content(other), dict) else NotImplemented
 
@@ -2512,18 +2512,6 @@ class StateList(_Node, MutableSequence[Any]):
     def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
         super().__init__(items, tree, parent, key)
         self._born, self._log = tree.generation if tree else 0, None
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._items[index]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._items)
-
-    def __reversed__(self) -> Iterator[Any]:
-        return iter(reversed(self._items))
-
-    def __eq__(self, other: object) -> bool:
-        return bool(self._items == _content(other))
 
     def __lt__(self, other: Any) -> bool:
         return self._items < _content(other) if isinstance(other, (list, StateList)) else NotImplemented
@@ -3417,31 +3405,11 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         """Set several keys, from a mapping, pairs or keywords, in one record."""
         self._root.update(*others, **named)
 
-    def __getitem__(self, key: Any) -> Any:
-        return self._items[key]
-
     def __setitem__(self, key: Any, value: Any) -> None:
         self._root[key] = value
 
     def __delitem__(self, key: Any) -> None:
         del self._root[key]
-
-    def __contains__(self, key: Any) -> bool:
-        return key in self._items
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._items)
-
-    def __reversed__(self) -> Iterator[Any]:
-        return iter(reversed(self._items))
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __eq__(self, other: object) -> bool:
-        return self._root == other
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __or__(self, other: Any) -> Any:
         return self._root | other
