@@ -2845,7 +2845,7 @@ class _LiveTree(_Tree):
         try:
             self.halted = (self.journal.size, len(data), apply, arguments)
             self.journal.append(data)
-            self._separator, self.is_clean = "", False
+            self._note_appended()
             apply(*arguments)
             self.halted = None
         except BaseException:
@@ -2867,9 +2867,13 @@ class _LiveTree(_Tree):
         if halted is not None:
             offset, length, apply, arguments = halted
             if self.journal.landed(offset, length):
-                self._separator, self.is_clean = "", False
+                self._note_appended()
                 apply(*arguments)
             self.halted = None
+
+    def _note_appended(self) -> None:
+        """Note that the file ends in a record; happens before memory changes, because an interrupt may come between."""
+        self._separator, self.is_clean = "", False
 
     def _after_append(self) -> None:
         if self.fsync:
@@ -2899,11 +2903,11 @@ class _LiveTree(_Tree):
             offset = self.journal.size
             try:
                 self.journal.append(data)
-                self._separator, self.is_clean = "", False
+                self._note_appended()
                 self.records, self.undo = [], []
             except BaseException:
                 if self.journal.landed(offset, len(data)):
-                    self._separator, self.is_clean = "", False
+                    self._note_appended()
                     self.records, self.undo = [], []
                 raise
             self.levels.pop()

@@ -266,7 +266,8 @@ def test_changes_are_synced_once_after_the_seconds_of_fsync(path: Path, system: 
     assert path.read_bytes() == b"a: 3\n"
 
 
-def test_error_of_the_timer_surfaces_at_the_next_change(path: Path, system: Faulty) -> None:
+def state_whose_timer_failed(path: Path, system: Faulty) -> PersistedState:
+    """Return an open state with `a: 2`, of which the timer could not sync the last change."""
     failed = threading.Event()
 
     def fsync(_descriptor: int) -> None:
@@ -278,6 +279,11 @@ def test_error_of_the_timer_surfaces_at_the_next_change(path: Path, system: Faul
     state.a = 2
     assert failed.wait(30)
     del system.fsync
+    return state
+
+
+def test_error_of_the_timer_surfaces_at_the_next_change(path: Path, system: Faulty) -> None:
+    state = state_whose_timer_failed(path, system)
     with state._thread_lock:  # the timer has noted the error when it lets go of the lock
         pass
 
@@ -288,17 +294,7 @@ def test_error_of_the_timer_surfaces_at_the_next_change(path: Path, system: Faul
 
 
 def test_error_of_the_timer_surfaces_at_close(path: Path, system: Faulty) -> None:
-    failed = threading.Event()
-
-    def fsync(_descriptor: int) -> None:
-        failed.set()
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    state = PersistedState(path, a=1, _fsync=0.01)
-    system.fsync = fsync  # type: ignore[attr-defined]
-    state.a = 2
-    assert failed.wait(30)
-    del system.fsync
+    state = state_whose_timer_failed(path, system)
 
     with pytest.raises(OSError, match="error"):
         state.close()
