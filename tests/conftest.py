@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import random
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +46,14 @@ def on_disk(path: Path) -> Callable[..., dict[Any, Any]]:
         return oracle.read(file, reader)
 
     return read
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Where a random test gets its chances from; a failure shows the seed, PERSISTEDSTATE_SEED replays it."""
+    seed = os.environ.get("PERSISTEDSTATE_SEED") or str(random.SystemRandom().getrandbits(48))
+    print(f"PERSISTEDSTATE_SEED={seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture(autouse=True)
