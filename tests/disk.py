@@ -469,6 +469,11 @@ class Recovery:
         self._opened: dict[Image, Opened] = {}
         self._sound: set[Image] = set()
 
+    @property
+    def distinct(self) -> int:
+        """Return how many different folders there were."""
+        return len(self._opened)
+
     def open(self, image: Image) -> Opened:
         """Return what the folder opens to; what was found is checked to be sound from then on."""
         self.count += 1

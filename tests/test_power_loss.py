@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 PAGE, SECTOR = 4096, 512
 #: So many of the last calls may each be lost or not, in every combination.
 FREE = 6
+#: At so many bytes, drawn by chance, a write is cut.
+CUTS = 10
 #: The seconds of `_fsync`, and those behind each step.
 SECONDS, PAUSE = 1.0, 0.4
 #: What refuses to open may hold NULs in front of this.
@@ -184,7 +186,9 @@ def partial_outcomes(call: Call, chance: random.Random) -> Iterator[Outcome]:
     edges = sorted(
         {0, length, *chance.sample(sectors, min(len(sectors), 4)), *(e for e in sectors if not (e + begin) % PAGE)}
     )
-    cuts = [edge for edge in edges if 0 < edge < length] + [chance.randrange(1, length) for _ in "12" if length > 1]
+    cuts = [edge for edge in edges if 0 < edge < length] + [
+        chance.randrange(1, length) for _ in range(CUTS if length > 1 else 0)
+    ]
     yield Outcome((), end)
     for cut in cuts:
         yield Outcome(((0, cut),), begin + cut)
@@ -231,7 +235,7 @@ class Loss(NamedTuple):
 
 def losses(recording: disk.Recording, rounds: int, chance: random.Random) -> Iterator[Loss]:
     """Return `rounds` power losses: the systematic ones in any order, then those at random."""
-    found = []
+    found: list[tuple[disk.Image, int, int]] = []
     media = []
     medium = Medium(recording.workload.folder())
     for call in recording.log:
@@ -242,11 +246,14 @@ def losses(recording: disk.Recording, rounds: int, chance: random.Random) -> Ite
         media.append((before, least, call.issued))
         medium.take(call)
     found = list(dict.fromkeys(found))
-    for chosen in chance.sample(found, min(rounds, len(found))):
-        yield Loss(*chosen)
-    for _ in range(rounds - len(found)):
+    yield from (Loss(*loss) for loss in chance.sample(found, min(rounds, len(found))))
+    seen = set(found)
+    for _ in range(rounds):
         before, least, issued = chance.choice(media)
-        yield Loss(before.after_loss(at_random(before.unsure, chance)), least, issued)
+        loss = Loss(before.after_loss(at_random(before.unsure, chance)), least, issued)
+        if loss not in seen and len(seen) < rounds:
+            seen.add(loss)
+            yield loss
 
 
 def promised(recording: disk.Recording, call: Call) -> int:
@@ -279,7 +286,7 @@ def read_bytes(content: bytes, path: Path) -> Any:
     return disk.read_independently(path)
 
 
-@rounds(ci=1400, nightly=70_000)
+@rounds(ci=2400, nightly=70_000)
 @pytest.mark.parametrize("fsync", [False, True, SECONDS])
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_power_loss_keeps_what_fsync_promises(
@@ -294,3 +301,4 @@ def test_power_loss_keeps_what_fsync_promises(
         recovery = disk.Recovery(path)
         for loss in losses(recording, rounds, chance):
             check_loss(loss, recording.states, recovery)
+        print(f"{recovery.count} modelled states, {recovery.distinct} of them distinct")
