@@ -13,6 +13,7 @@ import contextlib
 import copy
 import os
 import threading
+import time
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -153,11 +154,16 @@ class Clock:
 
     def __init__(self) -> None:
         self.time = 1000.0
+        self._began = time.time() - self.time
         self.timers: list[Timer] = []
 
     def now(self) -> float:
         """Stand for `time.monotonic`."""
         return self.time
+
+    def wall(self) -> float:
+        """Stand for `time.time`, by which files are dated."""
+        return self._began + self.time
 
     def sleep(self, seconds: float) -> None:
         """Let time pass, and what is due in it happen."""
@@ -207,7 +213,7 @@ class Recorder:
         self.log: list[Call] = []
         self.acked = self.issued = 0
         self.clock = Clock()
-        self.now, self.sleep = self.clock.now, self.clock.sleep
+        self.now, self.sleep, self.time = self.clock.now, self.clock.sleep, self.clock.wall
 
     def __getattr__(self, name: str) -> Any:
         if name not in HARMLESS:
@@ -383,6 +389,8 @@ def opening(**defaults: Any) -> Step:
 
 
 VACUUM = Step(lambda session: session.state.vacuum())
+#: Let so much time pass that the next change looks whether somebody else wrote the file.
+PAUSE = Step(lambda _: persistedstate._system.sleep(0.2))
 REFRESH = Step(lambda session: session.state.refresh())
 CLOSE = Step(lambda session: session.close())
 

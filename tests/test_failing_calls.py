@@ -54,7 +54,7 @@ ERRORS: dict[str, list[int]] = {
 #: What may take effect and say that it failed.
 MAY_TAKE_EFFECT = frozenset(["write", "fsync", "ftruncate", "replace", "unlink", "chmod"])
 #: They only tell or pass time.
-NEVER_FAIL = frozenset(["now", "sleep"])
+NEVER_FAIL = frozenset(["now", "sleep", "time"])
 
 
 class Fault(NamedTuple):
@@ -76,7 +76,7 @@ class Failing:
         self._faults = list(faults)
         self._staying: dict[str, Fault] = {}
         self.clock = disk.Clock()
-        self.now, self.sleep = self.clock.now, self.clock.sleep
+        self.now, self.sleep, self.time = self.clock.now, self.clock.sleep, self.clock.wall
         #: The calls so far, with the sizes of writes.
         self.calls: list[tuple[str, int]] = []
         self.failures = 0
