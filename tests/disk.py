@@ -102,6 +102,11 @@ def content_of(image: Image, name: str = NAME) -> bytes:
     return next((content for names, content, _ in image if name in names), b"")
 
 
+def told(image: Image) -> str:
+    """Return what to tell of a folder that did not open as it should."""
+    return ", ".join(f"{'='.join(names)}: ...{content[-600:]!r}" for names, content, _ in image)
+
+
 def names_in(image: Image) -> set[str]:
     """Return all names in it."""
     return {name for names, _, _ in image for name in names}
@@ -498,7 +503,7 @@ class Recovery:
     def expect(self, image: Image, states: Sequence[dict[Any, Any]], least: int, most: int) -> None:
         """Assert that the folder opens to what it was after `least` to `most` steps."""
         opened = self.open(image)
-        assert opened.refusal is None, f"{opened.refusal!r} for {image}"
+        assert opened.refusal is None, f"{opened.refusal!r} for {told(image)}"
         assert is_one_of(opened.state, states, least, most), (
             f"{opened.state} is not {states[least : most + 1]}: {image}"
         )

@@ -49,7 +49,7 @@ TEMPORARY = f".{NAME}.4711-0123abcd.tmp"
 
 def plain_sets() -> Workload:
     values = [1, "text", 2.5, None, True, "é → 😀", "", "line\nfeed", "- yes", -0.0, 10**20, float("inf")]
-    sets = [put(f"k{number % 17}", values[number % len(values)]) for number in range(100)]
+    sets = [put(f"k{number % 17}", values[number % len(values)]) for number in range(80)]
     return Workload("plain sets", [opening(), *sets], {NAME: SMALL}, SMALL_STATE)
 
 
@@ -211,8 +211,8 @@ SHORT_STEPS: list[list[disk.Step]] = [
     [put("a", "a longer text than before")],
     [put("new", {"k": [1, None, {"x": 2.5}]})],
     [change(lambda state: state.pop("l", None))],
-    [change(lambda state: state.setdefault("l", []).append("é"))],
-    [change(lambda state: state.setdefault("l", []).__setitem__(slice(0, 1), [True, False]))],
+    [transaction(lambda state: state.setdefault("l", []).append("é"))],
+    [transaction(lambda state: state.setdefault("l", []).__setitem__(slice(0, 1), [True, False]))],
     [change(lambda state: state.update(a=5, b=6))],
     [change(lambda state: state.clear())],
     [transaction(lambda state: state.update(a=7), lambda state: state.setdefault("l", [0]).reverse())],

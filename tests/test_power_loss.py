@@ -271,14 +271,18 @@ def check_loss(loss: Loss, states: Sequence[dict[Any, Any]], recovery: disk.Reco
     opened = recovery.open(loss.image)
     if opened.refusal is None:
         assert disk.is_one_of(opened.state, states, loss.least, loss.most), (
-            f"{opened.state} is not one of {states[loss.least : loss.most + 1]}: {loss.image}"
+            f"{opened.state} is not one of {states[loss.least : loss.most + 1]}: {disk.told(loss.image)}"
         )
         return
     sound, hole, rest = disk.content_of(loss.image).partition(b"\0")
-    assert hole, f"refused without a hole: {opened.refusal} {loss.image}"
-    assert RECORD.search(hole + rest), f"refused though no record follows the hole: {opened.refusal} {loss.image}"
+    assert hole, f"refused without a hole: {opened.refusal!s:.200} {disk.told(loss.image)}"
+    assert RECORD.search(hole + rest) is not None, (
+        f"refused though no record follows the hole: {opened.refusal!s:.200} {disk.told(loss.image)}"
+    )
     before = read_bytes(sound[: sound.rfind(b"\n") + 1], recovery.path)
-    assert disk.is_one_of(before, states, loss.least, loss.most), f"{before} is before the hole: {loss.image}"
+    assert disk.is_one_of(before, states, loss.least, loss.most), (
+        f"{before} is before the hole: {disk.told(loss.image)}"
+    )
 
 
 def read_bytes(content: bytes, path: Path) -> Any:
