@@ -1750,6 +1750,18 @@ def _glance(path: str) -> _Glance | None:
         return None
 
 
+def _await_quiet(look: Callable[[], _Glance | None], deadline: float) -> tuple[_Glance | None, bool]:
+    """Wait until a file has not changed for a moment; return how it looks, and False if the deadline came first."""
+    glance, since = look(), _system.now()
+    while True:
+        _system.sleep(_QUIET_RETRY)
+        now, again = _system.now(), look()
+        if again != glance:
+            glance, since = again, now
+        if now - since >= _QUIET or now >= deadline:
+            return glance, now - since >= _QUIET
+
+
 class _Overtaken(Exception):
     """Somebody else wrote the file while it was about to be replaced."""
 
@@ -1921,16 +1933,11 @@ class _Journal:
 
         It is whole when it has not changed for a moment; after the deadline what is there is returned as it is.
         """
-        glance, since = self._glance_foreign(), _system.now()
         while True:
-            _system.sleep(_QUIET_RETRY)
-            now, again = _system.now(), self._glance_foreign()
-            if again != glance:
-                glance, since = again, now
-            elif now - since >= _QUIET or now >= deadline:
-                data = self._read_foreign()
-                if self._glance_foreign() == glance or now >= deadline:
-                    return data, glance if self.displaced < 0 else self.basis, now - since >= _QUIET
+            glance, is_quiet = _await_quiet(self._glance_foreign, deadline)
+            data = self._read_foreign()
+            if self._glance_foreign() == glance or not is_quiet:
+                return data, glance if self.displaced < 0 else self.basis, is_quiet
 
     def _glance_foreign(self) -> _Glance | None:
         return _glance(self.path) if self.displaced < 0 else _seen(_system.fstat(self.displaced))
@@ -2143,8 +2150,8 @@ def _sync_folder(folder: str) -> None:
         _system.close(descriptor)
 
 
-def _read_file(path: str) -> tuple[bytes, tuple[int, int, int]]:
-    """Read a file that somebody else may be writing, without a lock: what was there at one moment, and its identity."""
+def _read_file(path: str) -> tuple[bytes, _Glance]:
+    """Read, without a lock, a file that others may be writing: what was there at one moment, and how it looked."""
     descriptor = _system.open(path, os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0))
     try:
         status = _system.fstat(descriptor)
@@ -2154,7 +2161,7 @@ def _read_file(path: str) -> tuple[bytes, tuple[int, int, int]]:
             if not again:
                 break
             data, again = again, _read_all(descriptor)
-        return data, (status.st_ino, status.st_size, status.st_mtime_ns)
+        return data, _seen(status)
     finally:
         _system.close(descriptor)
 
@@ -3597,7 +3604,9 @@ class _Follower(_Tree):
         super().__init__(os.path.realpath(path))
         self.reserved = _METHODS
         self.defaults = defaults
-        self.seen: tuple[int, int, int] | None = None
+        self.seen: _Glance | None = None
+        #: Length and hash of what was read, without a torn tail: a writer only adds to it or puts another file there.
+        self.known = (0, hash(b""))
         self.is_closed = False
         self.root = _Root({}, self)
         self.refresh()
@@ -3615,23 +3624,36 @@ class _Follower(_Tree):
 
     def refresh(self) -> bool:
         """Read the file again if it changed; return whether the state did."""
-        status = _system.stat(self.path)
-        _check_regular(status, self.path)
-        if self.seen == (status.st_ino, status.st_size, status.st_mtime_ns):
+        if self.seen == _seen(_system.stat(self.path)):
             return False
-        data, self.seen = _read_file(self.path)
-        stream = _parsed(self.path, data)
-        latest = _Root(stream.value, _Tree())
-        _replay(latest, stream, self.path)
-        value = _plain(latest)
-        for key, default in self.defaults.items():
-            value.setdefault(key, default)
+        data, seen = self._read_whole()
+        value, sound = self._value(data)
+        self.seen, self.known = seen, (sound, hash(data[:sound]))
         if _same(value, _plain(self.root)):
             return False
         with self.lock:
             _become(self.root, value)
             self.touched.clear()
         return True
+
+    def _read_whole(self) -> tuple[bytes, _Glance]:
+        """Read the file; while somebody writes it anew without putting another in its place, wait for them."""
+        data, seen = _read_file(self.path)
+        length, value = self.known
+        if self.seen is None or seen[:2] != self.seen[:2] or hash(data[:length]) == value:
+            return data, seen
+        _await_quiet(lambda: _glance(self.path), _system.now() + _PATIENCE)
+        return _read_file(self.path)
+
+    def _value(self, data: bytes) -> tuple[dict[Any, Any], int]:
+        """Return the state in a file's content, and how much of that is sound."""
+        stream = _parsed(self.path, data)
+        latest = _Root(stream.value, _Tree())
+        _replay(latest, stream, self.path)
+        value = _plain(latest)
+        for key, default in self.defaults.items():
+            value.setdefault(key, default)
+        return value, len(data) - stream.torn
 
     def release(self) -> None:
         self.is_closed = True
