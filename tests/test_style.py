@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sabotage import FAULTS, sabotaged
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -135,3 +137,7 @@ def test_no_file_names_a_package_registry() -> None:
     naming = [path.name for path in tracked_files() if REGISTRY_HOST.search(path.read_text("utf-8", errors="replace"))]
 
     assert naming == []
+
+
+def test_every_deliberate_fault_finds_its_place() -> None:
+    assert all(sabotaged(SOURCE, fault) != SOURCE for fault in FAULTS)
