@@ -106,7 +106,7 @@ def opened(path: Path, **options: Any) -> Any:
 @pytest.mark.stress
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.parametrize("fsync", [False, 0.002])
-@sized(ci=2000, nightly=100_000)
+@sized(ci=1000, nightly=100_000)
 def test_threads_that_count_transact_and_vacuum_lose_nothing(
     path: Path, chance: random.Random, rounds: int, fsync: bool | float
 ) -> None:
@@ -129,7 +129,7 @@ def test_threads_that_count_transact_and_vacuum_lose_nothing(
 
 @pytest.mark.stress
 @pytest.mark.usefixtures("hurried")
-@sized(ci=80, nightly=5000)
+@sized(ci=50, nightly=5000)
 def test_threads_that_go_on_while_one_closes_are_told_and_lose_nothing(
     path: Path, chance: random.Random, rounds: int
 ) -> None:
