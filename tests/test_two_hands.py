@@ -7,7 +7,9 @@ in its middle for as long as a test wants it to.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import difflib
 import shutil
 import stat
 import subprocess
@@ -16,13 +18,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import oracle
 import pytest
-from checks import check, records
-from editing import DOUBTFUL, QUIET, WAYS, Stage, copied, in_bytes, in_place, rename_over, save, staged
+import yaml
+from checks import check, records, reopened, scratch
+from editing import DOUBTFUL, QUIET, WAYS, Stage, copied, in_bytes, in_place, rename_over, save, staged, three_way
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from processes import Child
+from rounds import rounds
 
 from persistedstate import PersistedState, plain
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -1061,3 +1068,343 @@ def test_a_text_of_another_style_is_merged(path: Path, state: Any, text: str) ->
     expected = {"last_id": 7, "extra": 1} | ({"same": 7} if "same" in text else {})
     assert plain(state) == expected
     check_rest(state, path, plain(state))
+
+
+# ---- At random -------------------------------------------------------------------------------------------------------
+
+LEAVES = st.integers(-9, 9) | st.sampled_from(["x", "two words", "", 1.5, None, True, [1, 2], [], ["x", {"n": 1}]])
+BRANCHES = st.fixed_dictionaries({}, optional=dict.fromkeys("xyz", LEAVES))
+TREES = st.fixed_dictionaries({"m": BRANCHES, "n": BRANCHES}, optional=dict.fromkeys("abcde", LEAVES))
+ANY_TREES = st.dictionaries(
+    st.sampled_from("abcde"),
+    st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from("xyz"), v, max_size=3)),
+    max_size=4,
+)
+RANDOMLY = settings(max_examples=150, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+
+
+def dumped(value: Any) -> str:
+    """Return the text of a person who knows YAML well and anchors not at all."""
+    return str(yaml.safe_dump(copy.deepcopy(value), sort_keys=False, allow_unicode=True))
+
+
+def merged(base: Any, mine: Any, theirs: Any) -> tuple[Any, str]:
+    """Open a file with `base`, make it `mine` by the script and `theirs` by hand; return the state and the text."""
+    with staged(), scratch() as path:
+        path.write_text(dumped(base))
+        with PersistedState(path) as state:
+            for key in [key for key in state if key not in mine]:
+                del state[key]
+            become(state, mine)
+            save(path, dumped(theirs))
+            state.refresh()
+            found = plain(state)
+            check(state, path, found)
+            return found, path.read_text()
+
+
+def become(node: Any, wanted: dict[Any, Any]) -> None:
+    """Make a node equal to a plain dict by the changes that are needed, no more."""
+    for key in [key for key in node if key not in wanted]:
+        del node[key]
+    for key, value in wanted.items():
+        if isinstance(value, dict) and key in node and isinstance(plain(node).get(key), dict):
+            become(node[key], value)
+        elif key not in node or not oracle.same(plain(node)[key], value):
+            node[key] = copy.deepcopy(value)
+
+
+@RANDOMLY
+@given(ANY_TREES, ANY_TREES)
+def test_a_save_of_the_same_text_leaves_what_the_script_did(base: Any, mine: Any) -> None:
+    assert merged(base, mine, base)[0] == mine
+
+
+@RANDOMLY
+@given(ANY_TREES, ANY_TREES)
+def test_without_a_change_by_the_script_the_save_is_the_state(base: Any, theirs: Any) -> None:
+    found, text = merged(base, base, theirs)
+
+    assert oracle.same(found, theirs)
+    assert text == dumped(theirs)
+
+
+@RANDOMLY
+@given(TREES, TREES, TREES)
+def test_both_hands_are_merged_path_by_path(base: Any, mine: Any, theirs: Any) -> None:
+    assert merged(base, mine, theirs)[0] == three_way(base, mine, theirs)
+
+
+@RANDOMLY
+@given(ANY_TREES, ANY_TREES, ANY_TREES)
+def test_a_merge_gives_the_same_each_time(base: Any, mine: Any, theirs: Any) -> None:
+    first, second = merged(base, mine, theirs), merged(base, mine, theirs)
+
+    assert oracle.same(first[0], second[0])
+    assert first[1] == second[1]
+
+
+@RANDOMLY
+@given(ANY_TREES, ANY_TREES)
+def test_the_same_change_by_both_is_one_change(base: Any, both: Any) -> None:
+    assert merged(base, both, both)[0] == both
+
+
+SHARED = """\
+# the one who wrote this
+keep: 1  # and this
+counter: 0
+flag: off duty
+limits:
+  # per minute
+  soft: 10
+  hard: 20
+  peak: 30
+jobs:
+- j1
+- j2
+- j3
+last: 0
+"""
+
+
+class Session:
+    """A script and a person at the same file, at random, and what may come of it."""
+
+    def __init__(self, path: Path, stage: Stage, chance: random.Random) -> None:
+        self.path, self.stage, self.chance = path, stage, chance
+        path.write_text(SHARED)
+        self.state: Any = PersistedState(path)
+        #: What the script has made of the state, and what was merged into it.
+        self.mine: dict[str, Any] = plain(self.state)
+        self.number = 0
+        #: The save that is not merged yet, if any.
+        self.save: _Save | None = None
+        self.log: list[str] = []
+
+    def run(self) -> None:
+        for _ in range(self.chance.randint(4, 14)):
+            self.chance.choice([self.let_time_pass, self.script, self.script, self.script, self.person])()
+        if self.save is None or self.save.way != "in place" or self.chance.random() < 0.5:
+            self.stage.finish()
+            self.script_does("refresh")
+            assert self.save is None
+            assert oracle.same(oracle.read(self.path), plain(self.state))
+            assert oracle.same(reopened(self.path), plain(self.state))
+        self.close()
+
+    def close(self) -> None:
+        """Close the state, perhaps in the middle of a save."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            self.state.close()
+        assert not self.stage.is_saving
+        self.compare(oracle.read(self.path), must=True, warned=bool(caught))
+        assert "# and this" in self.path.read_text()
+        assert records(self.path) == 0
+        assert [entry.name for entry in self.path.parent.iterdir()] == [self.path.name]
+
+    # ---- The script ----
+
+    def script(self) -> None:
+        names = ["set", "set", "nested", "append", "remove", "delete", "new", "transaction", "vacuum", "refresh"]
+        self.script_does(self.chance.choice(names))
+
+    def script_does(self, name: str) -> None:
+        self.log.append(name)
+        self.number += 1
+        must = name in {"vacuum", "refresh"} and not self.stage.is_saving
+        if self.save is not None and self.save.way == "in place" and self.stage.is_saving:
+            self.stage.between = self.chance if self.chance.random() < 0.5 else None
+            self.save.is_mixed = name != "refresh"
+        change = self.change(name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            change(self.state)
+        self.stage.between = None
+        change(_Model(self.mine))
+        self.compare(plain(self.state), must=must, warned=bool(caught))
+
+    def change(self, name: str) -> Callable[[Any], object]:
+        number, job = self.number, self.chance.choice([*self.mine["jobs"], "nothing"])
+        nested, key = self.chance.choice(["soft", "hard", "peak", "low"]), self.chance.choice(["counter", "last", "s1"])
+
+        def transaction(s: Any) -> None:
+            with s.transaction():
+                s["counter"] = number
+                s["limits"][nested] = number
+
+        changes: dict[str, Callable[[Any], object]] = {
+            "set": lambda s: s.__setitem__(key, number),
+            "nested": lambda s: s["limits"].__setitem__(nested, number),
+            "append": lambda s: s["jobs"].append(f"s{number}"),
+            "remove": lambda s: s["jobs"].remove(job) if job in s["jobs"] else None,
+            "delete": lambda s: s.pop(key, None),
+            "new": lambda s: s.__setitem__(f"s{number % 3}", [number, {"n": number}]),
+            "transaction": transaction,
+            "vacuum": lambda s: s.vacuum(),
+            "refresh": lambda s: s.refresh(),
+        }
+        return changes[name]
+
+    def compare(self, found: dict[str, Any], *, must: bool, warned: bool) -> None:
+        """See whether the save has been merged, and whether what was found is what may be there then."""
+        kept = list(self.path.parent.glob("*.edited-*"))
+        merged = [] if self.save is None else [self.save.merged(base, self.mine) for base in self.save.bases]
+        is_merged, is_mine = alike(found, merged), alike(found, [self.mine])
+        assert warned == bool(kept), self.told(found)
+        if kept:
+            assert self.save is not None
+            assert self.save.is_mixed, self.told(found)
+            assert is_mine, self.told(found)
+            self.save = None
+        elif self.save is not None and is_merged and not self.stage.is_saving and (must or not is_mine):
+            self.save = None
+        else:
+            assert is_mine, self.told(found)
+            if self.save is not None:
+                assert not must or self.save.may_be_merged, self.told(found)
+                self.save = None if must else self.save
+                if self.save is not None and is_merged:
+                    self.save.may_be_merged = True
+        self.mine = found
+        for aside in kept:
+            aside.unlink()
+
+    def told(self, found: Any) -> str:
+        file = self.path.read_bytes() if self.path.exists() else None
+        return f"found {found}\nmine {self.mine}\nsave {self.save and vars(self.save)}\nlog {self.log}\nfile {file!r}"
+
+    # ---- The person ----
+
+    def let_time_pass(self) -> None:
+        self.log.append("time")
+        self.stage.sleep(self.chance.choice([0.01, 0.05, 0.15, 2]))
+
+    def person(self) -> None:
+        """Read the file, change it while the script may go on, and begin to save it."""
+        if self.stage.is_saving or self.save is not None:
+            return
+        read = self.path.read_text().splitlines(keepends=True)
+        for name in self.chance.choice([[], [], ["set"], ["vacuum"], ["append", "vacuum", "set"], ["set", "vacuum"]]):
+            self.script_does(name)
+        journal, base = ([line for line in read if line.startswith("--- ") is here] for here in (True, False))
+        lines = base[:]
+        for _ in range(self.chance.randint(1, 3)):
+            self.edit(lines)
+        now = [line for line in self.path.read_text().splitlines(keepends=True) if not line.startswith("--- ")]
+        way = self.chance.choice(["rename", "vim", "in place", "in place", "in place", "cp"])
+        self.log.append(way)
+        self.save = _Save(way, base, lines, now)
+        data = "".join([*lines, *self.chance.choice([journal, journal, []])]).encode()
+        options: dict[str, Any] = {"size": self.chance.choice([1, 7, 64])} if way == "in place" else {}
+        self.stage.play(WAYS[way](self.path, data, pause=self.chance.choice([0.001, 0.01, QUIET * 0.9]), **options))
+
+    def edit(self, lines: list[str]) -> None:
+        """Change the lines of a snapshot."""
+        self.number += 1
+        kind = self.chance.choice(["value", "nested", "comment", "new", "delete", "job", "no job"])
+        keyed = [at for at, line in enumerate(lines) if line.startswith(("flag:", "last:", "counter:", "p"))]
+        nested = [at for at, line in enumerate(lines) if line.startswith(("  soft:", "  hard:", "  peak:"))]
+        jobs = [at for at, line in enumerate(lines) if line.startswith(("- j", "- s", "- p"))]
+        self.log.append(f"person: {kind}")
+        match kind:
+            case "value" if keyed:
+                at = self.chance.choice(keyed)
+                lines[at] = f"{lines[at].split(':')[0]}: person {self.number}  # by hand\n"
+            case "nested" if nested:
+                at = self.chance.choice(nested)
+                lines[at] = f"{lines[at].split(':')[0]}: {1000 + self.number}\n"
+            case "comment":
+                at = next(at for at, line in enumerate(lines) if line.startswith("keep:"))
+                lines.insert(at, f"# note {self.number}\n")
+            case "new":
+                lines.append(f"p{self.number}: [1, {{x: y}}]\n")
+            case "delete" if keyed:
+                del lines[self.chance.choice(keyed)]
+            case "job" if jobs:
+                lines.insert(self.chance.choice(jobs), f"- p{self.number}\n")
+            case "no job" if len(jobs) > 1:
+                del lines[self.chance.choice(jobs)]
+            case _:
+                pass
+
+
+class _Save:
+    """What a person saves: the lines, those that the editor had read, and the snapshot in the file at that time."""
+
+    def __init__(self, way: str, base: list[str], lines: list[str], now: list[str]) -> None:
+        self.way = way
+        self.theirs = yaml.safe_load("".join(lines))
+        #: What the person may have started from: nobody can tell when the edit is as close to the newer snapshot.
+        self.bases = [
+            yaml.safe_load("".join(start))
+            for start in (base, now)
+            if start is base or not distance(lines, base) < distance(lines, now)
+        ]
+        #: The script wrote into the file while the editor was writing it within the inode.
+        self.is_mixed = False
+        #: Merged or not, the state was the same at the last look.
+        self.may_be_merged = False
+
+    def merged(self, base: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
+        """Merge path by path; of the jobs, which are all different, those are there that nobody removed."""
+        result: dict[str, Any] = three_way(base, mine, self.theirs)
+        removed = {*base["jobs"]} - {*self.theirs["jobs"]}
+        added = [job for job in self.theirs["jobs"] if job not in base["jobs"]]
+        return {**result, "jobs": [*(job for job in mine["jobs"] if job not in removed), *added]}
+
+
+def distance(lines: list[str], others: list[str]) -> int:
+    """Count the lines that stand in one of both only."""
+    return sum(line[0] in "+-" for line in difflib.ndiff(others, lines))
+
+
+def alike(found: dict[str, Any], candidates: list[dict[str, Any]]) -> bool:
+    """Compare without the order of the jobs, to which both hands add."""
+
+    def sortable(content: dict[str, Any]) -> dict[str, Any]:
+        return {**content, "jobs": sorted(content["jobs"])}
+
+    return sortable(found) in [sortable(candidate) for candidate in candidates]
+
+
+class _Model:
+    """A dict with what the script above needs of a state."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.content = content
+
+    def __getitem__(self, key: str) -> Any:
+        return self.content[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.content[key] = value
+
+    def pop(self, key: str, default: Any) -> Any:
+        return self.content.pop(key, default)
+
+    def transaction(self) -> Any:
+        return contextlib.nullcontext()
+
+    def vacuum(self) -> None:
+        pass
+
+    refresh = vacuum
+
+
+@rounds(ci=300, nightly=50_000)
+def test_neither_hand_loses_anything(chance: random.Random, rounds: int) -> None:
+    for number in range(rounds):
+        with scratch() as path, staged() as stage:
+            session = Session(path, stage, chance)
+            try:
+                session.run()
+            except BaseException:
+                print(f"round {number}: {session.log}")
+                session.stage.between = None
+                session.stage.finish()
+                with contextlib.suppress(Exception), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    session.state.close()
+                raise
