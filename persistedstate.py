@@ -48,14 +48,17 @@ from __future__ import annotations
 
 import atexit
 import errno
+import operator
 import os
 import re
 import stat
+import sys
 import threading
 import time
 import warnings
 import weakref
 from binascii import a2b_base64, b2a_base64
+from collections import deque
 from collections.abc import (
     ItemsView,
     Iterable,
@@ -67,8 +70,10 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import copy
 from datetime import date, datetime, timezone
+from itertools import takewhile
 from math import isnan
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -1067,19 +1072,36 @@ def _origins(old: Sequence[Any], new: Sequence[Any]) -> list[int | None]:
     for value in new[start : len(new) - stop]:
         alike = pool.get(_flow(value))
         middle.append(alike.pop() if alike else None)
-    _pair_up(middle, start, end)
+    _pair_up(middle, old, new[start:], start, end)
     return [*range(start), *middle, *range(end, len(old))]
 
 
-def _pair_up(origin: list[int | None], start: int, end: int) -> None:
-    """Let a new item take the place of an old one that is gone from between the same neighbours."""
+def _pair_up(origin: list[int | None], old: Sequence[Any], new: Sequence[Any], start: int, end: int) -> None:
+    """Let a new item take the place of an old one that is gone from between the same neighbours.
+
+    Where more are gone than came, it is the one out of the next few that it has most in common with.
+    """
     taken, cursor = set(origin), start
     for position, known in enumerate(origin):
-        index = cursor if known is None and cursor < end and cursor not in taken else known
+        index = known
+        if known is None:
+            free = list(takewhile(lambda old_index: old_index not in taken, range(cursor, min(end, cursor + 8))))
+            came = len(list(takewhile(lambda entry: entry is None, origin[position : position + len(free)])))
+            free = free[: len(free) - came + 1]
+            index = max(free, key=lambda old_index: _likeness(old[old_index], new[position]), default=None)
         if index is not None:
             origin[position] = index
             taken.add(index)
             cursor = index + 1
+
+
+def _likeness(one: Any, other: Any) -> int:
+    """Return how many entries or items two containers have in common."""
+    if type(one) is dict and type(other) is dict:
+        return sum(key in other and _same(value, other[key]) for key, value in one.items())
+    if type(one) is list and type(other) is list:
+        return sum(map(_same, one, other))
+    return 0
 
 
 def _is_empty(node: Any) -> bool:
@@ -1188,6 +1210,13 @@ class _Document:
             ended = editor.read(self.pieces[key].removesuffix("\n"))
             if not _same(ended[key], value[key]):
                 self.unended[key] = value[key] = ended[key]
+
+    def copied(self) -> _Document:
+        """Return a document that can be updated without this one."""
+        twin = copy(self)
+        for name in ("pieces", "unended", "odd", "anchored", "users"):
+            setattr(twin, name, getattr(self, name).copy())
+        return twin
 
     def text(self) -> str:
         """Return the whole text."""
@@ -1514,6 +1543,64 @@ class _Stream:
         return not glued
 
 
+_RECORD_LINE = re.compile(r"^--- \[.*\][ \t\r]*(?:\n|\Z)", re.MULTILINE)
+
+
+def _first_record(text: str) -> str:
+    """Return the first line with a record, "" if there is none."""
+    line = _RECORD_LINE.search(text)
+    return line[0].strip() if line else ""
+
+
+def _journal_start(text: str) -> int:
+    line = _RECORD_LINE.search(text)
+    return line.start() if line else len(text)
+
+
+class _Saved:
+    """What a person saved over a state file: text of theirs, in which lines with records are old news.
+
+    Raises _BadText.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        text = _Stream._decoded(data)
+        self.first_record = _first_record(text)
+        #: A part of a record was cut off: the writer appended it while the text was being saved.
+        self.has_leftover = _leftover(text, is_certain=True) > 0
+        #: The text of the person.
+        self.text = ""
+        try:
+            self._read(text)
+        except _BadText:
+            if not _leftover(text, is_certain=False):
+                raise
+            self.has_leftover = True
+            self._read(text)
+
+    def _read(self, text: str) -> None:
+        if self.has_leftover:
+            end = _journal_start(text)
+            text = text[: end - _leftover(text, is_certain=False)] + text[end:]
+        self.text = _RECORD_LINE.sub("", text)
+        stream = _Stream(self.text.encode())
+        self.document, self.value = stream.document, stream.value
+
+
+def _leftover(text: str, *, is_certain: bool) -> int:
+    """Return how long the line in front of the records is that can only be the rest of a record, 0 if there is none.
+
+    A person's text may have been saved over records: their rest ends in brackets that nothing opened. Where the cut
+    went through a string, quotes are odd, too.
+    """
+    end = _journal_start(text)
+    line = text[text.rfind("\n", 0, max(end - 1, 0)) + 1 : end]
+    is_rest = line.rstrip().endswith("]") and line.count("]") > line.count("[")
+    is_odd = line.count('"') % 2 == 1
+    is_almost_whole = not is_certain and re.fullmatch(r'-{0,2} ?\[".*\]\s*', line)
+    return len(line) if (is_rest and (is_odd or not is_certain)) or is_almost_whole else 0
+
+
 def _json_record(text: str) -> Any:
     """Read a record that is JSON; None if it is not."""
     if text.count("[") + text.count("{") > _MAX_DEPTH or "\\ud" in text:
@@ -1585,6 +1672,7 @@ class _System:
     chown = staticmethod(getattr(os, "chown", lambda *_: None))
     now = staticmethod(time.monotonic)
     sleep = staticmethod(time.sleep)
+    time = staticmethod(time.time)
 
     @staticmethod
     def lock(descriptor: int) -> bool:
@@ -1602,6 +1690,12 @@ _system = _System()
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
 #: Seconds between two tries for a lock.
 _LOCK_RETRY = 0.02
+#: Seconds after which a change looks whether somebody else wrote the file.
+_LOOK_EVERY = 0.1
+#: Seconds that a file must not have changed before it counts as saved; and between two looks meanwhile.
+_QUIET, _QUIET_RETRY = 0.1, 0.02
+#: Seconds by which the time that a file system notes for a write may differ from the clock.
+_CLOCK_TICK = 0.05
 #: Where these are the reason why a file cannot be replaced, it is rewritten in its place.
 _NOT_REPLACEABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV, errno.ENAMETOOLONG}
 
@@ -1620,6 +1714,26 @@ def _holder(status: os.stat_result) -> int | None:
     return None
 
 
+#: How a file looks from outside: device, inode, size and time of the last change.
+_Glance = tuple[int, int, int, int]
+
+
+def _seen(status: os.stat_result) -> _Glance:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _glance(path: str) -> _Glance | None:
+    """Look at the file that a path names; None where there is none."""
+    try:
+        return _seen(_system.stat(path))
+    except FileNotFoundError:
+        return None
+
+
+class _Overtaken(Exception):
+    """Somebody else wrote the file while it was about to be replaced."""
+
+
 class _Journal:
     """An open and locked state file.
 
@@ -1633,12 +1747,32 @@ class _Journal:
         self.descriptor = self._open_locked(mode, _system.now() + wait)
         #: Bytes in the file that count; what stands behind them belongs to an unfinished write.
         self.size = 0
+        #: A rewrite within the file is under way or failed: what is appended now would be lost.
+        self.is_half_rewritten = False
+        #: The file has a new name on the disk, too, as far as the system could tell.
+        self.is_renamed = True
+        #: An old file that somebody wrote to while another one took its place.
+        self.displaced = -1
+        #: When `append` was last called, and when somebody last looked who else wrote; by the wall clock.
+        self.wrote_at = self.looked_at = _system.time()
         try:
             self._remove_leftovers()
             self.data = _read_all(self.descriptor)
+            self._know(self.data)
         except BaseException:
             _system.close(self.descriptor)
             raise
+
+    def _know(self, data: bytes) -> None:
+        """Note what the file holds, and how it looks, so that a change by somebody else will be noticed."""
+        self._let_displaced_go()
+        self.size = len(data)
+        self.known = (len(data), hash(data))
+        self.basis: _Glance | None = _seen(_system.fstat(self.descriptor))
+
+    def holds(self, data: bytes) -> bool:
+        """Tell whether the file was last renewed with this content."""
+        return self.known == (len(data), hash(data)) and self.size == len(data)
 
     def _open_locked(self, mode: int | None, deadline: float) -> int:
         while True:
@@ -1683,143 +1817,260 @@ class _Journal:
         """Remove what a vacuum that was killed has left; nobody else can be in one, because we hold the lock."""
         folder, base = os.path.split(self.path)
         pattern = re.compile(rf"\.{re.escape(base)}\.[0-9]+-[0-9a-f]{{8}}\.tmp")
-        try:
-            for name in _system.listdir(folder):
-                if pattern.fullmatch(name):
+        with suppress(OSError):
+            for name in filter(pattern.fullmatch, _system.listdir(folder)):
+                with suppress(OSError):
                     _system.unlink(os.path.join(folder, name))
-        except OSError:
-            pass
 
     def is_same_file(self, status: os.stat_result) -> bool:
         return os.path.samestat(_system.fstat(self.descriptor), status)
 
+    def accept(self, size: int) -> None:
+        """Go on behind the first `size` bytes: cut what follows, a torn tail."""
+        if size < self.size:
+            _system.ftruncate(self.descriptor, size)
+        self._know(self.data[:size])
+        self.data = b""
+
     def append(self, data: bytes) -> None:
         """Add to the file with one write; raises OSError and leaves the file as it was if that fails."""
+        self.wrote_at = _system.time()
         try:
             written = _system.write(self.descriptor, data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         except OSError:
-            self.cut_back()
+            self._take_back(data, self._read_from(self.size))
             raise
-        if written != len(data):
-            self.cut_back()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         self.size += written
 
-    def landed(self, offset: int, length: int) -> bool:
+    def landed(self, offset: int, data: bytes) -> bool:
         """After an interrupted `append` at an offset: tell whether all of it is in the file; if not, cut what is."""
-        is_whole = _system.fstat(self.descriptor).st_size - offset == length
-        self.size = offset + length if is_whole else offset
-        self.cut_back()
-        return is_whole
+        found = self._read_from(offset)
+        self.size = offset
+        if found == data:
+            self.size += len(data)
+            return True
+        self._take_back(data, found)
+        return False
 
-    def cut_back(self) -> None:
-        """Cut what does not count off the end of the file."""
-        if _system.fstat(self.descriptor).st_size > self.size:
+    def _read_from(self, offset: int) -> bytes:
+        _system.lseek(self.descriptor, offset, os.SEEK_SET)
+        return _read_on(self.descriptor)
+
+    def _take_back(self, data: bytes, found: bytes) -> None:
+        """Cut what a failed write left at the end, unless it is what somebody else wrote."""
+        if found and data.startswith(found):
             _system.ftruncate(self.descriptor, self.size)
 
     def sync(self) -> None:
-        """Wait until the file is on the disk."""
+        """Wait until the file is on the disk. After an OSError only a new file helps: what failed once is forgotten."""
         _system.fsync(self.descriptor)
 
-    def replace(self, data: bytes) -> None:
-        """Renew the whole file; a crash leaves the old one or the new one.
+    def is_due(self) -> bool:
+        """Tell whether it is time to look who else wrote; the clock may jump either way."""
+        return not 0 <= self.wrote_at - self.looked_at < _LOOK_EVERY
+
+    def is_foreign(self, *, thorough: bool) -> bool:
+        """Tell whether somebody else wrote, replaced or removed the file.
+
+        thorough: also where the time of the change is about that of our last write.
+        """
+        self.looked_at = _system.time()
+        if self.displaced >= 0:
+            return True
+        glance, known = _glance(self.path), self.basis
+        if glance == known or glance is None or known is None:
+            return glance is None
+        if glance[:2] != known[:2] or glance[2] != self.size:
+            return True
+        has_grown = self.size > known[2]
+        is_ours = has_grown and not thorough and abs(glance[3] / 1e9 - self.wrote_at) < _CLOCK_TICK
+        if not is_ours and not self._is_known_content():
+            return True
+        self.basis = glance
+        return False
+
+    def _is_known_content(self) -> bool:
+        data = _read_all(self.descriptor)
+        length, value = self.known
+        return len(data) == self.size and hash(data[:length]) == value
+
+    def read_foreign(self, deadline: float) -> tuple[bytes | None, _Glance | None, bool]:
+        """Return what somebody else left, None where they left nothing; how the path looks; and whether it is whole.
+
+        It is whole when it has not changed for a moment; after the deadline what is there is returned as it is.
+        """
+        glance, since = self._glance_foreign(), _system.now()
+        while True:
+            _system.sleep(_QUIET_RETRY)
+            now, again = _system.now(), self._glance_foreign()
+            if again != glance:
+                glance, since = again, now
+            elif now - since >= _QUIET or now >= deadline:
+                data = self._read_foreign()
+                if self._glance_foreign() == glance or now >= deadline:
+                    return data, glance if self.displaced < 0 else self.basis, now - since >= _QUIET
+
+    def _glance_foreign(self) -> _Glance | None:
+        return _glance(self.path) if self.displaced < 0 else _seen(_system.fstat(self.displaced))
+
+    def _read_foreign(self) -> bytes | None:
+        try:
+            return _read_all(self.displaced) if self.displaced >= 0 else _read_file(self.path)[0]
+        except FileNotFoundError:
+            return None
+
+    def _let_displaced_go(self) -> None:
+        if self.displaced >= 0:
+            displaced, self.displaced = self.displaced, -1
+            _system.close(displaced)
+
+    def replace(self, data: bytes, basis: _Glance | None) -> None:
+        """Renew the whole file, which looked like `basis` so far; a crash leaves the old one or the new one.
 
         A new file takes the old one's place. Where that cannot be (several hard links, a folder that may not be written
         to, a file that is mounted by itself, a foreign owner), the file is rewritten: the new content is added behind a
         line that tells its length, then written over the old, then the rest is cut.
+
+        Raises _Overtaken if the file looks different by now, and StateLocked if another process has
+        opened a file that somebody put in the place of ours.
         """
-        if self._is_replaced():
-            self._keep_aside(data)
-            return
-        if _system.fstat(self.descriptor).st_nlink <= 1:
+        is_ours = self._is_current(self.descriptor)
+        if not is_ours or _system.fstat(self.descriptor).st_nlink <= 1:
             try:
-                self._swap(data)
+                self._swap(data, basis, is_ours=is_ours)
             except OSError as error:
-                if error.errno not in _NOT_REPLACEABLE:
+                if error.errno not in _NOT_REPLACEABLE or not is_ours:
                     raise
             else:
                 return
-        self._rewrite(data)
+        self._rewrite(data, basis)
 
-    def _is_replaced(self) -> bool:
-        """Tell whether somebody put another file in the place of the open one."""
-        try:
-            return not self.is_same_file(_system.stat(self.path))
-        except FileNotFoundError:
-            return False
-
-    def _keep_aside(self, data: bytes) -> None:
-        """Leave the file that somebody put in the place of ours alone, and write ours next to it."""
-        path = f"{self.path}.kept-{time.strftime('%Y%m%d-%H%M%S')}"
-        mode = stat.S_IMODE(_system.fstat(self.descriptor).st_mode)
-        kept = _system.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, mode)
-        try:
-            _write_all(kept, data)
-            _system.fsync(kept)
-        finally:
-            _system.close(kept)
-        reason = f"{self.path}: another program replaced the file while it was open; this state is in {path}"
-        warnings.warn(reason, RuntimeWarning, stacklevel=5)
-
-    def _swap(self, data: bytes) -> None:
+    def _swap(self, data: bytes, basis: _Glance | None, *, is_ours: bool) -> None:
         path = self._temporary(f"{os.getpid()}-{os.urandom(4).hex()}")
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
-        new = _above_standard(_system.open(path, flags, 0o600))
+        new, old, theirs = _above_standard(_system.open(path, flags, 0o600)), self.descriptor, -1
         try:
             _write_all(new, data)
-            self._take_over_attributes(path, new)
+            theirs = -1 if is_ours else self._claim()
+            self._take_over_attributes(path, old if theirs < 0 else theirs, new)
             _system.fsync(new)
             if _read_all(new) != data:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
             if not _system.lock(new):
                 raise OSError(errno.EBUSY, "somebody locked the temporary file", path)
+            self._check(basis)
             _system.replace(path, self.path)
-            self._hand_over(new, len(data))
+            self._hand_over(new, data, old if theirs < 0 else theirs, basis[2] if basis else 0)
         except BaseException:
-            if self.descriptor == new or self._is_current(new):  # an interrupt came after the replacement
-                self.descriptor, self.size = new, len(data)
-            else:
-                _system.close(new)
-                _system.unlink(path)
+            self._clean_up(new, path, data)
             raise
+        finally:
+            for descriptor in {old, theirs} - {self.descriptor, self.displaced, -1}:
+                _system.close(descriptor)
 
-    def _take_over_attributes(self, path: str, new: int) -> None:
-        old, status = _system.fstat(self.descriptor), _system.fstat(new)
+    def _hand_over(self, new: int, data: bytes, replaced: int, size: int) -> None:
+        """Go on with the new file: an append to the old descriptor would succeed and be lost."""
+        self.descriptor = new
+        self._know(data)
+        if size and _system.fstat(replaced).st_size != size:  # an editor opened it in the last moment
+            self.displaced = replaced
+        self.is_renamed = False
+        _sync_folder(os.path.dirname(self.path))
+        self.is_renamed = True
+
+    def _clean_up(self, new: int, path: str, data: bytes) -> None:
+        """After an error or interrupt: go on with the new file if it took the place of the old one, else remove it."""
+        is_in_place = self.descriptor == new
+        with suppress(OSError):
+            is_in_place = is_in_place or self._is_current(new)
+        if is_in_place:
+            self.descriptor = new
+            self._know(data)
+            return
+        with suppress(OSError):
+            _system.close(new)
+        with suppress(OSError):
+            _system.unlink(path)
+
+    def _claim(self) -> int:
+        """Open and lock the file that somebody put in the place of ours; -1 if they only removed ours."""
+        try:
+            descriptor = _above_standard(_system.open(self.path, os.O_RDWR | _FLAGS | getattr(os, "O_NONBLOCK", 0)))
+        except FileNotFoundError:
+            return -1
+        if _system.lock(descriptor):
+            return descriptor
+        status = _system.fstat(descriptor)
+        _system.close(descriptor)
+        raise StateLocked(self.path, _holder(status))
+
+    def _check(self, basis: _Glance | None) -> None:
+        if not self.is_half_rewritten and _glance(self.path) != basis:
+            raise _Overtaken
+
+    @staticmethod
+    def _take_over_attributes(path: str, source: int, new: int) -> None:
+        old, status = _system.fstat(source), _system.fstat(new)
         if (old.st_uid, old.st_gid) != (status.st_uid, status.st_gid):
             _system.chown(path, old.st_uid, old.st_gid)
         _system.chmod(path, stat.S_IMODE(old.st_mode))
         if hasattr(os, "listxattr"):
             try:
-                for name in os.listxattr(self.descriptor):
-                    os.setxattr(new, name, os.getxattr(self.descriptor, name))
+                for name in os.listxattr(source):
+                    os.setxattr(new, name, os.getxattr(source, name))
             except OSError:
                 pass
 
-    def _hand_over(self, new: int, size: int) -> None:
-        """Go on with the new file: an append to the old descriptor would succeed and be lost."""
-        old, self.descriptor, self.size = self.descriptor, new, size
-        _system.close(old)
-        _sync_folder(os.path.dirname(self.path))
-
-    def _rewrite(self, data: bytes) -> None:
-        padding = b"\n" * max(0, len(data) - self.size)
+    def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
+        self._check(basis)
+        before, padding = self.size, b"\n" * max(0, len(data) - self.size)
         self.append(b"%b\n--- # LAST VALID STATE: %d bytes\n%b" % (padding, len(data), data))
+        self.is_half_rewritten = True
+        try:
+            self.sync()
+        except OSError:
+            _system.ftruncate(self.descriptor, before)
+            self.size, self.is_half_rewritten = before, False
+            raise
+        self._overwrite(data)
+        _system.ftruncate(self.descriptor, len(data))
         self.sync()
+        self._know(data)
+        self.is_half_rewritten = False
+
+    def _overwrite(self, data: bytes) -> None:
         head = _above_standard(_system.open(self.path, os.O_RDWR | _FLAGS))
         try:
             _write_all(head, data)
             _system.fsync(head)
         finally:
             _system.close(head)
-        _system.ftruncate(self.descriptor, len(data))
-        self.size = len(data)
-        self.sync()
+
+    def keep_aside(self, data: bytes, label: str) -> str:
+        """Write something next to the file, under a name of its own; return its path."""
+        path = f"{self.path}.{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+        while True:
+            try:
+                kept = _system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+                break
+            except FileExistsError:
+                path += "+"
+        try:
+            _write_all(kept, data)
+            _system.fsync(kept)
+            _system.chmod(path, stat.S_IMODE(_system.fstat(self.descriptor).st_mode))
+        finally:
+            _system.close(kept)
+        return path
 
     def close(self) -> None:
         """Let the file and the lock go."""
         if self.descriptor >= 0:
             descriptor, self.descriptor = self.descriptor, -1
             _system.close(descriptor)
+        self._let_displaced_go()
 
 
 def _above_standard(descriptor: int) -> int:
@@ -1841,6 +2092,10 @@ def _check_regular(status: os.stat_result, path: str) -> None:
 
 def _read_all(descriptor: int) -> bytes:
     _system.lseek(descriptor, 0, os.SEEK_SET)
+    return _read_on(descriptor)
+
+
+def _read_on(descriptor: int) -> bytes:
     parts = []
     while part := _system.read(descriptor, 1 << 24):
         parts.append(part)
@@ -1924,6 +2179,9 @@ class _Tree:
         self.levels: list[tuple[int, int]] = []
         self.undo: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self.is_undoing = False
+        #: How many changes there have been; and when the one under way looked where it belongs. A signal handler that
+        #: changes the state in between makes them differ.
+        self.version = self.started = 0
         #: The root's entries that can be read as attributes.
         self.attributes: dict[str, Any] = {}
         #: Names that are something else there.
@@ -2369,6 +2627,11 @@ class StateDict(_Node, MutableMapping[Any, Any]):
         except _Unstorable as problem:
             raise problem.named([*self._path(), key]) from None
 
+    def _commit(self, operation: str, rest: str, apply: Callable[..., None], *arguments: Any) -> None:
+        if self._tree is not None:
+            self._tree.started = self._tree.version
+        super()._commit(operation, rest, apply, *arguments)
+
     def _delete(self, key: Any) -> None:
         rest = "" if self._tree is None else f",{_flow(_storable_key(key))}"
         self._commit("delete", rest, self._drop, key)
@@ -2558,7 +2821,7 @@ class StateList(_Node, MutableSequence[Any]):
     def _assign(self, part: slice, values: Any) -> None:
         start, _, step = part.indices(len(self._items))
         checked = self._all_checked(values, start, step)
-        start, stop, step = part.indices(len(self._items))
+        start, stop, step = part.indices(self._length())
         if step == 1:
             self._change(start, max(start, stop), checked)
             return
@@ -2581,7 +2844,7 @@ class StateList(_Node, MutableSequence[Any]):
                 position = self._position(index, "list assignment index out of range")
                 self._replace("delete", f",{position}", position, position + 1, [])
                 return
-            start, stop, step = index.indices(len(self._items))
+            start, stop, step = index.indices(self._length())
             if step == 1:
                 if stop > start:
                     self._change(start, stop, [])
@@ -2594,7 +2857,7 @@ class StateList(_Node, MutableSequence[Any]):
         with self._lock():
             start, _, _ = slice(_index(index), None).indices(len(self._items))
             value = self._checked(value, start)
-            start, _, _ = slice(_index(index), None).indices(len(self._items))  # the check may run foreign code
+            start, _, _ = slice(_index(index), None).indices(self._length())  # the check may run foreign code
             rest = "" if self._tree is None else f",{start},{_flow(value)}"
             self._replace("insert", rest, start, start, [value])
 
@@ -2605,7 +2868,8 @@ class StateList(_Node, MutableSequence[Any]):
     def extend(self, values: Iterable[Any]) -> None:
         with self._lock():
             added = self._all_checked(values, len(self._items))
-            self._change(len(self._items), len(self._items), added)
+            end = self._length()
+            self._change(end, end, added)
 
     def __iadd__(self, values: Iterable[Any]) -> StateList:  # type: ignore[misc]
         self.extend(values)
@@ -2637,12 +2901,12 @@ class StateList(_Node, MutableSequence[Any]):
     def clear(self) -> None:
         with self._lock():
             if self._items:
-                self._replace("clear", "", 0, len(self._items), [])
+                self._replace("clear", "", 0, self._length(), [])
 
     def reverse(self) -> None:
         with self._lock():
             if len(self._items) > 1:
-                self._order(list(range(len(self._items) - 1, -1, -1)))
+                self._order(list(range(self._length() - 1, -1, -1)))
 
     def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
         """Sort in place, as a list does; the items stay the same objects."""
@@ -2650,18 +2914,24 @@ class StateList(_Node, MutableSequence[Any]):
             before = list(self._items)
             ranks = before if key is None else [key(item) for item in before]
             indexes = sorted(range(len(before)), key=ranks.__getitem__, reverse=reverse)
-            if len(self._items) != len(before):
+            if self._length() != len(before):
                 raise ValueError("list modified during sort")
             if indexes != list(range(len(before))):
                 self._order(indexes)
+
+    def _length(self) -> int:
+        """Return the length on which the indexes of a record are built."""
+        if self._tree is not None:
+            self._tree.started = self._tree.version
+        return len(self._items)
 
     def _position(self, index: Any, error: str) -> int:
         """Return a valid, not negative index."""
         if not hasattr(type(index), "__index__"):
             raise TypeError(f"list indices must be integers or slices, not {type(index).__name__}")
-        position = _index(index)
-        position += len(self._items) if position < 0 else 0
-        if not 0 <= position < len(self._items):
+        position, length = _index(index), self._length()
+        position += length if position < 0 else 0
+        if not 0 <= position < length:
             raise IndexError(error)
         return position
 
@@ -2784,20 +3054,38 @@ _open_trees: list[_LiveTree] = []
 _registry_lock = threading.RLock()
 
 
+#: Stands in the place of a pending change while the snapshot is being renewed.
+_RENEWING: Any = object()
+#: How many of the latest snapshots are compared with a text in which no record tells which one it comes from.
+_NEAR = 16
+#: Seconds to wait for somebody who is saving the file, while what is there does not look whole.
+_PATIENCE = 1.0
+#: How often a vacuum that somebody's save came in the way of is tried again.
+_TRIES = 10
+#: Bytes of older snapshots that are kept to compare with what a person saves; the previous one is kept in any case.
+_HISTORY = 1 << 20
+
+
 class _LiveTree(_Tree):
     """A tree with its file: the one behind all `PersistedState` objects of this process for that file.
 
     fsync: False, True, or seconds. `halted` is None while changes are welcome; otherwise a change first has to deal
-    with it: a change that was interrupted between file and memory, or an error to raise.
+    with it: an error to raise, a change that was interrupted between file and memory, `_RENEWING`, or `trouble`.
     """
 
     def __init__(self, path: str, *, fsync: bool | float, wait: float, mode: int | None) -> None:
         super().__init__(os.path.realpath(path))
         self.reserved = _METHODS
         self.fsync = fsync
-        #: The records of the open transactions.
+        #: The records of the open transactions, and the asyncio task that opened them, if one did.
         self.records: list[str] = []
-        self.halted: StateError | tuple[int, int, Callable[..., None], tuple[Any, ...]] | None = None
+        self.task: Any = None
+        self.halted: Any = None
+        #: Why the file may lack what is in memory, until a new snapshot has been written.
+        self.trouble: OSError | StateLocked | None = None
+        self.history = _History()
+        #: How often what a person saved changed the state.
+        self.merges = 0
         self.journal = _Journal(path, mode=mode, wait=wait)
         self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
         try:
@@ -2805,7 +3093,6 @@ class _LiveTree(_Tree):
         except BaseException:
             self.journal.close()
             raise
-        self.journal.data = b""
 
     def _load(self, data: bytes) -> None:
         stream = _parsed(self.path, data)
@@ -2820,39 +3107,68 @@ class _LiveTree(_Tree):
                 RuntimeWarning,
                 stacklevel=5,
             )
-        self.journal.size = len(data) - stream.torn
-        self.journal.cut_back()
+        self.journal.accept(len(data) - stream.torn)
         self.is_clean = not stream.records
+        self.first_record = _first_record(stream.text)
         self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)
-        self._separator = self._first_separator(data[: self.journal.size])
+        self._separator = self._separator_behind(self.document, data[: len(data) - stream.torn])
         if stream.is_half_rewritten:
-            self.vacuum()
+            self._renew(self._renewed(), self.journal.basis)
 
-    def _first_separator(self, data: bytes) -> str:
-        """Return what must stand between the text of the file and the first record that is appended."""
-        snapshot = "{}\n" if self.document.is_blank and self.is_clean else ""
-        unended = [f'--- ["set",[],{_flow(key)},{_flow(value)}]\n' for key, value in self.document.unended.items()]
+    def _separator_behind(self, document: _Document, data: bytes) -> str:
+        """Return what must stand between the content of the file and the first record that is appended."""
+        snapshot = "{}\n" if document.is_blank and self.is_clean else ""
+        unended = [f'--- ["set",[],{_flow(key)},{_flow(value)}]\n' for key, value in document.unended.items()]
         return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
 
     def commit(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
         if self.halted is not None:
             self.resume()
-        if self.levels:
-            self.records.append(record)
-            apply(*arguments)
+        if not self.levels:
+            self._write(record, apply, *arguments)
+            self._after_append()
             return
+        self._check_task()
+        self._check_version()
+        self.records.append(record)
+        apply(*arguments)
+
+    def _write(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
+        """Append a record, then change memory: both or, after an error or interrupt, neither."""
         data = f"{self._separator}--- {record}\n".encode()
+        pending = (self.journal.size, data, apply, arguments)
         try:
-            self.halted = (self.journal.size, len(data), apply, arguments)
+            self.halted = pending
+            self._check_version()
             self.journal.append(data)
-            self._note_appended()
+            self._note_appended(data)
             apply(*arguments)
             self.halted = None
         except BaseException:
-            if self.halted is not None:
-                self.resume()
+            if self.halted is pending:
+                self._settle(pending)
             raise
-        self._after_append()
+
+    def _check_version(self) -> None:
+        """Refuse a change whose place in the state may have moved since it was determined."""
+        if self.started != self.version:
+            raise RuntimeError(
+                f"{self.path}: a signal handler changed the state in the middle of this change; repeat it"
+            )
+        self.version += 1
+
+    def _note_appended(self, data: bytes) -> None:
+        """Note that the file ends in a record; happens before memory changes, because an interrupt may come between."""
+        if self.is_clean:
+            self._separator, self.is_clean, self.first_record = "", False, _first_record(data.decode())
+
+    def _settle(self, pending: tuple[int, bytes, Callable[..., None], tuple[Any, ...]]) -> None:
+        """Finish a change that was interrupted between file and memory: apply it if it is in the file."""
+        offset, data, apply, arguments = pending
+        if self.journal.landed(offset, data):
+            self._note_appended(data)
+            apply(*arguments)
+        self.halted = None
 
     def check(self) -> None:
         if self.halted is not None:
@@ -2860,60 +3176,88 @@ class _LiveTree(_Tree):
                 self.resume()
 
     def resume(self) -> None:
-        """Settle a change that was interrupted: apply it if it is in the file. Raises what is in the way of changes."""
+        """Deal with what halted the changes, so that they can go on; raises what is in the way of that."""
         halted = self.halted
-        if isinstance(halted, StateError):
+        if halted is None:
+            return
+        if isinstance(halted, StateError) and halted is not self.trouble:
             raise type(halted)(*halted.__reduce__()[1])
-        if halted is not None:
-            offset, length, apply, arguments = halted
-            if self.journal.landed(offset, length):
-                self._note_appended()
-                apply(*arguments)
-            self.halted = None
+        if self._is_changing():
+            raise RuntimeError(
+                f"{self.path}: a signal handler or finalizer came in the middle of a change; it may read"
+            )
+        if isinstance(halted, tuple):
+            self._settle(halted)
+        else:
+            self._rescue()
 
-    def _note_appended(self) -> None:
-        """Note that the file ends in a record; happens before memory changes, because an interrupt may come between."""
-        self._separator, self.is_clean = "", False
+    def _is_changing(self) -> bool:
+        """Tell whether this thread is in the middle of a change, so that its caller must have interrupted that."""
+        changing = {_LiveTree._write.__code__, _LiveTree._renew.__code__}
+        frame = sys._getframe()
+        while frame.f_back is not None:
+            frame = frame.f_back
+            if frame.f_code in changing and frame.f_locals["self"] is self:
+                return True
+        return False
+
+    def _rescue(self) -> None:
+        """Write all that memory holds to a new file; raises OSError or StateLocked while that cannot be."""
+        try:
+            self.halted = None
+            self._vacuum()
+        finally:
+            self.halted = self.trouble
 
     def _after_append(self) -> None:
         if self.fsync:
             self._sync()
         if self.journal.size > self.limit:
             self._vacuum_or_warn()
+        elif self.journal.is_due():
+            self.look()
 
     def _sync(self) -> None:
         if self.syncer is not None:
             self.syncer.schedule()
         else:
+            self.sync()
+
+    def sync(self) -> None:
+        """Wait until the changes are on the disk; if that fails, on which no second try can be built, by a new file."""
+        try:
             self.journal.sync()
+        except OSError as error:
+            self.halted = self.trouble = error
+            self._rescue()
 
     def begin(self) -> None:
         """Enter a transaction; inside another one it joins that."""
         self.check()
         if not self.levels:
-            self.records, self.undo = [], []
+            self.records, self.undo, self.task = [], [], _current_task()
+        self._check_task()
         self.levels.append((len(self.records), len(self.undo)))
+
+    def _check_task(self) -> None:
+        """Refuse a task to take part in the transaction of another one, which may undo it."""
+        if self.task is not None and self.task is not _current_task():
+            raise StateError(self.path, "a transaction of another task is open; change the state after it")
 
     def end(self) -> None:
         """Leave a transaction; the outermost end writes one record."""
-        if len(self.levels) == 1 and self.records:
+        self.started = self.version
+        is_written = len(self.levels) == 1 and bool(self.records)
+        if is_written:
             many = len(self.records) > 1
-            record = f'["transaction",[{",".join(self.records)}]]' if many else self.records[0]
-            data = f"{self._separator}--- {record}\n".encode()
-            offset = self.journal.size
-            try:
-                self.journal.append(data)
-                self._note_appended()
-                self.records, self.undo = [], []
-            except BaseException:
-                if self.journal.landed(offset, len(data)):
-                    self._note_appended()
-                    self.records, self.undo = [], []
-                raise
-            self.levels.pop()
+            self._write(f'["transaction",[{",".join(self.records)}]]' if many else self.records[0], self._keep)
+        self.levels.pop()
+        if is_written:
             self._after_append()
-        else:
-            self.levels.pop()
+
+    def _keep(self) -> None:
+        """Keep the changes of a transaction that was written."""
+        self.records, self.undo = [], []
 
     def abandon(self, depth: int) -> None:
         """Undo and leave the transactions, if any, inside of `depth` others; an interrupt has to wait for the end."""
@@ -2939,32 +3283,122 @@ class _LiveTree(_Tree):
             undo.pop()
 
     def vacuum(self) -> None:
-        """Renew the snapshot, if anything changed since the last."""
+        """Renew the snapshot, if anything changed since the last; merge what others did to the file."""
         if self.halted is not None:
             self.resume()
         if self.levels:
             raise StateError(self.path, "a transaction is open; vacuum after it")
+        if not self.look(thorough=True) and not self.is_clean:
+            self._vacuum()
+
+    def _vacuum(self) -> None:
+        """Renew the snapshot, unless somebody wrote the file, which asks for more."""
+        for _ in range(_TRIES):
+            with suppress(_Overtaken):
+                if not self.look(thorough=True):
+                    self._renew(self._renewed(), self.journal.basis)
+                return
+        raise OSError(errno.EBUSY, "somebody keeps writing the file", self.path)
+
+    def _renewed(self) -> _Document:
+        """Return the text of the latest snapshot with the present values."""
         origins: dict[int, Any] = {}
         values = {key: _plain(value, origins) for key, value in self.root._items.items() if key in self.touched}
-        self.document.update(self.touched, self.root._items, lambda key: self._value(key, values), origins)
+        document = self.document.copied()
+        document.update(self.touched, self.root._items, lambda key: self._value(key, values), origins)
+        return document
+
+    def _value(self, key: Any, values: dict[Any, Any]) -> Any:
+        if key not in values:
+            values[key] = _plain(self.root._items[key])
+        return values[key]
+
+    def _renew(self, document: _Document, basis: _Glance | None, value: Any = _GONE) -> None:
+        """Replace a file that looks like `basis` by a snapshot; memory takes over the value, if one is given."""
+        data = document.text().encode()
+        try:
+            self.halted = _RENEWING
+            self.journal.replace(data, basis)
+            self._adopt(document, data, value)
+        except OSError as error:
+            if self.journal.is_half_rewritten or not self.journal.is_renamed:
+                self.trouble = error
+            raise
+        finally:
+            if self.document is not document and self.journal.holds(data):
+                self._adopt(document, data, value)
+            self.halted = self.trouble
+
+    def _adopt(self, document: _Document, data: bytes, value: Any) -> None:
+        """Note what the file holds now; may be called twice, and has been called when `document` is the new one."""
+        self.is_clean = True
+        self._separator = self._separator_behind(document, data)
+        if value is not _GONE:
+            _become(self.root, value)
+        self.history.add(self.document, self.first_record, self.touched)
         self.touched.clear()
         self.generation += 1
-        text = self.document.text()
-        data = text.encode()
-        self._separator = self._first_separator(data)  # before, because an interrupt may come right after
-        self.journal.replace(data)
-        self.is_clean = True
+        self.first_record = ""
         self.limit = max(2 * len(data), _VACUUM_FLOOR)
+        self.trouble = None
+        self.document = document
 
-    def vacuum_if_needed(self) -> None:
-        """Vacuum unless nothing changed since the last time."""
-        if self.halted is not None or not self.is_clean:
-            self.vacuum()
+    def look(self, *, thorough: bool = False) -> bool:
+        """Merge what others did to the file, if anything; return whether there was. Raises OSError, StateLocked.
+
+        thorough: also notice a change that left the size of the file as it was and came right after one of ours.
+        """
+        is_found = False
+        for _ in range(_TRIES):
+            if not self.journal.is_foreign(thorough=thorough):
+                return is_found
+            is_found = True
+            try:
+                with suppress(_Overtaken):
+                    self._take_over(self._await_edit())
+            except OSError as error:  # StateLocked, too
+                self.halted = self.trouble = error
+                raise
+        raise OSError(errno.EBUSY, "somebody keeps writing the file", self.path)
+
+    def _await_edit(self) -> _Edit:
+        """Return what somebody else saved, once it is whole, as far as that can be told."""
+        deadline = _system.now() + _PATIENCE
+        while True:
+            data, basis, is_quiet = self.journal.read_foreign(deadline)
+            edit = _Edit(data, basis, is_quiet=is_quiet)
+            edit.compare([self.document, *self.history.previous()])
+            if not edit.is_doubtful or _system.now() + _QUIET >= deadline:
+                return edit
+
+    def _take_over(self, edit: _Edit) -> None:
+        """Merge an edit, or keep it aside where that cannot be; either way the file is a fresh snapshot then."""
+        if edit.saved is None:
+            self._refuse(edit)
+            self._renew(self._renewed(), edit.basis)
+            return
+        base, mine = self.history.base(edit.saved, self.document, self.first_record), _plain(self.root)
+        value = _merged(base, mine, edit.saved.value)
+        document, order = edit.saved.document, _moved(edit.saved.value, value)
+        touched = {key: key in order for key, old in edit.saved.value.items() if not _same(old, value.get(key, _GONE))}
+        document.update({**dict.fromkeys(order, True), **touched}, value, value.__getitem__, {})
+        self._renew(document, edit.basis, value)
+        self.merges += not _same(mine, value)
+
+    def _refuse(self, edit: _Edit) -> None:
+        """Tell that memory goes on without an edit, and where that is kept."""
+        kept = f"; it is kept in {self.journal.keep_aside(edit.data, 'edited')}" if edit.data and edit.text else ""
+        reason = f"{self.path}: {edit.problem}{kept}. The file holds the state of the running script again"
+        warnings.warn(reason, RuntimeWarning, stacklevel=4)
 
     def refresh(self) -> bool:
+        """Merge what others did to the file; return whether that changed the state."""
         if self.halted is not None:
             self.resume()
-        return False
+        before = self.merges
+        if not self.levels:
+            self.look(thorough=True)
+        return self.merges > before
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -2972,33 +3406,45 @@ class _LiveTree(_Tree):
             missing = {key: value for key, value in defaults.items() if key not in self.root._items}
             if (missing or self.journal.is_new) and not self.root._items and self.is_clean:
                 self.root._put_all({key: self.root._grown(value, key) for key, value in missing.items()})
-                self.vacuum()
+                self._vacuum()
             elif missing:
                 self.root.update(missing)
 
-    def _value(self, key: Any, values: dict[Any, Any]) -> Any:
-        if key not in values:
-            values[key] = _plain(self.root._items[key])
-        return values[key]
-
     def _vacuum_or_warn(self) -> None:
         try:
-            self.vacuum()
+            self._vacuum()
         except OSError as error:
+            if self.trouble is not None:
+                raise
             self.limit = 2 * self.journal.size
-            warnings.warn(
-                f"{self.path}: no vacuum ({error}); the changes are in the journal", RuntimeWarning, stacklevel=4
-            )
+            reason = f"{self.path}: no vacuum ({error}); the changes are in the journal"
+            warnings.warn(reason, RuntimeWarning, stacklevel=4)
 
     def release(self) -> None:
-        """Vacuum and close the file, when the last handle is gone."""
+        """Vacuum and close the file, when the last handle is gone; raises what keeps the changes from being safe."""
         try:
-            if not isinstance(self.halted, StateError) and not self.levels and not self.is_clean:
-                self._vacuum_or_warn()
+            if self._may_write():
+                if self.halted is not None:
+                    self.resume()
+                if not self._look_or_keep() and not self.is_clean:
+                    self._vacuum_or_warn()
             if self.syncer is not None:
                 self.syncer.stop()
         finally:
             self.shut(StateClosed(self.path, "the state was closed; open it again"))
+
+    def _look_or_keep(self) -> bool:
+        """Merge what others did; where a process has opened what they put in the place of the file, keep ours aside."""
+        try:
+            return self.look(thorough=True)
+        except StateLocked as error:
+            kept = self.journal.keep_aside(self._renewed().text().encode(), "kept")
+            reason = f"was replaced, and what is there is in use by process {error.pid}; this state is kept in {kept}"
+            raise StateError(self.path, reason) from None
+
+    def _may_write(self) -> bool:
+        is_shut = isinstance(self.halted, StateError) and self.halted is not self.trouble
+        return not is_shut and not self.levels
 
     def shut(self, reason: StateError) -> None:
         """Close the file, without another look at it; every later use raises the reason."""
@@ -3012,19 +3458,60 @@ class _LiveTree(_Tree):
         self.gone.set()
 
 
+class _Edit:
+    """What somebody else left in the place of the state file.
+
+    data: its bytes, None if there is no file any more. basis: how it looked. is_quiet: nobody was writing any more.
+    """
+
+    def __init__(self, data: bytes | None, basis: _Glance | None, *, is_quiet: bool) -> None:
+        self.data, self.basis = data, basis
+        #: What can be merged, None while `problem` tells why it cannot; and whether waiting may change that.
+        self.saved: _Saved | None = None
+        self.problem = "" if is_quiet else "somebody keeps writing the file"
+        self.is_doubtful = not is_quiet
+        self.text = (data or b"").strip(b"\0\r\n\t ").decode(errors="replace")
+        try:
+            self.saved = _Saved(data or b"")
+            self.text = self.saved.text.strip()
+        except _BadText as problem:
+            line = (data or b"").decode(errors="replace").count("\n", 0, problem.offset) + 1
+            self._give_up(f"what was saved there cannot be understood (line {line}: {problem.reason})")
+        if self.problem or not self.text:
+            self._give_up(self.problem or ("the file was removed" if data is None else "the file was emptied"))
+
+    def _give_up(self, problem: str) -> None:
+        self.saved, self.problem, self.is_doubtful = None, problem, True
+
+    def compare(self, known: list[_Document]) -> None:
+        """Doubt a text that looks as if it broke off, compared with the latest snapshots.
+
+        A program that truncates the file to write it anew, but dies meanwhile, leaves such a text for ever: what is
+        missing there must not count as deleted.
+        """
+        if self.saved is None:
+            return
+        text, wholes = self.saved.text, [document.text() for document in known]
+        is_part = not self.saved.first_record and any(
+            whole.startswith(text) and whole.rstrip() != text.rstrip() for whole in wholes
+        )
+        is_open = not text.endswith("\n")
+        missing = [key for key in known[0].pieces if key not in self.saved.value]
+        is_cut = is_open and (is_part or missing[-1:] == list(known[0].pieces)[-1:])
+        self.is_doubtful = is_part or is_cut
+        if is_cut or (missing and self.saved.has_leftover):
+            self._give_up("what was saved there breaks off")
+
+
 class _Syncer:
     """Lets the file reach the disk at most so many seconds after a change, by a timer thread."""
 
     def __init__(self, tree: _LiveTree, seconds: float) -> None:
         self.tree, self.seconds = tree, seconds
         self.timer: threading.Timer | None = None
-        self.error: OSError | None = None
 
     def schedule(self) -> None:
-        """Note that there is something to sync; raises what the last sync failed with."""
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
+        """Note that there is something to sync."""
         if self.timer is None:
             self.timer = threading.Timer(self.seconds, self._run)
             self.timer.daemon = True
@@ -3032,21 +3519,55 @@ class _Syncer:
 
     def _run(self) -> None:
         with self.tree.lock:
-            self.timer = None
-            try:
-                if self.tree.journal.descriptor >= 0:
-                    self.tree.journal.sync()
-            except OSError as error:
-                self.error = error
+            if self.timer is not None:
+                self.timer = None
+                with suppress(OSError):  # the next change, or `close`, tries again and raises
+                    self.tree.sync()
 
     def stop(self) -> None:
         """Sync now what is not yet synced."""
         timer, self.timer = self.timer, None
         if timer is not None:
             timer.cancel()
-            self.tree.journal.sync()
-        if self.error is not None:
-            raise self.error
+            self.tree.sync()
+
+
+class _History:
+    """The snapshots of the past, with the first record behind each: an editor may have read any of them."""
+
+    def __init__(self) -> None:
+        self.past: deque[tuple[_Document, str, int]] = deque()
+        self.size = 0
+
+    def add(self, document: _Document, first_record: str, changed: Iterable[Any]) -> None:
+        """Note a snapshot that is about to be replaced because some of its entries changed."""
+        text = sum(len(document.pieces.get(key, "")) for key in changed) + len(document.single)
+        size = text + 100 * len(document.pieces) + 500
+        self.past.appendleft((document, first_record, size))
+        self.size += size
+        while self.size > _HISTORY and len(self.past) > 1:
+            self.size -= self.past.pop()[2]
+
+    def previous(self) -> list[_Document]:
+        """Return the snapshot before the present one, if there was any."""
+        return [document for document, _, _ in self.past][:1]
+
+    def _all(self, present: _Document, first_record: str) -> list[tuple[_Document, str]]:
+        return [(present, first_record), *((document, record) for document, record, _ in self.past)]
+
+    def base(self, saved: _Saved, present: _Document, first_record: str) -> dict[Any, Any]:
+        """Return the value of the snapshot that an editor had read.
+
+        The record that followed it tells; without one, the snapshot from which the fewest values differ, where one
+        further back must explain more. Somebody who saved the very text of an older one wanted to go back to it.
+        """
+        known = self._all(present, first_record)
+        if saved.first_record:
+            known = [entry for entry in known if entry[1] == saved.first_record] or known[:2]
+        else:
+            known = known[:1] + [entry for entry in known[1:_NEAR] if entry[0].text() != saved.text]
+        values = [_Document.read(document.text())[1] for document, _ in known]
+        return min(enumerate(values), key=lambda entry: _distance(entry[1], saved.value) + min(entry[0] / 2, 1.5))[1]
 
 
 class _Follower(_Tree):
@@ -3066,7 +3587,7 @@ class _Follower(_Tree):
             raise StateClosed(self.path, "the state was closed; open it again")
         raise StateReadOnly(self.path, "opened with _readonly=True; open it without to change it")
 
-    begin = vacuum_if_needed = check
+    begin = vacuum = check
 
     def refresh(self) -> bool:
         """Read the file again if it changed; return whether the state did."""
@@ -3187,6 +3708,93 @@ _OPERATIONS: dict[tuple[str, type], Callable[..., None]] = {
 }
 
 
+def _merged(base: Any, mine: Any, theirs: Any) -> Any:
+    """Merge what two hands made of a plain value, path by path: theirs wins where theirs is a change.
+
+    In a list an item keeps what is its own wherever it moves, and new items of both stay. What one of them removed is
+    gone, unless they changed it: then theirs stands.
+    """
+    if _same(base, theirs):
+        return mine
+    if _same(base, mine) or type(mine) is not type(theirs):
+        return theirs
+    if type(theirs) is dict:
+        return _merged_mapping(base if type(base) is dict else {}, mine, theirs)
+    if type(theirs) is list:
+        return _merged_list(base if type(base) is list else [], mine, theirs)
+    return theirs
+
+
+def _merged_mapping(base: dict[Any, Any], mine: dict[Any, Any], theirs: dict[Any, Any]) -> dict[Any, Any]:
+    values = {key: _merged(base.get(key, _GONE), mine.get(key, _GONE), theirs.get(key, _GONE)) for key in theirs}
+    values.update({key: _merged(base.get(key, _GONE), mine[key], _GONE) for key in mine if key not in theirs})
+    return {key: value for key, value in values.items() if value is not _GONE}
+
+
+def _merged_list(base: list[Any], mine: list[Any], theirs: list[Any]) -> list[Any]:
+    """Give each item a token, the index in `base` or its text, by which the lists can be compared as sequences."""
+    my_tokens, their_tokens = _tokens(base, mine), _tokens(base, theirs)
+    my_values, their_values = dict(zip(my_tokens, mine, strict=True)), dict(zip(their_tokens, theirs, strict=True))
+    values = {
+        token: _merged(
+            base[token] if type(token) is int else _GONE, my_values.get(token, _GONE), their_values.get(token, _GONE)
+        )
+        for token in [*my_tokens, *their_tokens]
+    }
+    common = [token for token in their_tokens if type(token) is int and token in my_values]
+    first, second = (my_tokens, their_tokens) if common == sorted(common) else (their_tokens, my_tokens)
+    return [values[token] for token in _interleaved(first, second) if values[token] is not _GONE]
+
+
+def _tokens(base: list[Any], items: list[Any]) -> list[Any]:
+    tokens: list[Any] = []
+    times: dict[str, int] = {}
+    for index, item in zip(_origins(base, items), items, strict=True):
+        text = "" if index is not None else _flow(item)
+        times[text] = times.get(text, 0) + 1
+        tokens.append((text, times[text]) if index is None else index)
+    return tokens
+
+
+def _interleaved(first: list[Any], second: list[Any]) -> list[Any]:
+    """Return the first sequence with what only the second has, each behind what precedes it there, the last last."""
+    known = set(first)
+    behind: dict[Any, list[Any]] = {_GONE: []}
+    previous = _GONE
+    for token in second:
+        if token in known:
+            previous = token
+            behind[token] = []
+        else:
+            behind[previous].append(token)
+    last = behind.pop(previous)
+    order = behind.get(_GONE, [])
+    for token in first:
+        order += [token, *behind.get(token, [])]
+    return order + last
+
+
+def _moved(text_order: Iterable[Any], value: Iterable[Any]) -> set[Any]:
+    """Return the keys that have to be written at the end, for the text to have the order of the value."""
+    places = {key: place for place, key in enumerate(text_order)}
+    moved, latest = set[Any](), -1
+    for key in value:
+        place = places.get(key, len(places))
+        if place < latest:
+            moved.add(key)
+        latest = max(place, latest) if key not in moved else len(places)
+    return moved
+
+
+def _distance(one: Any, other: Any) -> float:
+    """Return in how many places two plain values differ."""
+    if type(one) is dict and type(other) is dict:
+        return sum(_distance(one.get(key, _GONE), other.get(key, _GONE)) for key in {**one, **other})
+    if type(one) is list and type(other) is list:
+        return sum(map(_distance, one, other)) + abs(len(one) - len(other))
+    return 0 if one is other or _same(one, other) else 1
+
+
 def _become(node: Any, value: Any) -> None:
     """Give a node another plain value.
 
@@ -3201,12 +3809,12 @@ def _become(node: Any, value: Any) -> None:
         if list(node._items) != list(value):
             node._refill({key: node._items[key] for key in value})
         return
-    shared = min(len(node._items), len(value))
-    for index in range(shared):
-        if not _becomes(node._items[index], value[index]):
-            node._splice(index, index + 1, [node._grown(value[index], index)], len(node._items))
-    added = [node._grown(item, shared + offset) for offset, item in enumerate(value[shared:])]
-    node._splice(shared, len(node._items), added, len(node._items))
+    items: list[Any] = []
+    for index, item in zip(_origins(_plain(node), value), value, strict=True):
+        old = _GONE if index is None else node._items[index]
+        items.append(old if old is not _GONE and _becomes(old, item) else node._grown(item, len(items)))
+    if len(items) != len(node._items) or any(map(operator.is_not, items, node._items)):
+        node._splice(0, len(node._items), items, len(node._items))
 
 
 def _becomes(old: Any, new: Any) -> bool:
@@ -3360,7 +3968,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         Raises OSError when that fails, losing nothing.
         """
         with self._tree.lock:
-            self._tree.vacuum_if_needed()
+            self._tree.vacuum()
 
     def refresh(self) -> bool:
         """Pick up what others did to the file; return whether the state changed. Raises StateCorrupt."""
@@ -3537,8 +4145,19 @@ def _close_at_exit() -> None:
             try:
                 tree.handles = 0
                 tree.release()
+            except (OSError, StateError) as error:
+                warnings.warn(f"at exit: {error}", RuntimeWarning, stacklevel=1)
             finally:
                 tree.lock.release()
+
+
+def _current_task() -> Any:
+    """Return the asyncio task that runs, None outside of one."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return None if asyncio is None else asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 def _refuse_in_child() -> None:

@@ -6,8 +6,10 @@ import errno
 import os
 import pickle
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
+import oracle
 import pytest
 
 import persistedstate
@@ -147,7 +149,7 @@ def test_what_cannot_be_read_back_is_not_put_in_place(path: Path, system: Faulty
     state = PersistedState(path, a=1)
     state.a = 2
     before = path.read_bytes()
-    system.replace_once("read", lambda _descriptor, _size: b"garbage")
+    system.replace_once("fsync", lambda descriptor: os.pwrite(descriptor, b"!", 0))
 
     with pytest.raises(OSError, match="read back"):
         state.vacuum()
@@ -267,29 +269,28 @@ def test_changes_are_synced_once_after_the_seconds_of_fsync(path: Path, system: 
 
 
 def state_whose_timer_failed(path: Path, system: Faulty) -> PersistedState:
-    """Return an open state with `a: 2`, of which the timer could not sync the last change."""
-    failed = threading.Event()
-
-    def fsync(_descriptor: int) -> None:
-        failed.set()
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
+    """Return an open state with `a: 2`, of which the timer could not sync the last change, nor save it elsewhere."""
     state = PersistedState(path, a=1, _fsync=0.01)
-    system.fsync = fsync  # type: ignore[attr-defined]
+    system.fail("fsync", errno.EIO, times=1000)
     state.a = 2
-    assert failed.wait(30)
-    del system.fsync
-    return state
+    for _ in range(3000):
+        with state._thread_lock:  # the timer has noted the error when it lets go of the lock
+            if state._tree.trouble is not None:
+                return state
+        time.sleep(0.01)
+    raise AssertionError("the timer does not run")
 
 
 def test_error_of_the_timer_surfaces_at_the_next_change(path: Path, system: Faulty) -> None:
     state = state_whose_timer_failed(path, system)
-    with state._thread_lock:  # the timer has noted the error when it lets go of the lock
-        pass
 
     with pytest.raises(OSError, match="error"):
         state.a = 3
 
+    assert state.a == 2
+    del system.fsync
+    state.a = 3
+    assert oracle.read(path) == {"a": 3}
     state.close()
 
 
@@ -299,7 +300,46 @@ def test_error_of_the_timer_surfaces_at_close(path: Path, system: Faulty) -> Non
     with pytest.raises(OSError, match="error"):
         state.close()
 
-    assert path.read_bytes() == b"a: 2\n"
+    assert oracle.read(path) == {"a": 2}
+
+
+@pytest.mark.parametrize("fsync", [True, 0.01])
+def test_failed_sync_is_made_up_for_by_a_new_file(path: Path, system: Faulty, fsync: float) -> None:
+    with PersistedState(path, a=1, _fsync=fsync) as state:
+        inode = path.stat().st_ino
+        synced: list[int] = []
+        failed = threading.Event()
+
+        def fail_once(descriptor: int) -> None:
+            if not failed.is_set():
+                failed.set()
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            synced.append(os.fstat(descriptor).st_ino)
+
+        system.fsync = fail_once  # type: ignore[attr-defined]
+        state.a = 2
+        assert failed.wait(30)
+
+        with state._thread_lock:
+            assert path.read_bytes() == b"a: 2\n"
+            assert path.stat().st_ino in synced
+            assert inode not in synced
+
+
+def test_state_that_cannot_be_made_safe_reads_but_does_not_change(path: Path, system: Faulty) -> None:
+    state = PersistedState(path, a=1, _fsync=True)
+    system.fail("fsync", errno.EIO, times=4)
+    with pytest.raises(OSError, match="error"):
+        state.a = 2
+
+    with pytest.raises(OSError, match="error"):
+        state.a = 3
+
+    assert state.a == 2
+    assert oracle.read(path) == {"a": 2}
+    with pytest.raises(OSError, match="error"):
+        state.close()
+    assert oracle.read(path) == {"a": 2}
 
 
 def test_pending_sync_happens_at_close(path: Path, system: Faulty) -> None:
