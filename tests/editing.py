@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,25 +19,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Seconds for which a file must be unchanged before it counts as saved, and as long when its text is doubtful.
-QUIET, DOUBTFUL = 0.1, 1.0
 
-#: A save: it yields the seconds until its next step.
-Saver = "Iterator[float]"
+QUIET, DOUBTFUL = 0.1, 1.0
 
 
 class Stage:
     """The system in the eyes of the module, with a clock that stands still until somebody sleeps.
 
     A saver that plays on it takes its steps when they are due. With `between`, it also takes some between two system
-    calls of the module.
+    calls of the module. What time a file says that it was written at goes with the clock.
     """
 
     def __init__(self, real: Any) -> None:
         self._real = real
         self._saver: Iterator[float] | None = None
+        self._path: Path | None = None
         self._due = 0.0
+        self._slept = 0.0
         self._sleeps = 0
-        self.time = 1000.0
         self.between: random.Random | None = None
         #: How often the module asked for which call.
         self.calls: Counter[str] = Counter()
@@ -44,6 +44,8 @@ class Stage:
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._real, name)
         self.calls[name] += 1
+        if name in {"write", "ftruncate"}:
+            call = self._stamping(call)
         if not callable(call) or self.between is None:
             return call
 
@@ -54,31 +56,50 @@ class Stage:
 
         return after_the_saver
 
+    def _stamping(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def stamped(descriptor: int, *arguments: Any) -> Any:
+            try:
+                return call(descriptor, *arguments)
+            finally:
+                self._stamp(descriptor)
+
+        return stamped
+
+    def _stamp(self, file: int | Path) -> None:
+        moment = time.time_ns() + int(self._slept * 1e9)
+        os.utime(file, ns=(moment, moment))
+
     def now(self) -> float:
-        return self.time
+        return 1000 + self._slept
+
+    def time(self) -> float:
+        return time.time() + self._slept
 
     def sleep(self, seconds: float) -> None:
         self._sleeps += 1
         assert self._sleeps < 200_000, "the module waits for ever"
-        end = self.time + seconds
+        end = self._slept + seconds
         while self.is_saving and self._due <= end:
-            self.time = max(self.time, self._due)
+            self._slept = max(self._slept, self._due)
             self.step()
-        self.time = end
+        self._slept = end
 
-    def play(self, saver: Iterator[float]) -> None:
+    def play(self, path: Path, saver: Iterator[float]) -> None:
         """Take the first step of a save at once, the others when time passes."""
-        self._saver = saver
+        self._path, self._saver = path, saver
         self.step()
 
     def step(self) -> None:
         """Take the next step of the save, whether it is due or not."""
-        if self._saver is not None:
+        if self._saver is not None and self._path is not None:
+            before = _seen(self._path)
             pause = next(self._saver, None)
+            if _seen(self._path) not in {before, None}:
+                self._stamp(self._path)
             if pause is None:
                 self._saver = None
             else:
-                self._due = self.time + pause
+                self._due = self._slept + pause
 
     @property
     def is_saving(self) -> bool:
@@ -88,6 +109,14 @@ class Stage:
         """Let the save come to its end."""
         while self.is_saving:
             self.step()
+
+
+def _seen(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager

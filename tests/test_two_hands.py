@@ -722,7 +722,7 @@ def test_a_half_saved_file_is_never_merged(
     path: Path, state: Any, stage: Stage, size: int, pause: float, look: str
 ) -> None:
     state.jobs.append("d.csv")
-    stage.play(in_place(path, EDITED.encode(), size=size, pause=pause))
+    stage.play(path, in_place(path, EDITED.encode(), size=size, pause=pause))
 
     take_notice(state, stage, look)
     stage.finish()
@@ -749,7 +749,7 @@ def test_a_save_that_pauses_longer_behind_any_line_is_waited_for(
             file.write(text[len(half) :])
 
     state.jobs.append("d.csv")
-    stage.play(pausing())
+    stage.play(path, pausing())
 
     assert state.refresh() is True
 
@@ -774,7 +774,7 @@ def test_a_change_in_the_middle_of_a_save_is_kept(path: Path, state: Any, stage:
         state.refresh()
         stage.sleep(QUIET * 2)
         state.last_id = 41
-        stage.play(in_place(path, EDITED.encode(), size=7, pause=0.001))
+        stage.play(path, in_place(path, EDITED.encode(), size=7, pause=0.001))
         for _ in range(step):
             stage.step()
         state.name = f"script {step}"
@@ -797,7 +797,7 @@ def test_a_follower_never_shows_half_a_save(path: Path, stage: Stage, way: Any, 
     path.write_text(TEXT)
     state = PersistedState(path) if writer else None
     follower = PersistedState(path, _readonly=True)
-    stage.play(way(path, EDITED.encode()))
+    stage.play(path, way(path, EDITED.encode()))
     seen = []
     while stage.is_saving:
         follower.refresh()
@@ -912,7 +912,7 @@ def test_a_text_that_is_mended_in_time_is_merged(path: Path, state: Any, stage: 
         yield DOUBTFUL * 0.5
         path.write_text(EDITED)
 
-    stage.play(slip())
+    stage.play(path, slip())
 
     assert state.refresh() is True
 
@@ -1298,7 +1298,9 @@ class Session:
         self.save = _Save(way, base, lines, now)
         data = "".join([*lines, *self.chance.choice([journal, journal, []])]).encode()
         options: dict[str, Any] = {"size": self.chance.choice([1, 7, 64])} if way == "in place" else {}
-        self.stage.play(WAYS[way](self.path, data, pause=self.chance.choice([0.001, 0.01, QUIET * 0.9]), **options))
+        self.stage.play(
+            self.path, WAYS[way](self.path, data, pause=self.chance.choice([0.001, 0.01, QUIET * 0.9]), **options)
+        )
 
     def edit(self, lines: list[str]) -> None:
         """Change the lines of a snapshot."""
