@@ -73,9 +73,9 @@ from collections.abc import (
 from contextlib import contextmanager, suppress
 from copy import copy
 from datetime import date, datetime, timezone
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from math import isnan
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +83,8 @@ if TYPE_CHECKING:
 __version__ = "27.0"
 __all__ = [
     "PersistedState",
+    "Problem",
+    "Repair",
     "StateClosed",
     "StateCorrupt",
     "StateDict",
@@ -90,7 +92,9 @@ __all__ = [
     "StateList",
     "StateLocked",
     "StateReadOnly",
+    "check",
     "plain",
+    "repair",
 ]
 
 #: Containers may be nested this deep below the root: ruamel.yaml's reader gives up at about 250.
@@ -1443,6 +1447,20 @@ _SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _NOTHING = re.compile(r"\ufeff?(?:[ \t]*(?:#.*|%.*)?\r?\n)*")
 
 
+def _without_half_rewrite(data: bytes) -> tuple[bytes, bool]:
+    """Undo or complete a rewrite within the file (see `_Journal.replace`, and 26.1's) that was interrupted, if any."""
+    for match in reversed(list(_REWRITE.finditer(data))):
+        new = data[match.end() :][: int(match[1])]
+        if len(new) == int(match[1]):
+            return new, True
+        data = data[: match.start()]
+    before, mark, last = data.rpartition(_REWRITE_26_1)
+    if not mark:
+        return data, False
+    is_whole = before.endswith(last) or last not in before or before.startswith(last + b"...\n")
+    return last if last and is_whole else before, True
+
+
 #: Stands for the first half of a character at the end of a file.
 _CUT = "\ufffe"
 
@@ -1453,9 +1471,9 @@ class _Stream:
     def __init__(self, data: bytes) -> None:
         #: How many bytes at the end do not count, because they never became a complete record.
         self.torn = 0
-        #: The file must be rewritten before anything is appended.
-        self.is_half_rewritten = False
-        self.text = self._without_torn_tail(self._decoded(self._without_half_rewrite(data.rstrip(b"\0"))))
+        #: is_half_rewritten: the file must be rewritten before anything is appended.
+        whole, self.is_half_rewritten = _without_half_rewrite(data.rstrip(b"\0"))
+        self.text = self._without_torn_tail(self._decoded(whole))
         if not self.is_half_rewritten:
             self.torn = len(data) - len(self.text.encode())
         if self.text.endswith(_CUT):
@@ -1475,21 +1493,6 @@ class _Stream:
                 return data[: error.start].decode() + _CUT  # may be in the torn tail
             before = len(data[: error.start].decode(errors="replace"))
             raise _BadText("not UTF-8; save the file in that encoding", before) from None
-
-    def _without_half_rewrite(self, data: bytes) -> bytes:
-        """Undo or complete a rewrite within the file (see `_Journal.replace`, and 26.1's) that was interrupted."""
-        for match in reversed(list(_REWRITE.finditer(data))):
-            new = data[match.end() :][: int(match[1])]
-            if len(new) == int(match[1]):
-                self.is_half_rewritten = True
-                return new
-            data = data[: match.start()]
-        before, mark, last = data.rpartition(_REWRITE_26_1)
-        if not mark:
-            return data
-        self.is_half_rewritten = True
-        is_whole = before.endswith(last) or last not in before or before.startswith(last + b"...\n")
-        return last if last and is_whole else before
 
     def _without_torn_tail(self, text: str) -> str:
         start = text.rfind("\n") + 1
@@ -1641,11 +1644,28 @@ def _doubled(text: str) -> str:
     return ""
 
 
-def _corrupt(path: str, text: str, problem: _BadText) -> StateCorrupt:
+class Problem(NamedTuple):
+    """One thing that is wrong with a file: where it is (`line` and `column` count from 1), why, and the line's text."""
+
+    line: int
+    column: int
+    reason: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}, column {self.column}: {self.reason}\n    {self.text.rstrip()}"
+
+
+def _problem(text: str, problem: _BadText) -> Problem:
     start = max(_line_start(text, problem.offset), 1 if text.startswith("\ufeff") else 0)
     line = text[start:].partition("\n")[0].rstrip("\r")
     column = max(problem.offset - start, 0) + 1
-    return StateCorrupt(path, problem.reason, text.count("\n", 0, start) + 1, column, line)
+    return Problem(text.count("\n", 0, start) + 1, column, problem.reason, line)
+
+
+def _corrupt(path: str, text: str, problem: _BadText) -> StateCorrupt:
+    line, column, reason, content = _problem(text, problem)
+    return StateCorrupt(path, reason, line, column, content)
 
 
 # ------------------------------------------------------ Journal ------------------------------------------------------
@@ -1728,6 +1748,18 @@ def _glance(path: str) -> _Glance | None:
         return _seen(_system.stat(path))
     except FileNotFoundError:
         return None
+
+
+def _await_quiet(look: Callable[[], _Glance | None], deadline: float) -> tuple[_Glance | None, bool]:
+    """Wait until a file has not changed for a moment; return how it looks, and False if the deadline came first."""
+    glance, since = look(), _system.now()
+    while True:
+        _system.sleep(_QUIET_RETRY)
+        now, again = _system.now(), look()
+        if again != glance:
+            glance, since = again, now
+        if now - since >= _QUIET or now >= deadline:
+            return glance, now - since >= _QUIET
 
 
 class _Overtaken(Exception):
@@ -1901,16 +1933,11 @@ class _Journal:
 
         It is whole when it has not changed for a moment; after the deadline what is there is returned as it is.
         """
-        glance, since = self._glance_foreign(), _system.now()
         while True:
-            _system.sleep(_QUIET_RETRY)
-            now, again = _system.now(), self._glance_foreign()
-            if again != glance:
-                glance, since = again, now
-            elif now - since >= _QUIET or now >= deadline:
-                data = self._read_foreign()
-                if self._glance_foreign() == glance or now >= deadline:
-                    return data, glance if self.displaced < 0 else self.basis, now - since >= _QUIET
+            glance, is_quiet = _await_quiet(self._glance_foreign, deadline)
+            data = self._read_foreign()
+            if self._glance_foreign() == glance or not is_quiet:
+                return data, glance if self.displaced < 0 else self.basis, is_quiet
 
     def _glance_foreign(self) -> _Glance | None:
         return _glance(self.path) if self.displaced < 0 else _seen(_system.fstat(self.displaced))
@@ -2123,8 +2150,8 @@ def _sync_folder(folder: str) -> None:
         _system.close(descriptor)
 
 
-def _read_file(path: str) -> tuple[bytes, tuple[int, int, int]]:
-    """Read a file that somebody else may be writing, without a lock: what was there at one moment, and its identity."""
+def _read_file(path: str) -> tuple[bytes, _Glance]:
+    """Read, without a lock, a file that others may be writing: what was there at one moment, and how it looked."""
     descriptor = _system.open(path, os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0))
     try:
         status = _system.fstat(descriptor)
@@ -2134,7 +2161,7 @@ def _read_file(path: str) -> tuple[bytes, tuple[int, int, int]]:
             if not again:
                 break
             data, again = again, _read_all(descriptor)
-        return data, (status.st_ino, status.st_size, status.st_mtime_ns)
+        return data, _seen(status)
     finally:
         _system.close(descriptor)
 
@@ -3577,7 +3604,9 @@ class _Follower(_Tree):
         super().__init__(os.path.realpath(path))
         self.reserved = _METHODS
         self.defaults = defaults
-        self.seen: tuple[int, int, int] | None = None
+        self.seen: _Glance | None = None
+        #: Length and hash of what was read, without a torn tail: a writer only adds to it or puts another file there.
+        self.known = (0, hash(b""))
         self.is_closed = False
         self.root = _Root({}, self)
         self.refresh()
@@ -3587,27 +3616,44 @@ class _Follower(_Tree):
             raise StateClosed(self.path, "the state was closed; open it again")
         raise StateReadOnly(self.path, "opened with _readonly=True; open it without to change it")
 
-    begin = vacuum = check
+    def begin(self) -> NoReturn:
+        self.check()
+
+    def vacuum(self) -> NoReturn:
+        self.check()
 
     def refresh(self) -> bool:
         """Read the file again if it changed; return whether the state did."""
-        status = _system.stat(self.path)
-        _check_regular(status, self.path)
-        if self.seen == (status.st_ino, status.st_size, status.st_mtime_ns):
+        if self.seen == _seen(_system.stat(self.path)):
             return False
-        data, self.seen = _read_file(self.path)
-        stream = _parsed(self.path, data)
-        latest = _Root(stream.value, _Tree())
-        _replay(latest, stream, self.path)
-        value = _plain(latest)
-        for key, default in self.defaults.items():
-            value.setdefault(key, default)
+        data, seen = self._read_whole()
+        value, sound = self._value(data)
+        self.seen, self.known = seen, (sound, hash(data[:sound]))
         if _same(value, _plain(self.root)):
             return False
         with self.lock:
             _become(self.root, value)
             self.touched.clear()
         return True
+
+    def _read_whole(self) -> tuple[bytes, _Glance]:
+        """Read the file; while somebody writes it anew without putting another in its place, wait for them."""
+        data, seen = _read_file(self.path)
+        length, value = self.known
+        if self.seen is None or seen[:2] != self.seen[:2] or hash(data[:length]) == value:
+            return data, seen
+        _await_quiet(lambda: _glance(self.path), _system.now() + _PATIENCE)
+        return _read_file(self.path)
+
+    def _value(self, data: bytes) -> tuple[dict[Any, Any], int]:
+        """Return the state in a file's content, and how much of that is sound."""
+        stream = _parsed(self.path, data)
+        latest = _Root(stream.value, _Tree())
+        _replay(latest, stream, self.path)
+        value = _plain(latest)
+        for key, default in self.defaults.items():
+            value.setdefault(key, default)
+        return value, len(data) - stream.torn
 
     def release(self) -> None:
         self.is_closed = True
@@ -3625,9 +3671,16 @@ def _replay(root: _Root, stream: _Stream, path: str) -> None:
     for record, offset in stream.records:
         try:
             _apply(root, record)
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError, _Unstorable) as error:
-            reason = f"this record cannot be applied: {type(error).__name__}: {error}"
-            raise _corrupt(path, stream.text, _BadText(reason, offset)) from None
+        except _MISFITS as error:
+            raise _corrupt(path, stream.text, _BadText(_misfit(error), offset)) from None
+
+
+#: What it raises to apply a record to a state in which it does not fit.
+_MISFITS = (LookupError, TypeError, ValueError, AttributeError, RecursionError, _Unstorable)
+
+
+def _misfit(error: Exception) -> str:
+    return f"this record cannot be applied: {type(error).__name__}: {error}"
 
 
 def _apply(root: StateDict, record: Any) -> None:
@@ -4175,3 +4228,251 @@ def _refuse_in_child() -> None:
 atexit.register(_close_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_refuse_in_child)
+
+
+# ------------------------------------------------------ Repair -------------------------------------------------------
+# What is wrong with a file that does not open, and what is left of it without that. A snapshot is taken apart entry by
+# entry, each of which is read by itself; the bad ones are taken apart again, down to single lines.
+
+
+class Repair(NamedTuple):
+    """What `repair` found and did: the `problems`, the path of the file that holds what was cut or None (`damaged`).
+
+    `before` and `after` are the sizes of the file in bytes.
+    """
+
+    path: str
+    problems: list[Problem]
+    damaged: str | None
+    before: int
+    after: int
+
+
+def check(path: str | os.PathLike[str]) -> list[Problem]:
+    """Return every problem of a state file, in the order of its lines; none if it is sound. Changes nothing.
+
+    Takes no lock: the file may be in use. Raises OSError if it cannot be read.
+    """
+    return sorted(_Remains(_read_file(os.fsdecode(path))[0]).problems)
+
+
+def repair(path: str | os.PathLike[str], *, dry_run: bool = False, wait: float = 0.0) -> Repair:
+    """Make a file open again, and keep all of it that can be read; a sound file is left alone.
+
+    What has to be cut goes to `<file>.damaged-<time>`: every piece with its line number and what was wrong with it.
+    Records behind a bad one are kept where they still fit.
+
+    Args:
+        path: the file.
+        dry_run: only tell what would be done.
+        wait: seconds to wait for another process to let go of the file; 0 (default) is one try.
+
+    Raises:
+        StateLocked: another process has it open. OSError: it cannot be read or written.
+    """
+    name = os.path.realpath(os.fsdecode(path))
+    data = _read_file(name)[0]
+    if dry_run:
+        remains = _Remains(data)
+        after = len(remains.text().encode()) if remains.problems else len(data)
+        return Repair(name, sorted(remains.problems), None, len(data), after)
+    journal = _Journal(name, mode=None, wait=wait)
+    try:
+        before = len(journal.data)
+        remains = _Remains(journal.data)
+        damaged = None
+        journal.accept(before)
+        if remains.problems:
+            damaged = journal.keep_aside(remains.cut_text(), "damaged")
+            journal.replace(remains.text().encode(), journal.basis)
+        return Repair(name, sorted(remains.problems), damaged, before, journal.size)
+    finally:
+        journal.close()
+
+
+#: What no text may contain: a NUL, and what is not UTF-8 (in the form that decoding gives it).
+_NO_TEXT = re.compile("[\0\ud800-\udfff]+")
+
+
+class _Remains:
+    """What can be read of a file, and what is wrong with the rest."""
+
+    def __init__(self, data: bytes) -> None:
+        self.problems: list[Problem] = []
+        #: What is lost: offset in the text and content.
+        self.cuts: list[tuple[int, str, str]] = []
+        self.whole = data.decode(errors="surrogateescape")
+        try:
+            self._read_sound(data)
+        except StateCorrupt as error:
+            self._read_damaged(_without_half_rewrite(data)[0].decode(errors="surrogateescape"))
+            if not self.problems:
+                self.problems = [Problem(error.line, error.column, error.reason, error.text)]
+
+    def _read_sound(self, data: bytes) -> None:
+        """Read a file in which nothing is wrong, but for a torn tail."""
+        stream = _parsed("", data)
+        self._plant(stream.document, stream.value)
+        _replay(self.root, stream, "")
+        if stream.torn:
+            start = len(data[: len(data) - stream.torn].decode(errors="replace"))
+            self._cut(start, self.whole[start:], "this never became a complete record; opening the file drops it")
+
+    def _plant(self, document: _Document, value: dict[Any, Any]) -> None:
+        self.document = document
+        self.root = _Root(value, _Tree())
+
+    def _read_damaged(self, text: str) -> None:
+        self.whole = text
+        marks = [mark.start() for mark in re.finditer(r"^---[ \n]\[", text, re.MULTILINE)]
+        end = marks[0] if marks else len(text)
+        try:
+            self._plant(*_Document.read(_clean(text[:end])))
+        except _BadText:
+            self._plant(*_Document.read(self._block("", text[:end], 0, is_root=True)))
+        for start, stop in zip(marks, [*marks[1:], len(text)], strict=False):
+            self._records(text[start:stop], start)
+
+    def _cut(self, offset: int, text: str, reason: str, at: int = 0) -> None:
+        """Note that a part of the text is lost; at: where in it the reason is."""
+        self.cuts.append((offset, text, reason))
+        self.problems.append(_problem(self.whole, _BadText(reason, offset + at)))
+
+    def _block(self, above: str, text: str, offset: int, *, is_root: bool = False) -> str:
+        """Return what can be read of a block of entries that stands below other lines."""
+        kept: list[str] = []
+        known = above
+        for start, entry in _block_entries(text, is_root=is_root):
+            loose = _residue(entry) if is_root and not start else ""
+            part = loose + self._entry(known, entry[len(loose) :], offset + start + len(loose))
+            kept.append(part)
+            if is_root and "&" in part:  # later entries may refer to its anchors
+                known += part
+        if not any(kept) or _reason(above + "".join(kept)) is None:
+            return "".join(kept)
+        return self._without_clashes(above, [(part, offset) for part in kept])
+
+    def _entry(self, above: str, entry: str, offset: int) -> str:
+        """Return what can be read of an entry."""
+        problem = _reason(above + entry)
+        if problem is None:
+            return entry
+        first = _content_start(entry)
+        head = entry[: _line_end(entry, first)]
+        body = entry[len(head) :]
+        if body and _reason(above + head) is None:
+            rest = self._block(above + head, body, offset + len(head))
+            if rest or not re.search(r"(?:-|:)[ ]*(?:#.*)?\n\Z", head):
+                return head + rest
+            self.cuts.append((offset, head, "nothing is left of it"))
+            return ""
+        self._cut(offset, entry, problem.reason, min(max(problem.offset - len(above), first), len(entry) - 1))
+        return ""
+
+    def _without_clashes(self, above: str, parts: list[tuple[str, int]]) -> str:
+        """Return what can be read of entries that are sound one by one, but not together: a key stands there twice."""
+        kept = ""
+        for part, offset in parts:
+            problem = _reason(above + kept + part)
+            if problem is None:
+                kept += part
+            elif part:
+                start = self.whole.find(part, offset)
+                self._cut(start, part, problem.reason, _content_start(part))
+        return kept
+
+    def _records(self, text: str, offset: int) -> None:
+        """Apply the record at the start of a text; look for others in what follows it, and cut what is none."""
+        content = text[4:]
+        first = _first_json(content)
+        if not first and _NO_TEXT.search(content) is None and _is_record(content):
+            first = content
+        if first:
+            self._apply(text[: 4 + len(first)], offset)
+        rest = text[4 + len(first) :] if first else text
+        start = offset + len(text) - len(rest)
+        again = re.compile(r"--- \[").search(rest, 0 if first else 1)
+        end = again.start() if again else len(rest)
+        if rest[:end].strip():
+            lead = len(rest[:end]) - len(rest[:end].lstrip())
+            self._cut(start + lead, rest[lead:end], _why_no_record(rest[lead:end]))
+        if again:
+            if not end:
+                self.problems.append(_problem(self.whole, _BadText("two records on one line", start)))
+            self._records(rest[end:], start + end)
+
+    def _apply(self, text: str, offset: int) -> None:
+        record = _json_record(text[4:])
+        try:
+            if record is None:
+                loader = _Loader(text[4:])
+                record = None if loader.root is None else loader.value(loader.root, 0)
+            _apply(self.root, record)
+        except _BadText as problem:
+            self._cut(offset, text, problem.reason, 4 + problem.offset)
+        except _MISFITS as error:
+            self._cut(offset, text, _misfit(error), 4)
+
+    def text(self) -> str:
+        """Return a snapshot of what is left."""
+        tree = self.root._tree
+        assert tree is not None  # noqa: S101 - a root is never removed
+        self.document.update(tree.touched, self.root._items, lambda key: _plain(self.root._items[key]), {})
+        return self.document.text()
+
+    def cut_text(self) -> bytes:
+        """Return all that was cut, with line numbers and reasons."""
+        parts = []
+        for offset, text, reason in sorted(self.cuts):
+            line = self.whole.count("\n", 0, offset) + 1
+            parts.append(f"# line {line}: {reason}\n{text}" + "\n" * (not text.endswith("\n")))
+        return "".join(parts).encode(errors="surrogateescape")
+
+
+def _clean(text: str) -> str:
+    if bad := _NO_TEXT.search(text):
+        raise _BadText("NUL bytes" if bad[0][0] == "\0" else "not UTF-8", bad.start())
+    return text
+
+
+def _reason(text: str) -> _BadText | None:
+    """Return why a text cannot be read, None if it can."""
+    try:
+        _Document.read(_clean(text))
+    except _BadText as problem:
+        return problem
+    return None
+
+
+def _why_no_record(text: str) -> str:
+    """Return why a text is no record."""
+    try:
+        _Loader(_clean(text.removeprefix("---")))
+    except _BadText as problem:
+        return problem.reason
+    return "this is no record"
+
+
+def _block_entries(text: str, *, is_root: bool) -> list[tuple[int, str]]:
+    """Cut a block at the lines where its entries seem to begin, comments above included: offsets and texts."""
+    lines = text.splitlines(keepends=True)
+    columns = [len(line) - len(line.lstrip(" ")) for line in lines]
+    speaking = [number for number, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
+    column = min((columns[number] for number in speaking), default=0)
+    is_list = not is_root and bool(speaking) and lines[speaking[0]].lstrip().startswith("-")
+    starts: list[int] = []
+    for number in speaking:
+        mark = lines[number].lstrip(" ")[:1]
+        if not starts or (columns[number] == column and mark not in "]}\t" and (is_list or mark != "-")):
+            first = number
+            while (
+                first
+                and first - 1 not in speaking
+                and lines[first - 1].strip()
+                and (not starts or first - 1 > starts[-1])
+            ):
+                first -= 1
+            starts.append(first)
+    starts = [0, *starts[1:]] if starts else [0]
+    bounds = [sum(map(len, lines[:start])) for start in starts] + [len(text)]
+    return [(start, text[start:end]) for start, end in pairwise(bounds)]

@@ -1,0 +1,262 @@
+"""Tests of the tests: applies deliberate faults to a copy of the module and shows which suites catch them.
+
+    .venv/bin/python tests/sabotage.py             # every fault, and the table in tests/README.md
+    .venv/bin/python tests/sabotage.py FAULT ...   # some, by their names
+
+Each fault is one that a reviewer might miss. A suite catches it when one of its tests fails; at least two should.
+`tests/test_style.py` sees to it that every fault still finds its place in the module.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "tests" / "README.md"
+BEGIN, END = "<!-- sabotage -->\n", "<!-- end of sabotage -->\n"
+#: Seconds after which a suite that a fault makes hang counts as one that caught it.
+LIMIT = 300
+
+#: The suites of the design, by their letters, and what stands beside them.
+SUITES = {
+    "A crash points": ["test_crash_points.py"],
+    "B power-loss model": ["test_power_loss.py"],
+    "C real power loss": ["test_real_power_loss.py"],
+    "D kill -9": ["test_kill.py"],
+    "E failing calls": ["test_failing_calls.py"],
+    "F interrupts": ["test_interrupts.py", "test_transactions.py"],
+    "G signals": ["test_signals.py"],
+    "H model": ["test_state_machine.py", "test_model.py"],
+    "J fuzz": ["test_fuzz.py"],
+    "K followers": ["test_followers.py"],
+    "L threads": ["test_threads.py"],
+    "M two hands": ["test_two_hands.py"],
+    "N environment": ["test_environment.py"],
+    "journal": ["test_journal.py"],
+    "lock": ["test_lock.py"],
+    "opening": ["test_opening.py", "test_bad_input.py"],
+}
+
+
+class Fault(NamedTuple):
+    """A deliberate fault: its name, and pairs of text in the module and what takes its place."""
+
+    name: str
+    changes: list[tuple[str, str]]
+
+
+HANDED_OVER = "        self.descriptor = new\n        self._know(data)\n        if size"
+SHUT = "        tree.shut(StateError(tree.path, reason))\n"
+FAULTS = [
+    Fault("no fsync of the temporary file", [("            _system.fsync(new)\n", "")]),
+    Fault("no fsync of the folder", [("        _sync_folder(os.path.dirname(self.path))\n", "")]),
+    Fault(
+        "reopen after the renaming",
+        [
+            (
+                HANDED_OVER,
+                f"        _system.close(new)\n        new = _system.open(self.path, APPENDING)\n{HANDED_OVER}",
+            ),
+            ("_system = _System()\n", "_system = _System()\nAPPENDING = os.O_RDWR | os.O_APPEND\n"),
+        ],
+    ),
+    Fault("go on with the old descriptor", [(HANDED_OVER, HANDED_OVER.partition("\n")[2])]),
+    Fault(
+        "memory before journal",
+        [
+            (
+                "            self.journal.append(data)\n",
+                "            apply(*arguments)\n            self.journal.append(data)\n",
+            )
+        ],
+    ),
+    Fault("no read-back", [("            if _read_all(new) != data:", "            if False:")]),
+    Fault(
+        "ignore the short count of a write",
+        [
+            (
+                "            if written != len(data):\n                raise",
+                "            if False:\n                raise",
+            )
+        ],
+    ),
+    Fault(
+        "leave what a failed write left", [("        if found and data.startswith(found):\n", "        if False:\n")]
+    ),
+    Fault(
+        "try a failed fsync again",
+        [
+            (
+                "            self.halted = self.trouble = error\n            self._rescue()\n",
+                "            self.journal.sync()\n",
+            )
+        ],
+    ),
+    Fault(
+        "truncate before the lock",
+        [("_system.open(self.path, flags | getattr", "_system.open(self.path, flags | os.O_TRUNC | getattr")],
+    ),
+    Fault(
+        "no look at the inode after locking",
+        [("if _system.lock(descriptor) and self._is_current(descriptor):", "if _system.lock(descriptor):")],
+    ),
+    Fault(
+        "no check of the process",
+        [("    os.register_at_fork(after_in_child=_refuse_in_child)\n", "    pass\n")],
+    ),
+    Fault(
+        "unlock in the child",
+        [(SHUT, f"        __import__('fcntl').flock(tree.journal.descriptor, 8)\n{SHUT}")],
+    ),
+    Fault(
+        "take a lone --- for an empty snapshot",
+        [
+            ('        if start and line in ("-", "--", "---", "--- "):\n            return text[:start]\n', ""),
+            (
+                "        elif record is not None:\n",
+                "        elif record is None:\n            self.value.clear()\n        else:\n",
+            ),
+        ],
+    ),
+    Fault(
+        "skip a bad record",
+        [
+            (
+                "            raise _BadText(problem.reason, problem.offset + offset) from None\n",
+                "            return bool(problem)\n",
+            )
+        ],
+    ),
+    Fault(
+        "apply twice",
+        [("        if len(self._items) != length:\n            return\n        old", "        old")],
+    ),
+    Fault(
+        "merge a half-saved file",
+        [
+            ("_QUIET, _QUIET_RETRY = 0.1, 0.02", "_QUIET, _QUIET_RETRY = 0.0, 0.0"),
+            ("_PATIENCE = 1.0", "_PATIENCE = 0.0"),
+        ],
+    ),
+    Fault(
+        "compare an edit with the present snapshot only",
+        [
+            (
+                "        known = self._all(present, first_record)\n",
+                "        known = self._all(present, first_record)[:1]\n",
+            )
+        ],
+    ),
+    Fault(
+        "replace what was saved in the last moment",
+        [("        if not self.is_half_rewritten and _glance(self.path) != basis:\n", "        if False:\n")],
+    ),
+    Fault(
+        "temporary file with the default mode",
+        [
+            ("_system.open(path, flags, 0o600)", "_system.open(path, flags, 0o666)"),
+            ("        _system.chmod(path, stat.S_IMODE(old.st_mode))\n", ""),
+        ],
+    ),
+    Fault(
+        "catch Exception where BaseException is needed",
+        [
+            (
+                "        except BaseException:\n            if self.halted is pending:",
+                "        except Exception:\n            if self.halted is pending:",
+            )
+        ],
+    ),
+    Fault(
+        "no sync after the last write",
+        [("            self.timer.daemon = True\n            self.timer.start()\n", "")],
+    ),
+    Fault(
+        "write the changes of a transaction one by one",
+        [("        self.records.append(record)\n", "        self.journal.append(f'--- {record}\\n'.encode())\n")],
+    ),
+    Fault(
+        "leave half a rewrite without notice",
+        [
+            (
+                "            if self.journal.is_half_rewritten or not self.journal.is_renamed:\n",
+                "            if False:\n",
+            )
+        ],
+    ),
+]
+
+
+def sabotaged(source: str, fault: Fault) -> str:
+    """Return the module's source with a fault; fails if it does not find its place exactly once."""
+    for before, after in fault.changes:
+        assert source.count(before) == 1, f"{fault.name}: {source.count(before)} places for {before!r}"
+        source = source.replace(before, after)
+    return source
+
+
+def catches(folder: Path, files: list[str]) -> bool:
+    """Tell whether a suite fails in a folder with a faulty module."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        *(f"tests/{file}" for file in files),
+    ]
+    try:
+        run = subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, "PERSISTEDSTATE_SHARE": os.environ.get("PERSISTEDSTATE_SHARE", "0.2")},
+            capture_output=True,
+            timeout=LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    assert run.returncode in {0, 1, 2}, run.stdout.decode()
+    return run.returncode != 0
+
+
+def tried(fault: Fault) -> list[str]:
+    """Return the suites that catch a fault."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        source = (ROOT / "persistedstate.py").read_text(encoding="utf-8")
+        (folder / "persistedstate.py").write_text(sabotaged(source, fault), encoding="utf-8")
+        return [suite for suite, files in SUITES.items() if catches(folder, files)]
+
+
+def main() -> int:
+    """Try the faults; write the table when all were tried. The exit code tells whether two suites catch each."""
+    chosen = [fault for fault in FAULTS if fault.name in sys.argv[1:] or not sys.argv[1:]]
+    rows = []
+    for fault in chosen:
+        caught = tried(fault)
+        rows.append((fault.name, caught))
+        print(f"{fault.name}: {', '.join(caught) or 'NOT CAUGHT'}", flush=True)
+    if len(chosen) == len(FAULTS):
+        lines = [
+            "| fault | caught by |\n",
+            "|---|---|\n",
+            *(f"| {name} | {', '.join(caught)} |\n" for name, caught in rows),
+        ]
+        before, _, rest = TABLE.read_text(encoding="utf-8").partition(BEGIN)
+        TABLE.write_text(before + BEGIN + "".join(lines) + END + rest.partition(END)[2], encoding="utf-8")
+    return int(any(len(caught) < 2 for _, caught in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
