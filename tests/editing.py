@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from oracle import same
 
 import persistedstate
 
@@ -195,7 +196,7 @@ def three_way(base: Any, mine: Any, theirs: Any) -> Any:
         if isinstance(before, dict) and isinstance(own, dict) and isinstance(other, dict):
             result[key] = three_way(before, own, other)
         else:
-            chosen = own if before is other or before == other else other
+            chosen = own if before is other or same(before, other) else other
             if chosen is not _ABSENT:
                 result[key] = chosen
     return result
