@@ -2782,6 +2782,14 @@ def _index(index: Any) -> int:
     return int(index.__index__())
 
 
+def _plain_slice(part: slice) -> slice:
+    """Return a slice of plain numbers: to ask others for theirs may run foreign code."""
+    limits = (part.start, part.stop, part.step)
+    if not all(limit is None or hasattr(type(limit), "__index__") for limit in limits):
+        raise TypeError("slice indices must be integers or None or have an __index__ method")
+    return slice(*(None if limit is None else _index(limit) for limit in limits))
+
+
 class StateList(_Node, MutableSequence[Any]):
     """A list in the state: every change of it is in the file before the method returns.
 
@@ -2846,6 +2854,7 @@ class StateList(_Node, MutableSequence[Any]):
             self._replace("set", rest, position, position + 1, [value])
 
     def _assign(self, part: slice, values: Any) -> None:
+        part = _plain_slice(part)
         start, _, step = part.indices(len(self._items))
         checked = self._all_checked(values, start, step)
         start, stop, step = part.indices(self._length())
@@ -2871,7 +2880,7 @@ class StateList(_Node, MutableSequence[Any]):
                 position = self._position(index, "list assignment index out of range")
                 self._replace("delete", f",{position}", position, position + 1, [])
                 return
-            start, stop, step = index.indices(self._length())
+            start, stop, step = _plain_slice(index).indices(self._length())
             if step == 1:
                 if stop > start:
                     self._change(start, stop, [])
