@@ -2137,11 +2137,17 @@ class _Journal:
     def close(self) -> None:
         """Let the file and the lock go."""
         if self.descriptor >= 0:
-            with suppress(OSError):
-                if _seen(_system.fstat(self.descriptor))[:2] == self.inode:  # an interrupt may have come behind `close`
+            if self._is_open():  # an interrupt may have come right behind `close`
+                with suppress(OSError):
                     _system.close(self.descriptor)
             self.descriptor = -1
         self._let_displaced_go()
+
+    def _is_open(self) -> bool:
+        try:
+            return _seen(_system.fstat(self.descriptor))[:2] == self.inode
+        except OSError as error:
+            return error.errno != errno.EBADF
 
 
 def _above_standard(descriptor: int) -> int:
@@ -2176,7 +2182,10 @@ def _read_on(descriptor: int) -> bytes:
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[_system.write(descriptor, view) :]
+        written = _system.write(descriptor, view)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        view = view[written:]
 
 
 def _sync_folder(folder: str) -> None:

@@ -77,6 +77,7 @@ class Failing:
         self._staying: dict[str, Fault] = {}
         self.clock = disk.Clock()
         self.now, self.sleep, self.time = self.clock.now, self.clock.sleep, self.clock.wall
+        self.later = self.clock.later
         #: The calls so far, with the sizes of writes.
         self.calls: list[tuple[str, int]] = []
         self.failures = 0
