@@ -4058,11 +4058,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
                 raise StateError(tree.path, "a transaction is open; close after it")
             with _registry_lock:
                 tree.handles.discard(self._handle)
-            try:
-                if not tree.handles:
-                    tree.release()
-            finally:
-                self._shut(StateClosed(tree.path, "the state was closed; open it again"))
+            if not tree.handles:
+                tree.release()
+            self._shut(StateClosed(tree.path, "the state was closed; open it again"))
 
     def _shut(self, refusal: StateError) -> None:
         if hasattr(self, "_refusal"):
