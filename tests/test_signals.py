@@ -350,12 +350,60 @@ def test_interrupted_close_can_be_made_up_for(interrupt: Callable[..., bool]) ->
             state.close()
 
             assert oracle.read(mine) == {"a": 2}, number
-            with mine.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where somebody holds it
-            with PersistedState(mine) as again:
-                assert again.a == 2
+            check_unlocked(mine)
+            check_use(mine)
         number += stride
     assert number > stride
+
+
+@pytest.mark.leaves("descriptors")
+@pytest.mark.parametrize("content", [None, "a: 1\n"], ids=["new", "old"])
+@pytest.mark.parametrize("interrupt", [interrupt_at, interrupt_after_call], ids=["instructions", "calls"])
+def test_interrupted_opening_can_be_repeated(content: str | None, interrupt: Callable[..., bool]) -> None:
+    """As in a notebook: the process lives on, and nothing of the first try holds the lock."""
+    files = {"files": FILES} if interrupt is interrupt_at else {}
+    stride = 7 if interrupt is interrupt_at else 1
+    number, came = 1, True
+    while came:
+        with scratch() as mine:
+            if content is not None:
+                mine.write_text(content)
+            opened: list[PersistedState] = []
+
+            came = interrupt(number, lambda opened=opened, mine=mine: opened.append(PersistedState(mine, a=1)), **files)
+
+            for state in opened:
+                state.close()
+            check_use(mine)
+        number += stride
+    assert number > stride
+
+
+def check_use(path: Path) -> None:
+    """The state can be opened, changed and closed, and is free then."""
+    failed: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            with PersistedState(path, a=1) as state:
+                state.a = 3
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+
+    thread = threading.Thread(target=use, daemon=True)  # in case that it hangs
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "opening hangs"
+    for error in failed:
+        raise error
+    assert oracle.read(path) == {"a": 3}
+    check_unlocked(path)
+
+
+def check_unlocked(path: Path) -> None:
+    """Raise BlockingIOError where somebody holds the lock, be it this process."""
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.leaves("descriptors", "threads")
