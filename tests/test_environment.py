@@ -1,0 +1,708 @@
+"""Suite N: full disks, odd files, closed streams, real failures of system calls, and every way to start a process.
+
+What test_lock.py, test_opening.py and test_journal.py show of modes, links, forks and limits is not shown again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import oracle
+import pytest
+from checks import run_child
+from processes import Child, at_each_moment, listing
+from rounds import rounds as sized
+
+from persistedstate import PersistedState, StateLocked, plain
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
+
+is_root = os.name == "posix" and os.geteuid() == 0
+
+
+def run(*command: object, **environment: object) -> subprocess.CompletedProcess[str]:
+    """Run a command; a Python in it finds this project and its tests."""
+    return subprocess.run(
+        [*map(str, command)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **{k: str(v) for k, v in environment.items()}},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def tool(name: str) -> str:
+    """Return the path of a program, or skip the test."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name}")
+    return found
+
+
+def in_mount_namespace(mount: str, code: str, *arguments: object) -> str:
+    """Run a shell line and then Python code in mount and user namespaces of their own; skip where that is forbidden.
+
+    The shell line must make "$1" a mount point, or the code does not run.
+    """
+    script = f'{mount} && mountpoint -q "$1" || exit 77; shift; exec "$@"'
+    folder, *rest = arguments
+    done = run(
+        tool("unshare"), "-Urm", tool("sh"), "-c", script, "sh", folder,
+        sys.executable, "-c", textwrap.dedent(code), folder, *rest,
+    )  # fmt: skip
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()[-200:]}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---- Full disks ------------------------------------------------------------------------------------------------------
+
+#: Fills a small file system with something else, and goes on changing the state until and after nothing fits any more.
+FILL = """
+    import errno, os, random, sys, warnings
+    import oracle
+    from persistedstate import PersistedState, plain
+
+    folder, fsync = sys.argv[1], sys.argv[2] == "True"
+    path, ballast = os.path.join(folder, "x.state"), os.path.join(folder, "ballast")
+    chance = random.Random(1)
+    state = PersistedState(path, _fsync=fsync, counter=0, l=[])
+    model = plain(state)
+
+    def fill():
+        with open(ballast, "wb", buffering=0) as file:
+            for _ in range(1000):
+                try:
+                    file.write(b"x" * 1000)
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+                    return
+        raise AssertionError("the file system has no limit")
+
+    def check():
+        from pathlib import Path
+        assert oracle.same(plain(state), model), (plain(state), model)
+        assert oracle.same(oracle.read(Path(path)), model)
+
+    def change(number):
+        with state.transaction():
+            state.counter = number
+            state.l.append("x" * chance.randrange(600))
+            if len(state.l) > 9:
+                del state.l[:5]
+
+    def attempt(number):
+        global model
+        try:
+            change(number)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC, error
+            check()
+            return False
+        model = plain(state)
+        assert model["counter"] == number
+        return True
+
+    warnings.simplefilter("ignore", RuntimeWarning)  # of a vacuum that found no space
+    for turn in range(4):
+        fill()
+        refused = sum(not attempt(1000 * turn + number) for number in range(60))
+        assert refused > 20, refused
+        try:
+            state.vacuum()
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+        check()
+        assert sorted(os.listdir(folder)) == ["ballast", "x.state"]
+        if turn % 2:
+            state.close()
+            state = PersistedState(path, _fsync=fsync)
+            check()
+        os.unlink(ballast)
+        assert attempt(1000 * turn + 500), "the disk has space again"
+        check()
+        state.vacuum()
+        check()
+    state.close()
+    with PersistedState(path) as state:
+        check()
+    assert os.listdir(folder) == ["x.state"]
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+def test_full_disk_refuses_changes_until_there_is_space(tmp_path: Path, fsync: bool) -> None:
+    mount = 'ulimit -f 65536; mount -t tmpfs -o size=64k tmpfs "$1"'
+
+    assert in_mount_namespace(mount, FILL, tmp_path, fsync) == "done\n"
+
+
+def test_limit_of_the_file_size_at_each_byte_leaves_a_change_whole_or_undone(path: Path) -> None:
+    code = """
+        import os, resource, sys, warnings
+        from pathlib import Path
+        import oracle
+        from persistedstate import PersistedState, plain
+
+        warnings.simplefilter("error")
+        path = Path(sys.argv[1])
+        whole = undone = 0
+        state = PersistedState(path, a=0, l=[])
+        for room in range(80):
+            model = plain(state)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, resource.RLIM_INFINITY))
+            try:
+                with state.transaction():
+                    state.a = room
+                    state.l.append([room])
+            except OSError:
+                undone += 1
+            else:
+                whole += 1
+                model = {"a": room, "l": [*model["l"], [room]]}
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            assert oracle.same(plain(state), model)
+            assert oracle.same(oracle.read(path), model)
+        state.close()
+        assert oracle.same(oracle.read(path), model)
+        print(whole > 0, undone > 50)
+    """
+
+    assert run_child(code, path) == "True True\n"
+
+
+# ---- Odd files and folders -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attribute(path: Path) -> Iterator[Any]:
+    """A function that sets an attribute of the file, such as "a" for append-only."""
+    flags: list[str] = []
+
+    def set_it(flag: str) -> None:
+        if not is_root:
+            pytest.skip("chattr needs root")
+        done = run(tool("chattr"), f"+{flag}", path)
+        if done.returncode:
+            pytest.skip(f"no attributes here: {done.stderr.strip()[-200:]}")
+        flags.append(flag)
+
+    yield set_it
+    for flag in flags:
+        run("chattr", f"-{flag}", path)
+
+
+@pytest.mark.filterwarnings("ignore:.*no vacuum:RuntimeWarning")
+def test_append_only_file_takes_changes_and_costs_none(path: Path, attribute: Any) -> None:
+    path.write_text("# mine\na: 1   # one\nl: []\n")
+    attribute("a")
+    for turn in range(3):
+        with PersistedState(path) as state:
+            state.a = turn
+            with contextlib.suppress(OSError):
+                state.vacuum()
+            state.l.append(turn)
+            expected = plain(state)
+            assert oracle.read(path) == expected
+        assert oracle.read(path) == expected
+
+    with PersistedState(path, _readonly=True) as reader:
+        assert plain(reader) == {"a": 2, "l": [0, 1, 2]}
+    assert path.read_bytes().startswith(b"# mine\na: 1   # one\n")
+
+
+def test_immutable_file_is_refused_and_can_be_read(path: Path, attribute: Any) -> None:
+    path.write_text("a: 1\n")
+    attribute("i")
+
+    with pytest.raises(PermissionError):
+        PersistedState(path)
+
+    with PersistedState(path, _readonly=True) as reader:
+        assert reader.a == 1
+    assert path.read_text() == "a: 1\n"
+
+
+def test_file_on_a_read_only_file_system_is_refused_and_can_be_read(tmp_path: Path) -> None:
+    code = """
+        import errno, os, sys
+        from persistedstate import PersistedState
+        for name in "x.state", "new.state":
+            try:
+                PersistedState(os.path.join(sys.argv[1], name))
+            except OSError as error:
+                print(error.errno == errno.EROFS, name in str(error))
+        print(PersistedState(os.path.join(sys.argv[1], "x.state"), _readonly=True).a)
+        print(os.listdir(sys.argv[1]))
+    """
+    mount = 'mount -t tmpfs -o size=64k tmpfs "$1" && echo "a: 1" >"$1/x.state" && mount -o remount,ro "$1"'
+
+    answer = in_mount_namespace(mount, code, tmp_path)
+
+    assert answer.splitlines() == ["True True", "True True", "1", "['x.state']"]
+
+
+def test_extended_attributes_are_kept_across_a_vacuum(path: Path) -> None:
+    path.write_text("a: 1\n")
+    try:
+        os.setxattr(path, "user.note", b"keep me")
+    except (AttributeError, OSError) as error:
+        pytest.skip(f"no extended attributes here: {error}")
+
+    with PersistedState(path) as state:
+        state.a = 2
+        inode = path.stat().st_ino
+        state.vacuum()
+        assert path.stat().st_ino != inode
+        assert os.getxattr(path, "user.note") == b"keep me"
+
+    assert os.getxattr(path, "user.note") == b"keep me"
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero", "/dev/full", "/dev/tty"])
+@pytest.mark.parametrize("options", [{}, {"_readonly": True}], ids=["writer", "reader"])
+def test_device_is_refused(tmp_path: Path, device: str, options: dict[str, Any]) -> None:
+    link = tmp_path / "x.state"
+    link.symlink_to(device)
+
+    with pytest.raises(OSError, match=r"regular|device|open|Permission"):
+        PersistedState(link, **options)
+
+    assert listing(tmp_path) == ["x.state"]
+
+
+def test_socket_is_refused_to_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("x.state")
+
+        with pytest.raises(OSError, match=r"regular|device|address"):
+            PersistedState("x.state", _readonly=True)
+
+    assert listing(tmp_path) == ["x.state"]
+
+
+def test_folder_that_went_away_is_an_error_and_memory_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    state = PersistedState(folder / "x.state", a=1)
+    state.a = 2
+    shutil.rmtree(folder)
+
+    with pytest.raises(OSError, match=r"No such|gone|removed"), pytest.warns(RuntimeWarning):
+        state.vacuum()
+
+    assert state.a == 2
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        state.a = 3
+        state.close()
+    assert oracle.read(folder / "x.state") == {"a": 3}
+
+
+# ---- Closed streams --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_what_is_printed_to_a_closed_stream_does_not_get_into_the_file(path: Path, closed: str) -> None:
+    code = """
+        import os, sys
+        from persistedstate import PersistedState
+        state = PersistedState(sys.argv[1], a=1)
+        for number in range(3):
+            state.a = number
+            for stream in 0, 1, 2:
+                try:
+                    os.write(stream, b"garbage\\n")
+                except OSError:
+                    pass
+            state.vacuum()
+        state.l = [1]
+        os._exit(0)
+    """
+    script = f'exec "$@" {closed}'
+
+    done = run(tool("sh"), "-c", script, "sh", sys.executable, "-c", textwrap.dedent(code), path)
+
+    assert done.returncode == 0
+    assert oracle.read(path) == {"a": 2, "l": [1]}
+    assert b"garbage" not in path.read_bytes()
+
+
+# ---- Real failures of system calls -----------------------------------------------------------------------------------
+
+#: Counts, acknowledges each change whose statement returned, and tells of errors; what it leaves is the file.
+COUNTER = """
+    import os, sys, warnings
+    from persistedstate import PersistedState, plain
+    warnings.simplefilter("ignore")
+    state = PersistedState(sys.argv[1], _fsync=sys.argv[2] == "True")
+    for number in range(1, 13):
+        try:
+            with state.transaction():
+                state.n = number
+                state.l.append(number)
+        except OSError as error:
+            os.write(1, b"error %d %d\\n" % (error.errno, plain(state)["n"]))
+        else:
+            os.write(1, b"done %d %d\\n" % (number, plain(state)["n"]))
+        if number % 4 == 0:
+            try:
+                state.vacuum()
+            except OSError as error:
+                os.write(1, b"no vacuum %d\\n" % error.errno)
+    os._exit(0)
+"""
+
+
+def counted(path: Path, command: list[object], *, fsync: bool, **environment: object) -> tuple[int, list[list[str]]]:
+    """Let COUNTER run under a command; check what it leaves; return its exit code and what it told."""
+    path.write_text("n: 0\nl: []\n")
+    done = run(*command, sys.executable, "-c", textwrap.dedent(COUNTER), path, fsync, **environment)
+    told = [line.split() for line in done.stdout.splitlines()]
+    numbers = [int(words[1]) for words in told if words[0] == "done"]
+    with contextlib.closing(opened_after_death(path)) as state:
+        found = plain(state)
+    assert oracle.same(oracle.read(path), found)
+    assert listing(path.parent) == [path.name]
+    assert found["n"] == (found["l"] or [0])[-1], found
+    assert found["l"][: len(numbers)] == numbers or set(numbers) <= set(found["l"]), (found, told)
+    assert found["l"] == sorted(set(found["l"]))
+    return done.returncode, told
+
+
+def opened_after_death(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a torn tail
+        return PersistedState(path)
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of shim.c."""
+    built = tmp_path_factory.mktemp("shim") / "shim.so"
+    source = Path(__file__).with_name("shim.c")
+    done = run(tool("gcc"), "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", built, source, "-ldl")
+    if done.returncode:
+        pytest.skip(f"gcc cannot build here: {done.stderr.strip()[-200:]}")
+    return built
+
+
+@sized(ci=8, nightly=2000)
+def test_kill_in_the_middle_of_a_write_loses_nothing_acknowledged(
+    path: Path, shim: Path, chance: random.Random, rounds: int
+) -> None:
+    """The kernel has taken a part of the bytes of a record, or of a new file, when the process ends."""
+    for _ in range(rounds):
+        knobs = {"FI_OP": "write", "FI_AT": chance.randint(1, 14), "FI_SHORT": chance.randint(-1, 40), "FI_KILL": 1}
+
+        code, told = counted(path, [], fsync=False, LD_PRELOAD=shim, FI_PATH="x.state", **knobs)
+
+        assert code == -signal.SIGKILL
+        last = int(told[-1][1]) if told else 0
+        found = oracle.read(path)
+        assert found["n"] in {last, last + 1}, (knobs, told)
+        assert found["l"] == list(range(1, found["n"] + 1)), (knobs, told)
+
+
+@pytest.mark.parametrize("part", [0, 9])
+@pytest.mark.parametrize("at", [1, 6, 7])
+def test_write_that_takes_only_a_part_and_then_fails_is_undone(path: Path, shim: Path, part: int, at: int) -> None:
+    """What a full disk does: a short count, then an error; here for the rest of the time."""
+    knobs = {"FI_OP": "write", "FI_AT": at, "FI_SHORT": part, "FI_ERROR": errno.ENOSPC}
+
+    code, told = counted(path, [], fsync=False, LD_PRELOAD=shim, FI_PATH="x.state", **knobs)
+
+    assert code == 0
+    assert {words[0] for words in told[-3:]} <= {"error", "no"}
+    last = max((int(words[1]) for words in told if words[0] == "done"), default=0)
+    assert oracle.read(path) == {"n": last, "l": list(range(1, last + 1))}
+    assert all(int(words[2]) == last for words in told if words[0] == "error")
+
+
+@pytest.mark.parametrize(("operation", "short"), [("fsync", 0), ("rename", 1), ("rename", 0)])
+@pytest.mark.parametrize("at", [1, 3])
+def test_kill_at_the_steps_of_a_vacuum_loses_nothing(
+    path: Path, shim: Path, operation: str, short: int, at: int
+) -> None:
+    knobs = {"FI_OP": operation, "FI_AT": at, "FI_SHORT": short, "FI_KILL": 1}
+
+    code, told = counted(path, [], fsync=False, LD_PRELOAD=shim, FI_PATH="x.state", **knobs)
+
+    assert code == -signal.SIGKILL
+    last = int(told[-1][1])
+    assert oracle.read(path) == {"n": last, "l": list(range(1, last + 1))}
+
+
+@pytest.fixture(scope="module")
+def strace(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """A command that makes system calls on the file fail; to be followed by the injection."""
+    log = tmp_path_factory.mktemp("strace") / "log"
+    tried = run(tool("strace"), "-f", "-o", log, "-e", "trace=fsync", "true")
+    if tried.returncode:
+        pytest.skip(f"strace cannot trace here: {tried.stderr.strip()[-200:]}")
+    return ["strace", "-f", "-qq", "-o", log]
+
+
+@pytest.mark.parametrize(
+    ("call", "fault", "fsync"),
+    [
+        ("write", "error=EDQUOT:when=3+", False),
+        ("write", "error=EIO:when=2", True),
+        ("write", "retval=4:when=3", False),
+        ("write", "signal=KILL:when=4", False),
+        ("fsync", "error=EIO:when=3", True),
+        ("fsync", "error=EIO:when=2+", True),
+    ],
+)
+def test_system_call_that_fails_costs_at_most_its_own_statement(
+    path: Path, strace: list[object], call: str, fault: str, fsync: bool
+) -> None:
+    command = [*strace, "-P", path, "-e", f"trace={call}", "-e", f"inject={call}:{fault}"]
+
+    code, told = counted(path, command, fsync=fsync)
+
+    assert code in {0, 137, -signal.SIGKILL}
+    done = [int(words[1]) for words in told if words[0] == "done"]
+    found = oracle.read(path)
+    assert set(done) <= set(found["l"])
+    assert len(found["l"]) <= len(done) + 1 or call == "fsync"
+    for words in told:
+        if words[0] == "error":
+            assert int(words[1]) in {errno.EDQUOT, errno.EIO, errno.ENOSPC}
+    if "+" not in fault and "KILL" not in fault:
+        assert done[-1] == 12  # it works again
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_folder_that_cannot_be_synced_costs_nothing(path: Path, strace: list[object], at: int) -> None:
+    folder = path.parent
+    command = [*strace, "-P", folder, "-e", "trace=fsync", "-e", f"inject=fsync:error=EIO:when={at}"]
+
+    code, told = counted(path, command, fsync=False)
+
+    assert code == 0
+    assert [int(words[1]) for words in told if words[0] == "done"] == list(range(1, 13))
+    assert oracle.read(path) == {"n": 12, "l": list(range(1, 13))}
+
+
+# ---- Every way to start a process ------------------------------------------------------------------------------------
+
+PARENT = """
+    import multiprocessing, os, runpy, subprocess, sys, threading, warnings
+    from persistedstate import PersistedState, StateError, plain
+    warnings.simplefilter("ignore")
+    path = sys.argv[1]
+    state = PersistedState(path, a=1, d={"k": 1}, l=[1])
+    state.a = 2
+
+    def look():
+        status = os.stat(path)
+        with open(path, "rb") as file:
+            return status.st_ino, status.st_mtime_ns, file.read()
+"""
+
+#: Tries to open the file of the first argument for writing, and reads it.
+OTHER = """
+import os, sys
+from persistedstate import PersistedState, StateLocked, plain
+path = os.environ["OTHER_PATH"]
+try:
+    PersistedState(path)
+    print("opened", flush=True)
+except StateLocked as error:
+    print("locked by the parent", error.pid == int(os.environ["OTHER_PARENT"]), flush=True)
+print(plain(PersistedState(path, _readonly=True)), flush=True)
+"""
+
+STARTS = {
+    "spawn": """
+        process = multiprocessing.get_context("spawn").Process(target=runpy.run_path, args=(other,))
+        process.start(); process.join(); assert process.exitcode == 0""",
+    "forkserver": """
+        process = multiprocessing.get_context("forkserver").Process(target=runpy.run_path, args=(other,))
+        process.start(); process.join(); assert process.exitcode == 0""",
+    "posix_spawn": """
+        pid = os.posix_spawn(sys.executable, [sys.executable, other], os.environ)
+        assert os.waitpid(pid, 0)[1] == 0""",
+    "fork and exec": """
+        pid = os.fork()
+        if not pid:
+            os.execv(sys.executable, [sys.executable, other])
+        assert os.waitpid(pid, 0)[1] == 0""",
+    "subprocess with a function before exec": """
+        subprocess.run([sys.executable, other], preexec_fn=os.getpid, check=True)""",
+    "subprocess that keeps descriptors": """
+        subprocess.run([sys.executable, other], close_fds=False, check=True)""",
+}
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_process_that_is_started_leaves_file_and_lock_alone(
+    path: Path, tmp_path_factory: pytest.TempPathFactory, start: str
+) -> None:
+    """It is another process as any: it cannot open the file for writing, and may read it."""
+    other = tmp_path_factory.mktemp("other") / "other.py"
+    other.write_text(OTHER)
+    script = f"""{PARENT}
+    if True:
+        other = sys.argv[2]
+        os.environ.update(OTHER_PATH=path, OTHER_PARENT=str(os.getpid()))
+        before = look(){start}
+        assert look() == before
+        state.a += 1
+        print("after", flush=True)
+        sys.stdin.readline()
+    state.close()
+    """
+    with Child(script, path, other) as child:
+        child.expect("locked by the parent True")
+        child.expect(str({"a": 2, "d": {"k": 1}, "l": [1]}))
+        child.expect("after")
+        with pytest.raises(StateLocked):
+            PersistedState(path)
+        child.tell()
+        child.finish()
+
+    assert oracle.read(path) == {"a": 3, "d": {"k": 1}, "l": [1]}
+
+
+@pytest.mark.parametrize("end", ["pass", "raise KeyError", "sys.exit(0)"])
+def test_fork_within_a_transaction_leaves_it_to_the_parent(path: Path, end: str) -> None:
+    """However the child leaves the block: it writes nothing, and the parent commits what it did itself."""
+    script = f"""{PARENT}
+    before = look()
+    try:
+        with state.transaction():
+            state.a = 3
+            child = os.fork()
+            if not child:
+                {end}
+            else:
+                os.waitpid(child, 0)
+                assert look() == before
+                state.l.append(2)
+        if not child:
+            print("the child committed", flush=True)
+    except BaseException as error:
+        if child:
+            raise
+        os._exit(0)
+    if not child:
+        os._exit(1)
+    print(look()[0] == before[0], plain(state))
+    """
+
+    answer = run_child(script, path).splitlines()
+
+    assert answer[-1] == f"True { ({'a': 3, 'd': {'k': 1}, 'l': [1, 2]}) }"
+    assert oracle.read(path) == {"a": 3, "d": {"k": 1}, "l": [1, 2]}
+
+
+def test_fork_while_another_thread_is_in_a_change_does_not_hang_the_child(path: Path) -> None:
+    script = f"""{PARENT}
+    inside, over = threading.Event(), threading.Event()
+
+    def work():
+        with state.transaction():
+            state.a = 3
+            inside.set()
+            over.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait()
+    child = os.fork()
+    if not child:
+        try:
+            state.a = 4
+        except StateError:
+            print("refused", flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    over.set()
+    thread.join()
+    print(plain(state)["a"], flush=True)
+    """
+
+    assert run_child(script, path).splitlines() == ["refused", "3"]
+    assert oracle.read(path)["a"] == 3
+
+
+def test_daemon_that_forks_after_opening_is_told_to_open_again(path: Path) -> None:
+    """The parent leaves without a word; its child cannot use the handle, and can open the file itself."""
+    script = f"""{PARENT}
+    ours, theirs = os.pipe()
+    if os.fork():
+        os._exit(0)
+    os.close(theirs)
+    while os.read(ours, 1):
+        pass
+    try:
+        state.a = 3
+    except StateError as error:
+        print("told", str(os.getpid()) in str(error), flush=True)
+    with PersistedState(path, _wait=600) as mine:
+        mine.a += 5
+    print(mine is not state, flush=True)
+    os._exit(0)
+    """
+    with Child(script, path) as child:
+        child.expect("told True")
+        child.expect("True")
+
+    assert oracle.read(path) == {"a": 7, "d": {"k": 1}, "l": [1]}
+
+
+def test_node_that_is_sent_to_a_process_arrives_as_a_plain_container(path: Path) -> None:
+    with PersistedState(path, l=[1, {"k": [2]}]) as state:
+        import pickle
+
+        sent = pickle.loads(pickle.dumps(state.l))
+        sent.append(3)
+        with pytest.raises(TypeError):
+            pickle.dumps(state)
+
+        assert type(sent) is list
+        assert oracle.read(path) == {"l": [1, {"k": [2]}]}
+
+
+def test_no_descriptor_of_the_state_is_inheritable_at_any_moment(path: Path) -> None:
+    """A program that another thread starts in the middle of a vacuum must not keep the lock."""
+    inheritable: set[str] = set()
+
+    def look() -> None:
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names, not paths
+            with contextlib.suppress(OSError):
+                if os.get_inheritable(int(name)) and "x.state" in os.readlink(f"/proc/self/fd/{name}"):  # noqa: PTH115
+                    inheritable.add(name)
+
+    def work() -> None:
+        with PersistedState(path, a=1) as state:
+            state.a = 2
+            state.vacuum()
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc")
+    at_each_moment(work, look)
+
+    assert inheritable == set()

@@ -1,0 +1,372 @@
+"""Suite L: threads and asyncio tasks that share a state lose nothing, and never mix into each other's transactions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import oracle
+import pytest
+from checks import run_child
+from processes import listing
+from rounds import rounds as sized
+
+from persistedstate import PersistedState, StateClosed, StateError, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+THREADS = 8
+
+
+@pytest.fixture
+def hurried() -> Iterator[None]:
+    """Let threads change as often as the interpreter can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+class Abort(Exception):  # noqa: N818 - no error, but the end of a transaction
+    """Ends a transaction that shall leave nothing."""
+
+
+def together(work: Callable[[int], None]) -> None:
+    """Run the work in every thread, all at once, and raise what one of them raised."""
+    barrier, errors = threading.Barrier(THREADS), list[BaseException]()
+
+    def run(mine: int) -> None:
+        barrier.wait()
+        try:
+            work(mine)
+        except BaseException as error:  # noqa: BLE001 - handed on to the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(mine,)) for mine in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in errors:
+        raise error
+
+
+class Worker:
+    """A thread's share of the work: it knows by itself what it has done."""
+
+    def __init__(self, state: Any, mine: int, chance: random.Random) -> None:
+        self.state, self.mine, self.chance = state, mine, chance
+        self.added = 0
+        self.items: list[int] = []
+
+    def step(self) -> None:
+        """Do one of the things that threads do."""
+        kind = self.chance.choices(["add", "append", "move", "abort", "vacuum"], [30, 30, 25, 14, 1])[0]
+        getattr(self, f"_{kind}")()
+
+    def _add(self) -> None:
+        with self.state._thread_lock:
+            self.state.counter += 1
+        self.added += 1
+
+    def _append(self) -> None:
+        number = len(self.items)
+        self.state.items_of[str(self.mine)].append(number)
+        self.items.append(number)
+
+    def _move(self) -> None:
+        """Move a unit to another account: the sum is constant in every record."""
+        with self.state.transaction():
+            self.state.accounts[self.mine] -= 1
+            self.state.accounts[self.chance.randrange(THREADS)] += 1
+            assert sum(self.state.accounts) == 0
+
+    def _abort(self) -> None:
+        with contextlib.suppress(Abort), self.state.transaction():
+            self.state.counter += 1000
+            self.state.accounts[self.mine] += 1000
+            self.state.items_of[str(self.mine)].clear()
+            raise Abort
+
+    def _vacuum(self) -> None:
+        self.state.vacuum()
+
+
+def opened(path: Path, **options: Any) -> Any:
+    accounts = [0] * THREADS
+    return PersistedState(path, counter=0, accounts=accounts, items_of={str(n): [] for n in range(THREADS)}, **options)
+
+
+@pytest.mark.stress
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("fsync", [False, 0.002])
+@sized(ci=1000, nightly=100_000)
+def test_threads_that_count_transact_and_vacuum_lose_nothing(
+    path: Path, chance: random.Random, rounds: int, fsync: bool | float
+) -> None:
+    with opened(path, _fsync=fsync) as state:
+        workers = [Worker(state, mine, random.Random(chance.random())) for mine in range(THREADS)]
+
+        def work(mine: int) -> None:
+            for _ in range(rounds):
+                workers[mine].step()
+
+        together(work)
+
+        assert state.counter == sum(worker.added for worker in workers)
+        assert sum(state.accounts) == 0
+        assert plain(state.items_of) == {str(worker.mine): worker.items for worker in workers}
+        content = plain(state)
+        assert oracle.read(path) == content
+    assert oracle.read(path) == content
+
+
+@pytest.mark.stress
+@pytest.mark.usefixtures("hurried")
+@sized(ci=50, nightly=5000)
+def test_threads_that_go_on_while_one_closes_are_told_and_lose_nothing(
+    path: Path, chance: random.Random, rounds: int
+) -> None:
+    """Each ends with StateClosed, and the file holds exactly what they had done until then."""
+    for _ in range(rounds):
+        path.unlink(missing_ok=True)
+        state = opened(path)
+        workers = [Worker(state, mine, random.Random(chance.random())) for mine in range(THREADS)]
+        steps = chance.randrange(60)
+
+        def work(mine: int, state: Any = state, workers: list[Worker] = workers, closing: int = steps) -> None:
+            if mine == 0:
+                for _ in range(closing):
+                    workers[0].step()
+                state.close()
+            with pytest.raises(StateClosed):
+                while True:
+                    workers[mine].step()
+
+        together(work)
+
+        content = oracle.read(path)
+        assert content["counter"] == sum(worker.added for worker in workers)
+        assert sum(content["accounts"]) == 0
+        assert content["items_of"] == {str(worker.mine): worker.items for worker in workers}
+        assert listing(path.parent) == [path.name]
+
+
+@pytest.mark.stress
+@pytest.mark.usefixtures("hurried")
+def test_threads_that_open_count_and_close_one_file_lose_nothing(path: Path) -> None:
+    rounds = 20
+
+    def work(mine: int) -> None:
+        for _ in range(rounds):
+            with opened(path) as state:
+                with state.transaction():
+                    state.counter += 1
+                state.items_of[str(mine)].append(len(state.items_of[str(mine)]))
+
+    together(work)
+
+    content = oracle.read(path)
+    assert content["counter"] == rounds * THREADS
+    assert content["items_of"] == {str(mine): list(range(rounds)) for mine in range(THREADS)}
+
+
+@pytest.mark.usefixtures("hurried")
+def test_threads_that_refresh_while_others_write_find_nothing_foreign(path: Path) -> None:
+    with opened(path) as state:
+
+        def work(mine: int) -> None:
+            for number in range(100):
+                if mine % 2:
+                    assert state.refresh() is False
+                else:
+                    state.items_of[str(mine)].append(number)
+
+        together(work)
+
+        assert oracle.read(path) == plain(state)
+
+
+# ---- Tasks -----------------------------------------------------------------------------------------------------------
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "set": lambda state: setattr(state, "a", 7),
+    "delete": lambda state: state.pop("a"),
+    "nested": lambda state: state.d.update(k=7),
+    "list": lambda state: state.l.append(7),
+    "update": lambda state: state.update(a=7, b=7),
+    "transaction": lambda state: state.transaction().__enter__(),
+}
+
+
+async def intrude(state: Any, change: Callable[[Any], object], end: type[Exception] | None) -> None:
+    """Let a task try a change while another one waits within a transaction."""
+    inside, tried = asyncio.Event(), asyncio.Event()
+
+    async def owner() -> None:
+        with state.transaction():
+            state.a = 2
+            inside.set()
+            await tried.wait()
+            state.l.append(2)
+            if end is not None:
+                raise end
+
+    async def intruder() -> None:
+        await inside.wait()
+        try:
+            assert state.a == 2  # looking is allowed
+            with pytest.raises(StateError, match="task"):
+                change(state)
+        finally:
+            tried.set()
+
+    outcomes = await asyncio.gather(owner(), intruder(), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [end or type(None), type(None)]
+
+
+@pytest.mark.parametrize("end", [None, Abort])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_task_that_changes_the_state_within_the_transaction_of_another_is_refused(
+    path: Path, change: Callable[[Any], object], end: type[Exception] | None
+) -> None:
+    with PersistedState(path, a=1, d={}, l=[]) as state:
+        asyncio.run(intrude(state, change, end))
+
+        expected = {"a": 1, "d": {}, "l": []} if end else {"a": 2, "d": {}, "l": [2]}
+        assert plain(state) == expected
+        assert oracle.read(path) == expected
+        state.a = 3
+        assert oracle.read(path)["a"] == 3
+
+
+def test_task_that_a_transaction_starts_and_waits_for_is_refused_too(path: Path) -> None:
+    async def main() -> None:
+        async def helper() -> None:
+            state.b = 1
+
+        with state.transaction():
+            state.a = 2
+            with pytest.raises(StateError, match="task"):
+                await asyncio.create_task(helper())
+
+    with PersistedState(path, a=1) as state:
+        asyncio.run(main())
+
+        assert plain(state) == {"a": 2}
+        assert oracle.read(path) == {"a": 2}
+
+
+@sized(ci=40, nightly=4000)
+def test_tasks_that_take_turns_lose_nothing(path: Path, chance: random.Random, rounds: int) -> None:
+    """Some wait within transactions; who is refused meanwhile tries again."""
+    refusals = 0
+
+    async def work(name: str) -> None:
+        nonlocal refusals
+        done = 0
+        while done < rounds:
+            try:
+                with state.transaction():
+                    state.counter += 1
+                    if chance.random() < 0.3:
+                        await asyncio.sleep(0)
+                    state.by[name] += 1
+            except StateError:
+                refusals += 1
+                await asyncio.sleep(0)
+            else:
+                done += 1
+
+    async def main() -> None:
+        await asyncio.gather(*map(work, names))
+
+    names = [f"task {number}" for number in range(5)]
+    with PersistedState(path, counter=0, by=dict.fromkeys(names, 0)) as state:
+        asyncio.run(main())
+
+        assert plain(state) == {"counter": 5 * rounds, "by": dict.fromkeys(names, rounds)}
+        assert oracle.read(path) == plain(state)
+    assert refusals > 0
+
+
+def test_thread_of_a_task_waits_for_the_transaction_of_another(path: Path) -> None:
+    async def main() -> None:
+        with state.transaction():
+            state.l.append("mine")
+            other = asyncio.create_task(asyncio.to_thread(state.l.append, "other"))
+            await asyncio.sleep(0.05)  # the thread is about to wait
+            state.l.append("mine too")
+        await other
+
+    with PersistedState(path, l=[]) as state:
+        asyncio.run(main())
+
+        assert plain(state.l) == ["mine", "mine too", "other"]
+        assert oracle.read(path) == plain(state)
+
+
+# ---- The end of the process ------------------------------------------------------------------------------------------
+
+ENDING = """
+    import os, sys, threading
+    from persistedstate import PersistedState, StateClosed
+
+    sys.setswitchinterval(1e-6)
+    state = PersistedState(sys.argv[1], _fsync={fsync}, **{{f"k{{n}}": 0 for n in range(8)}})
+    begun = threading.Barrier(9)
+
+    def work(mine):
+        try:
+            for number in {numbers}:
+                with state.transaction():
+                    state[f"k{{mine}}"] = number
+                os.write(1, b"%d %d\\n" % (mine, number))
+                if number == 20:
+                    begun.wait()
+        except StateClosed:
+            pass
+
+    for mine in range(8):
+        threading.Thread(target=work, args=(mine,), daemon={daemon}).start()
+    begun.wait()
+"""
+
+
+def run_to_the_end(path: Path, **parts: object) -> dict[str, int]:
+    """Run the script, and return the last number that each of its threads acknowledged."""
+    told = [line.split() for line in run_child(ENDING.format(**parts), path).splitlines()]
+    return {f"k{mine}": int(number) for mine, number in told}
+
+
+@pytest.mark.parametrize("fsync", [False, 0.005])
+@sized(ci=4, nightly=400)
+def test_daemon_threads_that_write_at_exit_lose_nothing_acknowledged(
+    path: Path, rounds: int, fsync: bool | float
+) -> None:
+    for _ in range(rounds):
+        path.unlink(missing_ok=True)
+        check_daemon_threads(path, fsync)
+
+
+def check_daemon_threads(path: Path, fsync: bool | float) -> None:
+    acknowledged = run_to_the_end(path, fsync=fsync, daemon=True, numbers="iter(range(1, 10**9))")
+
+    content = oracle.read(path)
+    assert sorted(acknowledged) == sorted(content) == [f"k{n}" for n in range(THREADS)]
+    for key, number in acknowledged.items():
+        assert number <= content[key] <= number + 1
+    assert listing(path.parent) == [path.name]
+
+
+def test_threads_that_outlive_the_main_thread_finish_their_work(path: Path) -> None:
+    acknowledged = run_to_the_end(path, fsync=False, daemon=False, numbers="range(1, 101)")
+
+    assert acknowledged == oracle.read(path) == {f"k{n}": 100 for n in range(THREADS)}
