@@ -340,13 +340,13 @@ def test_an_interrupt_in_a_merge(chance: random.Random, rounds: int, look: str) 
     for number in some(chance, count, rounds):
         with edited(look) as (path, state, action):
             Interrupts(number).during(action)
+            mine = {**START, "l": [*START["l"], "S"], "before": 1}
+            assert plain(state) in (mine, {**mine, "a": 2}, MERGED, {**MERGED, "a": 1}), number
             check_merge(path, state, number)
 
 
 def check_merge(path: Path, state: Any, where: object) -> None:
     """Assert that a merge that was interrupted is done or not begun, and is done by the next look."""
-    mine = {**START, "l": [*START["l"], "S"], "before": 1}
-    assert plain(state) in (mine, {**mine, "a": 2}, MERGED, {**MERGED, "a": 1}), where
     theirs = oracle.read(path)
     assert theirs["d"]["z"] == 7, where
     assert theirs["mine"] == 1, where
