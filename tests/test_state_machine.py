@@ -211,9 +211,11 @@ class Machine(RuleBasedStateMachine):
             assert {entry.name for entry in self.path.parent.iterdir()} == {"x.state"}
         finally:
             self.stage.heal()
-            self.state.close()
-            self.patch.undo()
-            self.folder.cleanup()
+            try:
+                self.state.close()
+            finally:
+                self.patch.undo()
+                self.folder.cleanup()
 
     @invariant()
     def memory_equals_the_model(self) -> None:
