@@ -46,6 +46,7 @@ about locks.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import errno
 import operator
@@ -1441,7 +1442,8 @@ class _Document:
 
 
 #: What a rewrite within the file writes in front of the new content; and what 26.1 writes there.
-_REWRITE = re.compile(rb"^--- # LAST VALID STATE: ([0-9]+) bytes\n", re.MULTILINE)
+_MARK = "--- # LAST VALID STATE: "
+_REWRITE = re.compile(rb"^%b([0-9]+) bytes\n" % _MARK.encode(), re.MULTILINE)
 _REWRITE_26_1 = b"\n---\n### LAST VALID STATE ###\n"
 _SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _NOTHING = re.compile(r"\ufeff?(?:[ \t]*(?:#.*|%.*)?\r?\n)*")
@@ -1451,7 +1453,7 @@ def _without_half_rewrite(data: bytes) -> tuple[bytes, bool]:
     """Undo or complete a rewrite within the file (see `_Journal.replace`, and 26.1's) that was interrupted, if any."""
     for match in reversed(list(_REWRITE.finditer(data))):
         new = data[match.end() :][: int(match[1])]
-        if len(new) == int(match[1]):
+        if len(new) == int(match[1]) and b"\0" not in new:
             return new, True
         data = data[: match.start()]
     before, mark, last = data.rpartition(_REWRITE_26_1)
@@ -1459,6 +1461,24 @@ def _without_half_rewrite(data: bytes) -> tuple[bytes, bool]:
         return data, False
     is_whole = before.endswith(last) or last not in before or before.startswith(last + b"...\n")
     return last if last and is_whole else before, True
+
+
+_RECORD_START = b"--- ["
+
+
+def _without_hole(data: bytes) -> bytes:
+    """Cut an end in which a loss of power left NULs in the place of parts of the last records, and no whole one."""
+    first = data.find(b"\0")
+    start = data.rfind(b"\n", 0, max(first, 0)) + 1
+    if not start or first < 0:
+        return data
+    line, *others = data[start:].split(b"\n")
+    before, after = line[: first - start], line.rpartition(b"\0")[2].rstrip()
+    is_record = before.startswith(_RECORD_START) or _RECORD_START.startswith(before)
+    is_record = is_record and (after.endswith(b"]") or _RECORD_START.startswith(after))
+    is_whole_line_among = any(other.strip() and b"\0" not in other for other in others[:-1])
+    is_whole_line_among = is_whole_line_among or re.search(rb"[\n\0]--- \[", data[first:]) is not None
+    return data[:start] if is_record and not is_whole_line_among else data
 
 
 #: Stands for the first half of a character at the end of a file.
@@ -1472,7 +1492,8 @@ class _Stream:
         #: How many bytes at the end do not count, because they never became a complete record.
         self.torn = 0
         #: is_half_rewritten: the file must be rewritten before anything is appended.
-        whole, self.is_half_rewritten = _without_half_rewrite(data.rstrip(b"\0"))
+        whole, self.is_half_rewritten = _without_half_rewrite(data)
+        whole = _without_hole(whole.rstrip(b"\0"))
         self.text = self._without_torn_tail(self._decoded(whole))
         if not self.is_half_rewritten:
             self.torn = len(data) - len(self.text.encode())
@@ -1500,6 +1521,8 @@ class _Stream:
         if text[:start].endswith("\n---\n") and text[start:].startswith("["):
             return text[:start] + _first_json(line)
         if start and line in ("-", "--", "---", "--- "):
+            return text[:start]
+        if line.startswith("--- #") and (line.startswith(_MARK) or _MARK.startswith(line)):
             return text[:start]
         if line.startswith("--- [") and not _is_record(line[4:]):
             return text[:start]
@@ -1695,6 +1718,16 @@ class _System:
     time = staticmethod(time.time)
 
     @staticmethod
+    def later(seconds: float, at_once: threading.Event, function: Callable[[], object]) -> None:
+        """Call a function, in a thread of its own, after so many seconds or when the event is set."""
+
+        def run() -> None:
+            at_once.wait(seconds)
+            function()
+
+        _thread.start_new_thread(run, ())  # what threading.Thread does around this bears no interrupt
+
+    @staticmethod
     def lock(descriptor: int) -> bool:
         """Take the lock of an open file if nobody holds it; it ends with the process."""
         from portalocker import AlreadyLocked, LockFlags, lock
@@ -1801,6 +1834,7 @@ class _Journal:
         self.size = len(data)
         self.known = (len(data), hash(data))
         self.basis: _Glance | None = _seen(_system.fstat(self.descriptor))
+        self.inode = self.basis[:2]
 
     def holds(self, data: bytes) -> bool:
         """Tell whether the file was last renewed with this content."""
@@ -1911,13 +1945,19 @@ class _Journal:
         self.looked_at = _system.time()
         if self.displaced >= 0:
             return True
+        while True:
+            size = self.size
+            is_foreign = self._is_foreign(self.wrote_at if not thorough else None)
+            if size == self.size:  # else a signal handler has appended meanwhile
+                return is_foreign
+
+    def _is_foreign(self, wrote_at: float | None) -> bool:
         glance, known = _glance(self.path), self.basis
         if glance == known or glance is None or known is None:
             return glance is None
         if glance[:2] != known[:2] or glance[2] != self.size:
             return True
-        has_grown = self.size > known[2]
-        is_ours = has_grown and not thorough and abs(glance[3] / 1e9 - self.wrote_at) < _CLOCK_TICK
+        is_ours = self.size > known[2] and wrote_at is not None and abs(glance[3] / 1e9 - wrote_at) < _CLOCK_TICK
         if not is_ours and not self._is_known_content():
             return True
         self.basis = glance
@@ -1957,8 +1997,8 @@ class _Journal:
         """Renew the whole file, which looked like `basis` so far; a crash leaves the old one or the new one.
 
         A new file takes the old one's place. Where that cannot be (several hard links, a folder that may not be written
-        to, a file that is mounted by itself, a foreign owner), the file is rewritten: the new content is added behind a
-        line that tells its length, then written over the old, then the rest is cut.
+        to, a file that is mounted by itself, a foreign owner), the file is rewritten: a line is added that tells the
+        length of the new content, then that content, which is then written over the old; then the rest is cut.
 
         Raises _Overtaken if the file looks different by now, and StateLocked if another process has
         opened a file that somebody put in the place of ours.
@@ -2053,9 +2093,11 @@ class _Journal:
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
         before, padding = self.size, b"\n" * max(0, len(data) - self.size)
-        self.append(b"%b\n--- # LAST VALID STATE: %d bytes\n%b" % (padding, len(data), data))
+        self.append(b"%b\n%b%d bytes\n" % (padding, _MARK.encode(), len(data)))
         self.is_half_rewritten = True
         try:
+            self.sync()  # so that no loss of power leaves the content without the line
+            self.append(data)
             self.sync()
         except OSError:
             _system.ftruncate(self.descriptor, before)
@@ -2095,8 +2137,10 @@ class _Journal:
     def close(self) -> None:
         """Let the file and the lock go."""
         if self.descriptor >= 0:
-            descriptor, self.descriptor = self.descriptor, -1
-            _system.close(descriptor)
+            with suppress(OSError):
+                if _seen(_system.fstat(self.descriptor))[:2] == self.inode:  # an interrupt may have come behind `close`
+                    _system.close(self.descriptor)
+            self.descriptor = -1
         self._let_displaced_go()
 
 
@@ -2213,9 +2257,8 @@ class _Tree:
         self.attributes: dict[str, Any] = {}
         #: Names that are something else there.
         self.reserved: frozenset[str] = frozenset()
-        #: The objects that show the tree and are not closed; at 0 it is being closed, then `gone` is set.
-        self.handles = 1
-        self.gone = threading.Event()
+        #: One for each object that shows the tree and is not closed; with none left it is closed.
+        self.handles: set[object] = set()
         self.facades: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     def commit(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
@@ -3204,6 +3247,9 @@ class _LiveTree(_Tree):
         if self.journal.landed(offset, data):
             self._note_appended(data)
             apply(*arguments)
+            node = getattr(apply, "__self__", None)
+            if isinstance(node, StateList):
+                node._forget()  # whether the interrupted change was noted is not known
         self.halted = None
 
     def check(self) -> None:
@@ -3300,6 +3346,7 @@ class _LiveTree(_Tree):
         interrupt: BaseException | None = None
         while len(self.levels) > depth:
             try:
+                self._settle_end()
                 self.is_undoing = True
                 records, steps = self.levels[-1]
                 self._roll_back(self.undo, steps)
@@ -3310,6 +3357,14 @@ class _LiveTree(_Tree):
         self.is_undoing = False
         if interrupt is not None:
             raise interrupt
+
+    def _settle_end(self) -> None:
+        """Find out whether the record of the transaction is in the file; where that fails, write the file anew."""
+        if isinstance(self.halted, tuple):
+            try:
+                self._settle(self.halted)
+            except OSError as error:
+                self.halted = self.trouble = error
 
     @staticmethod
     def _roll_back(undo: list[tuple[Callable[..., None], tuple[Any, ...]]], steps: int) -> None:
@@ -3458,6 +3513,8 @@ class _LiveTree(_Tree):
 
     def release(self) -> None:
         """Vacuum and close the file, when the last handle is gone; raises what keeps the changes from being safe."""
+        if self not in _open_trees:
+            return
         try:
             if self._may_write():
                 if self.halted is not None:
@@ -3485,13 +3542,12 @@ class _LiveTree(_Tree):
     def shut(self, reason: StateError) -> None:
         """Close the file, without another look at it; every later use raises the reason."""
         self.halted = reason
+        self.journal.close()
         self.syncer = None
         for facade in list(self.facades.values()):
             facade._shut(reason)
-        self.journal.close()
         if self in _open_trees:
             _open_trees.remove(self)
-        self.gone.set()
 
 
 class _Edit:
@@ -3540,32 +3596,37 @@ class _Edit:
 
 
 class _Syncer:
-    """Lets the file reach the disk at most so many seconds after a change, by a timer thread."""
+    """Lets the file reach the disk at most so many seconds after a change, by a thread."""
 
     def __init__(self, tree: _LiveTree, seconds: float) -> None:
         self.tree, self.seconds = tree, seconds
-        self.timer: threading.Timer | None = None
+        #: Something was written since the last sync.
+        self.is_needed = False
+        self.is_waiting = False
+        self.is_stopped = threading.Event()
 
     def schedule(self) -> None:
         """Note that there is something to sync."""
-        if self.timer is None:
-            self.timer = threading.Timer(self.seconds, self._run)
-            self.timer.daemon = True
-            self.timer.start()
+        self.is_needed = True
+        if not self.is_waiting:
+            _system.later(self.seconds, self.is_stopped, self._run)
+            self.is_waiting = True
 
     def _run(self) -> None:
         with self.tree.lock:
-            if self.timer is not None:
-                self.timer = None
-                with suppress(OSError):  # the next change, or `close`, tries again and raises
-                    self.tree.sync()
+            self.is_waiting = False
+            with suppress(OSError):  # the next change, or `close`, tries again and raises
+                self._sync()
+
+    def _sync(self) -> None:
+        if self.is_needed and self.tree.journal.descriptor >= 0:
+            self.is_needed = False
+            self.tree.sync()
 
     def stop(self) -> None:
         """Sync now what is not yet synced."""
-        timer, self.timer = self.timer, None
-        if timer is not None:
-            timer.cancel()
-            self.tree.sync()
+        self.is_stopped.set()
+        self._sync()
 
 
 class _History:
@@ -3919,9 +3980,10 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     [{'name': 'a', 'done': True}]
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_items", "_own", "_refusal", "_root", "_tree")
+    __slots__ = ("__dict__", "__weakref__", "_handle", "_items", "_own", "_refusal", "_root", "_tree")
 
     _tree: Any
+    _handle: object
     _root: _Root
     #: The root's content; `__dict__` shows the same, as far as its names may be attributes.
     _items: dict[Any, Any]
@@ -3951,8 +4013,14 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             defaults = _storable(defaults, 0)
         except _Unstorable as problem:
             raise problem.named([]) from None
-        tree = _Follower(text, defaults) if _readonly else _shared_tree(text, fsync=_fsync, wait=_wait, mode=_mode)
-        for name, value in (("_own", {}), ("_tree", tree), ("_root", tree.root), ("_items", tree.root._items)):
+        handle = object()
+        tree: _Follower | _LiveTree
+        if _readonly:
+            tree = _Follower(text, defaults)
+        else:
+            tree = _shared_tree(text, handle, fsync=_fsync, wait=_wait, mode=_mode)
+        parts = {"_own": {}, "_handle": handle, "_tree": tree, "_root": tree.root, "_items": tree.root._items}
+        for name, value in parts.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "__dict__", tree.attributes)
         tree.facades[id(self)] = self
@@ -3974,17 +4042,18 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         Raises OSError if the disk did not take what `_fsync` promised; the file is closed all the same.
         """
         tree = getattr(self, "_tree", None) if not hasattr(self, "_refusal") else None
-        if tree is not None:
-            with tree.lock:
-                if tree.levels:
-                    raise StateError(tree.path, "a transaction is open; close after it")
+        if tree is None:
+            return
+        with tree.lock:
+            if tree.levels:
+                raise StateError(tree.path, "a transaction is open; close after it")
             with _registry_lock:
-                self._shut(StateClosed(tree.path, "the state was closed; open it again"))
-                tree.handles -= 1
-                is_last = tree.handles == 0
-            if is_last:
-                with tree.lock:
+                tree.handles.discard(self._handle)
+            try:
+                if not tree.handles:
                     tree.release()
+            finally:
+                self._shut(StateClosed(tree.path, "the state was closed; open it again"))
 
     def _shut(self, refusal: StateError) -> None:
         if hasattr(self, "_refusal"):
@@ -4176,19 +4245,21 @@ def plain(node: Any) -> Any:
     raise TypeError(f"{type(node).__name__} is no part of a state")
 
 
-def _shared_tree(path: str, *, fsync: bool | float, wait: float, mode: int | None) -> _LiveTree:
-    """Return the tree of a file: one that is open already in this process, or a new one."""
+def _shared_tree(path: str, handle: object, *, fsync: bool | float, wait: float, mode: int | None) -> _LiveTree:
+    """Return the tree of a file, with another handle: one that is open already in this process, or a new one."""
     while True:
         with _registry_lock:
             tree = _find_open(path)
             if tree is None:
                 tree = _LiveTree(path, fsync=fsync, wait=wait, mode=mode)
+                tree.handles.add(handle)
                 _open_trees.append(tree)
                 return tree
             if tree.handles:
-                tree.handles += 1
+                tree.handles.add(handle)
                 return tree
-        tree.gone.wait()  # another thread is closing it
+        with tree.lock:  # another thread is closing it, or was interrupted while it did
+            tree.release()
 
 
 def _find_open(path: str) -> _LiveTree | None:
@@ -4205,7 +4276,6 @@ def _close_at_exit() -> None:
     for tree in _open_trees.copy():
         if tree.lock.acquire(timeout=1):
             try:
-                tree.handles = 0
                 tree.release()
             except (OSError, StateError) as error:
                 warnings.warn(f"at exit: {error}", RuntimeWarning, stacklevel=1)

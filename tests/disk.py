@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import operator
 import os
 import threading
 import time
@@ -160,7 +161,7 @@ class Clock:
     def __init__(self) -> None:
         self.time = 1000.0
         self._began = time.time() - self.time
-        self.timers: list[Timer] = []
+        self.timers: list[tuple[float, Callable[[], object]]] = []
 
     def now(self) -> float:
         """Stand for `time.monotonic`."""
@@ -173,36 +174,16 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         """Let time pass, and what is due in it happen."""
         end = self.time + seconds
-        while due := [timer for timer in self.timers if timer.due <= end]:
-            timer = min(due, key=lambda timer: timer.due)
+        while due := [timer for timer in self.timers if timer[0] <= end]:
+            timer = min(due, key=operator.itemgetter(0))
             self.timers.remove(timer)
-            self.time = max(self.time, timer.due)
-            timer.function(*timer.arguments)
+            self.time = max(self.time, timer[0])
+            timer[1]()
         self.time = end
 
-    def timer(self, seconds: float, function: Callable[..., object], *arguments: Any) -> Timer:
-        """Stand for `threading.Timer`."""
-        return Timer(self, seconds, function, arguments)
-
-
-@dataclass(eq=False)
-class Timer:
-    """A `threading.Timer` without a thread."""
-
-    clock: Clock
-    seconds: float
-    function: Callable[..., object]
-    arguments: tuple[Any, ...]
-    due: float = 0.0
-    daemon: bool = False
-
-    def start(self) -> None:
-        self.due = self.clock.time + self.seconds
-        self.clock.timers.append(self)
-
-    def cancel(self) -> None:
-        if self in self.clock.timers:
-            self.clock.timers.remove(self)
+    def later(self, seconds: float, _at_once: threading.Event, function: Callable[[], object]) -> None:
+        """Stand for a thread that waits."""
+        self.timers.append((self.time + seconds, function))
 
 
 class Recorder:
@@ -219,6 +200,7 @@ class Recorder:
         self.acked = self.issued = 0
         self.clock = Clock()
         self.now, self.sleep, self.time = self.clock.now, self.clock.sleep, self.clock.wall
+        self.later = self.clock.later
 
     def __getattr__(self, name: str) -> Any:
         if name not in HARMLESS:
@@ -297,16 +279,14 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def installed(system: Any, clock: Clock | None = None) -> Iterator[None]:
-    """Put `system` in the place of the module's own, and with a clock also its timers."""
-    before, timer = persistedstate._system, threading.Timer
+def installed(system: Any) -> Iterator[None]:
+    """Put `system` in the place of the module's own."""
+    before = persistedstate._system
     persistedstate._system = system
-    if clock is not None:
-        threading.Timer = clock.timer  # type: ignore[assignment,misc]
     try:
         yield
     finally:
-        persistedstate._system, threading.Timer = before, timer  # type: ignore[misc]
+        persistedstate._system = before
 
 
 # ---- Workloads ----
@@ -442,7 +422,7 @@ def record(workload: Workload, *, pause: float = 0.0, silence: float = 0.0) -> R
         recorder = Recorder(path.parent, workload.folder())
         session = Session(path, workload.options)
         times = []
-        with installed(recorder, recorder.clock):
+        with installed(recorder):
             try:
                 for number, step in enumerate(workload.steps, 1):
                     recorder.issued = number

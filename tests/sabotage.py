@@ -175,7 +175,7 @@ FAULTS = [
     ),
     Fault(
         "no sync after the last write",
-        [("            self.timer.daemon = True\n            self.timer.start()\n", "")],
+        [("            _system.later(self.seconds, self.is_stopped, self._run)\n", "")],
     ),
     Fault(
         "write the changes of a transaction one by one",

@@ -186,7 +186,7 @@ class Run:
         """Run every step; whatever fails, mend the system at the end and see that all is well."""
         descriptors = count_descriptors()
         try:
-            with disk.installed(self.system, self.system.clock), warnings.catch_warnings():
+            with disk.installed(self.system), warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)
                 for step in self.workload.steps:
                     self._step(step)

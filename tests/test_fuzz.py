@@ -37,7 +37,23 @@ WHOLE_RECORD = re.compile(rb"^--- \[.*\]$", re.MULTILINE)
 
 # ---- Valid files ----
 
-SCALARS: list[Any] = [0, -1, 10**18, 1.5, 1e300, True, None, "", "text", "yes", "a: b # c", "- x", "é😀", "two\nlines", "'\""]
+SCALARS: list[Any] = [
+    0,
+    -1,
+    10**18,
+    1.5,
+    1e300,
+    True,
+    None,
+    "",
+    "text",
+    "yes",
+    "a: b # c",
+    "- x",
+    "é😀",
+    "two\nlines",
+    "'\"",
+]
 
 
 def a_value(chance: random.Random, depth: int = 2) -> Any:
