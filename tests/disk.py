@@ -13,10 +13,9 @@ import contextlib
 import copy
 import operator
 import os
-import threading
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import checks
@@ -26,6 +25,7 @@ import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, plain
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -391,6 +391,10 @@ class Workload:
     linked: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def with_options(self, **options: Any) -> Workload:
+        """Return the same workload with other options for opening."""
+        return replace(self, options=options)
+
     def folder(self) -> Folder:
         """Return the folder at the start."""
         return Folder.of(self.files, linked=self.linked)
@@ -415,27 +419,29 @@ class Recording(NamedTuple):
     times: list[float]
 
 
-def record(workload: Workload, *, pause: float = 0.0, silence: float = 0.0) -> Recording:
+def record(
+    workload: Workload, *, pause: float = 0.0, silence: float = 0.0, recorder: Callable[..., Recorder] = Recorder
+) -> Recording:
     """Run the workload and return what it did; `pause` seconds lie behind each step, `silence` behind the last."""
     with checks.scratch() as path:
         build(workload.folder().image(), path.parent)
-        recorder = Recorder(path.parent, workload.folder())
+        system = recorder(path.parent, workload.folder())
         session = Session(path, workload.options)
         times = []
-        with installed(recorder):
+        with installed(system):
             try:
                 for number, step in enumerate(workload.steps, 1):
-                    recorder.issued = number
+                    system.issued = number
                     step.run(session)
-                    recorder.acked = number
-                    times.append(recorder.clock.time)
-                    recorder.clock.sleep(pause)
-                recorder.clock.sleep(silence)
-                recorder.log.append(Call("end", acked=recorder.acked, issued=recorder.issued, time=recorder.clock.time))
+                    system.acked = number
+                    times.append(system.clock.time)
+                    system.clock.sleep(pause)
+                system.clock.sleep(silence)
+                system.log.append(Call("end", acked=system.acked, issued=system.issued, time=system.clock.time))
             finally:
                 session.abandon()
-        assert look(path.parent) == recorder.files.image()  # nothing was done behind the recorder's back
-    return Recording(workload, workload.states(), recorder.log, times)
+        assert look(path.parent) == system.files.image()  # nothing was done behind the recorder's back
+    return Recording(workload, workload.states(), system.log, times)
 
 
 # ---- What is found afterwards ----

@@ -153,6 +153,7 @@ class Machine:
 
     def __init__(self, disk: Disk, seed: str) -> None:
         self.disk, self.seed, self.path = disk, seed, disk.folder / "x.state"
+        self.link = disk.folder / "other.state"
         self.chance, self.outcome = random.Random(seed), Outcome()
         self.workload: Workload | None = None
 
@@ -161,11 +162,8 @@ class Machine:
         self.outcome.cycles += 1
         level = self.chance.choice(LEVELS)
         if self.workload is None or self.outcome.cycles % 10 == 0:
-            self.disk.mount()
-            self.path.unlink(missing_ok=True)
-            self.disk.commit_metadata()
-            self.disk.unmount()
-            self.workload = Workload(f"{self.seed} {self.outcome.cycles}", weights=WEIGHTS)
+            self._begin_anew()
+        assert self.workload is not None
         first, history = self.workload.number, copy.deepcopy(self.workload)
         is_new = first == 0
         self.disk.mount()
@@ -179,6 +177,18 @@ class Machine:
             steps.insert(0, (0, "none", {}))
         self._check(steps, low, level)
         self.disk.unmount()
+
+    def _begin_anew(self) -> None:
+        """Let the next writer make a file; or fill one with two names, which is rewritten in its place."""
+        self.disk.mount()
+        for path in self.path, self.link:
+            path.unlink(missing_ok=True)
+        if self.chance.random() < 0.3:
+            self.path.touch()
+            os.link(self.path, self.link)
+        self.disk.commit_metadata()
+        self.disk.unmount()
+        self.workload = Workload(f"{self.seed} {self.outcome.cycles}", weights=WEIGHTS)
 
     def _write_until_power_is_lost(self, level: bool | float) -> tuple[dict[bytes, int], int]:
         """Return what the writer told before, and the last step that it told of at all.
@@ -232,7 +242,7 @@ class Machine:
         again = self._opened()
         if not (oracle.same(again, found) and oracle.same(oracle.read(self.path), found)):
             self.outcome.violations.append(f"{what}: opened again: {again}")
-        names = {entry.name for entry in self.disk.folder.iterdir()} - {"lost+found"}
+        names = {entry.name for entry in self.disk.folder.iterdir()} - {"lost+found", "other.state"}
         if names != {"x.state"}:
             self.outcome.violations.append(f"{what}: left {names}")
         self._go_on_from(max(fitting))

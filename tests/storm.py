@@ -199,6 +199,16 @@ class Beats:
             self.storm.workload.model["beat"] = outcome.hits
 
 
+@contextlib.contextmanager
+def in_peace() -> Iterator[None]:
+    """Let the timer's signal wait."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+
+
 def handler(storm: Storm, hits: int) -> None:
     """Write while a timer's handler writes, too: it works between statements, and is refused within one."""
     outcome, model = storm.outcome, storm.workload.model
@@ -212,16 +222,16 @@ def handler(storm: Storm, hits: int) -> None:
             step.perform(storm.state)
         except RuntimeError:
             outcome.undone += 1
-            before["beat"] = model["beat"]
-            model.clear()
-            model.update(before)
+            with in_peace():
+                before["beat"] = model["beat"]
+                model.clear()
+                model.update(before)
         if outcome.statements % 256 == 0:
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
-            if not oracle.same(plain(storm.state), model):
-                outcome.divergences.append(f"{step}: {plain(storm.state)}, not {model}")
-            storm.check_file(step)
-            storm.state.vacuum()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+            with in_peace():
+                if not oracle.same(plain(storm.state), model):
+                    outcome.divergences.append(f"{step}: {plain(storm.state)}, not {model}")
+                storm.check_file(step)
+                storm.state.vacuum()
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 

@@ -383,6 +383,30 @@ def test_a_file_of_which_nothing_can_be_kept_is_kept_aside(path: Path, text: str
     aside.unlink()
 
 
+@pytest.mark.parametrize("data", [b"v\n:\n#\0", b"'\n:\n- \0", b"\xff\n?\n", b"a: 1\n:\n#\0"])
+def test_what_looks_like_nothing_at_all_is_told_and_repaired(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+    assert check(path)
+    repair(path)
+
+    assert check(path) == []
+    for aside in asides(path):
+        aside.unlink()
+
+
+def test_items_whose_key_is_lost_do_not_become_items_of_the_list_above(path: Path) -> None:
+    path.write_text("one:\n- 1\n- 2\n}garbage{\n- 3\nmore:\n  x: 1\n%%%\n  y: 2\nlast: 1\n")
+
+    repair(path)
+
+    found = value_of(path)
+    assert (found["one"], found["more"], found["last"]) == ([1, 2], {"x": 1}, 1)
+    (aside,) = asides(path)
+    assert "- 3" in aside.read_text()
+    aside.unlink()
+
+
 def test_two_records_on_one_line_are_both_kept(path: Path) -> None:
     """An editor that strips the last newline glues the next record to the one before."""
     path.write_text(HEAD + '--- ["set",[],"last_id",42]--- ["set",[],"done","over"]\n--- ["set",[],"name","x"]\n')

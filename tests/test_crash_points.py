@@ -15,12 +15,14 @@ import checks
 import disk
 import pytest
 from disk import CLOSE, NAME, VACUUM, Workload, change, opening, put, rolled_back, transaction
-from rounds import rounds
+from rounds import SHARE, rounds
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator
 
+#: A write is cut at every byte, or at fewer where only a share of CI's rounds is run.
+STRIDE = max(1, round(1 / SHARE))
 COMMENTED = b"""\
 # how far the importer got
 last_id: 41   # beside last_id
@@ -184,7 +186,7 @@ def crash_points(recording: disk.Recording) -> Iterator[tuple[disk.Image, int, i
     for call in recording.log:
         yield folder.image(), call.acked, call.issued
         if call.kind == "write":
-            for length in range(1, len(call.data)):
+            for length in range(1, len(call.data), STRIDE):
                 partly = folder.copied()
                 call.apply(partly, length)
                 yield partly.image(), call.acked, call.issued
@@ -247,6 +249,7 @@ def test_death_during_any_short_workload_loses_nothing_acknowledged(rounds: int,
             check_crash_points(workload, disk.Recovery(path))
 
 
+@pytest.mark.skipif(STRIDE > 1, reason="only a share of them is tried")
 def test_crash_points_are_every_byte_of_every_write() -> None:
     recording = disk.record(Workload("two", [opening(), put("a", 2), CLOSE], {NAME: SMALL}, SMALL_STATE))
 

@@ -331,3 +331,18 @@ def test_second_fault_while_the_first_is_dealt_with_loses_nothing(
         plans.append((first, second))
 
     run_all(WORKLOADS[name], plans)
+
+
+def test_write_that_fails_and_cannot_be_taken_back_loses_nothing() -> None:
+    workload = WORKLOADS["rewrite within the file"]
+    plans: list[tuple[Fault, ...]] = []
+    for number, (name, size) in enumerate(calls_of(workload)):
+        if name == "write":
+            firsts = [
+                Fault(number, errno.EIO, takes_effect=True),
+                *(Fault(number, taken=n) for n in (1, size // 2, size - 1)),
+            ]
+            seconds = [Fault(number + later, errno.EIO, stays) for later in range(1, 8) for stays in (False, True)]
+            plans += [(first, second) for first in firsts for second in seconds]
+
+    run_all(workload, plans)

@@ -22,6 +22,7 @@ import pytest
 import yaml
 from rounds import rounds
 
+import persistedstate
 from persistedstate import StateCorrupt
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ DATA = sorted((Path(__file__).parent / "data").glob("*/before.yaml"))
 PATIENCE = 20.0
 #: What 26.1 leaves, and what a rewrite within the file writes: other readers know nothing of it.
 REWRITE = re.compile(rb"LAST VALID STATE")
-WHOLE_RECORD = re.compile(rb"^--- \[.*\]$", re.MULTILINE)
+SEPARATOR = re.compile(r"^---(?=\s)", re.MULTILINE)
+DOCUMENT_END = re.compile(rb"^\.\.\.[ \t]+[^\s#]", re.MULTILINE)
 
 # ---- Valid files ----
 
@@ -42,7 +44,7 @@ SCALARS: list[Any] = [
     -1,
     10**18,
     1.5,
-    1e300,
+    2.5e300,
     True,
     None,
     "",
@@ -131,10 +133,13 @@ def delete(content: bytes, chance: random.Random) -> bytes:
     return content[:at] + content[at + chance.choice([1, 1, 2, 5, 40]) :]
 
 
+JUNK = [bytes([byte]) for byte in b"\n -#\"'[]{}\t%|>,\r\x85\xff\xc3"]
+JUNK += [b"---", b"--- \n", b"...\n", b": ", b"&a ", b"*a", b"!!str ", b"null"]
+
+
 def insert(content: bytes, chance: random.Random) -> bytes:
     at = chance.randrange(len(content) + 1)
-    junk = chance.choice([b"\n", b" ", b"-", b"---", b": ", b"#", b'"', b"'", b"[", b"]", b"{", b"}", b"\t", b"&a ", b"*a",
-                          b"!!str ", b"%", b"|", b">", b"...\n", b"--- \n", b"\r", b"\x85", b"\xff", b"\xc3", b"null", b","])  # fmt: skip
+    junk = chance.choice(JUNK)
     return content[:at] + junk + content[at:]
 
 
@@ -211,16 +216,19 @@ def patience() -> Iterator[None]:
 
 def readings(path: Path) -> Iterator[Any]:
     """Return what readers without the module find in the file, as far as they understand it."""
+    text = path.read_bytes().decode(errors="surrogateescape")
     for reader in ("libyaml" if "libyaml" in oracle.READERS else "pyyaml", "ruamel"):
         with contextlib.suppress(Exception):
-            yield read_generously(path, reader)
+            yield state_of(list(oracle.READERS[reader](text)))
+        with contextlib.suppress(Exception):  # JSON may be broken into lines where YAML may not
+            snapshot, *records = SEPARATOR.split(text)
+            yield state_of([*oracle.READERS[reader](snapshot), *map(json.loads, records)])
 
 
-def read_generously(path: Path, reader: str) -> Any:
-    """Return the state in the file: a snapshot may be missing, what a later mapping replaces may be anything."""
-    documents = [document for document in oracle.READERS[reader](path.read_bytes().decode()) if document is not None]
+def state_of(documents: list[Any]) -> Any:
+    """Return the state; a snapshot may be missing, and what a later mapping replaces may be anything."""
+    documents = [document for document in documents if document is not None]
     mappings = [number for number, document in enumerate(documents) if isinstance(document, dict)]
-    assert not mappings or mappings[0] == 0 or isinstance(documents[0], list)
     last = mappings[-1] if mappings else -1
     return oracle.replay(documents[last] if mappings else {}, documents[last + 1 :])
 
@@ -232,13 +240,21 @@ def is_read_by_others(state: Any, content: bytes, path: Path) -> bool:
 
 def check_opened(content: bytes, opened: disk.Opened, path: Path) -> None:
     kept = path.read_bytes()
+    if DOCUMENT_END.search(content):
+        return  # what stands there is taken for a comment
     assert is_read_by_others(opened.state, kept, path), f"nobody else reads {opened.state}"
-    first_line = content.partition(b"\n")[0]
-    if content.count(first_line) > 1 and not is_read_by_others(opened.state, content, path):
-        return  # a snapshot in front of its own copy, as 26.1 may leave it: the copy is dropped
+    if b"\n---\n[" in content or content.count(content.partition(b"\n")[0]) > 1:
+        return  # 26.1 died in such a place while it wrote a new snapshot: the file is written anew
     assert content.startswith(kept), "it was rewritten"
-    assert WHOLE_RECORD.search(content, len(kept)) is None, "a whole record was dropped"
+    assert not any(map(is_record, content[len(kept) :].split(b"\n"))), "a whole record was dropped"
     assert len(opened.warnings) == (len(kept) < len(content)), opened.warnings
+
+
+def is_record(line: bytes) -> bool:
+    try:
+        return line.startswith(b"--- ") and isinstance(json.loads(line[4:]), list)
+    except ValueError:
+        return False
 
 
 def check_refused(content: bytes, refusal: Any, path: Path) -> None:
@@ -297,3 +313,118 @@ def test_damaged_file_opens_as_others_read_it_or_is_refused_untouched(
                 print(content)
                 raise
     print(f"{opened} of {rounds} opened")
+
+
+def test_valid_files_open_to_what_others_read(chance: random.Random) -> None:
+    with checks.scratch() as path:
+        for content in [*(file.read_bytes() for file in DATA), *(a_file(chance) for _ in range(100))]:
+            assert check_damaged(content, path), content
+
+
+REFUSED = None
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [
+        pytest.param(b"\n\r\n", {}, id="blank lines with two kinds of ends"),
+        pytest.param(b"# a\n\r\n# b\r\n", {}, id="comments with two kinds of ends"),
+        pytest.param(b"s: |\n  # a\n", {"s": "# a\n"}, id="block of what looks like comments"),
+        pytest.param(b"s: |\n  # a\n  # b\nt: 1\n", {"s": "# a\n# b\n", "t": 1}, id="such a block in front of a key"),
+        pytest.param(b"s: >\n  # a\n", {"s": "# a\n"}, id="folded block of what looks like comments"),
+        pytest.param(b"? |\n  k", {"k": None}, id="key that is a block without an end"),
+        pytest.param(b"k: 0\n\xef\xbb\xbfk0:", {"k": 0, "\ufeffk0": None}, id="key with a byte order mark, no end"),
+        pytest.param(b"l:\n- n: |\n    d", {"l": [{"n": "d"}]}, id="nested block without an end"),
+        pytest.param(b"a: 1\n--- b: 2\n", REFUSED, id="mapping on the line of the separator"),
+        pytest.param(b'a: 1\n--- Y"set",[],"a",{"k": 2}]\n', REFUSED, id="record that became a mapping"),
+        pytest.param(b'a: 1\n--- ["set",[],"a",\0 2]\n--- ["set",[],"a",3]\n', REFUSED, id="hole in front of a record"),
+        pytest.param(b'a: 1\n--- ["set",[],"a",\0\0]\n', {"a": 1}, id="hole in the last record"),
+    ],
+)
+def test_file_opens_as_others_read_it(content: bytes, state: Any) -> None:
+    with checks.scratch() as path:
+        path.write_bytes(content)
+
+        opened = disk.open_and_abandon(path)
+
+        assert (opened.state is None) == (state is REFUSED), opened
+        assert oracle.same(opened.state, state), opened
+
+
+# ---- Looking for damage, and repairing it ----
+
+
+@rounds(ci=1500, nightly=100_000)
+def test_check_finds_something_exactly_where_opening_refuses_or_drops(rounds: int, chance: random.Random) -> None:
+    with checks.scratch() as path:
+        for _ in range(rounds):
+            content = damaged(a_file(chance), chance)
+            path.write_bytes(content)
+
+            with patience():
+                problems = persistedstate.check(path)
+
+            assert path.read_bytes() == content
+            opened = disk.open_and_abandon(path)
+            is_rewritten = opened.refusal is None and not content.startswith(path.read_bytes())
+            assert is_rewritten or bool(problems) == (opened.refusal is not None or bool(opened.warnings)), content
+
+
+@rounds(ci=1500, nightly=100_000)
+def test_repair_makes_every_damaged_file_open(rounds: int, chance: random.Random) -> None:
+    for _ in range(rounds):
+        with checks.scratch() as path:
+            content = damaged(a_file(chance), chance)
+            path.write_bytes(content)
+
+            with patience():
+                repair = persistedstate.repair(path)
+
+            after = path.read_bytes()
+            assert (repair.before, repair.after) == (len(content), len(after)), content
+            assert bool(repair.problems) == (after != content) == (repair.damaged is not None), content
+            assert [entry.name for entry in path.parent.iterdir() if entry != path] == [
+                Path(entry).name for entry in [repair.damaged] if entry
+            ]
+            opened = disk.open_and_abandon(path)
+            assert (opened.refusal, opened.warnings) == (None, []), content
+            assert persistedstate.check(path) == []
+
+
+@rounds(ci=500, nightly=50_000)
+def test_repair_cuts_only_the_records_that_are_damaged_or_do_not_fit(rounds: int, chance: random.Random) -> None:
+    done = 0
+    while done < rounds:
+        snapshot, lines, states = a_journal(chance)
+        if not lines:
+            continue
+        done += 1
+        bad = chance.randrange(len(lines))
+        junk = chance.choice(
+            [b'--- ["set",[],"k0",{oops]\n', b"--- [\0\0\0]\n", b'--- ["unknown",[]]\n', b"--- [1,\xff]\n"]
+        )
+        expected, cut = states[0], []
+        for number, line in enumerate(lines):
+            after = None if number == bad else replayed(expected, line)
+            if after is None:
+                cut.append(junk if number == bad else line)
+            else:
+                expected = after
+        with checks.scratch() as path:
+            path.write_bytes(snapshot + b"".join(lines[:bad]) + junk + b"".join(lines[bad + 1 :]))
+
+            repair = persistedstate.repair(path)
+
+            opened = disk.open_and_abandon(path)
+            assert repair.damaged is not None
+            aside = Path(repair.damaged).read_bytes()
+            assert oracle.same(opened.state, expected), (snapshot, lines, bad)
+            assert all(line.strip() in aside for line in cut), (aside, cut)
+
+
+def replayed(state: Any, line: bytes) -> Any:
+    """Return the state after a record; None if it does not fit."""
+    try:
+        return oracle.replay(copy.deepcopy(state), [json.loads(line[4:])])
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None

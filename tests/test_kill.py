@@ -48,6 +48,17 @@ def test_kill_loses_nothing_acknowledged(chance: random.Random, rounds: int) -> 
 
 
 @pytest.mark.stress
+@sized(ci=200, nightly=20_000)
+def test_kill_while_a_file_is_rewritten_in_its_place_loses_nothing(chance: random.Random, rounds: int) -> None:
+    """A file with two names cannot be replaced."""
+    outcome = kill(chance.getrandbits(32), rounds, "linked")
+
+    assert outcome["examples"] == []
+    assert (outcome["lost"], outcome["unopened"], outcome["left_behind"]) == (0, 0, 0)
+    assert outcome["steps"] > rounds
+
+
+@pytest.mark.stress
 @sized(ci=100, nightly=10_000)
 def test_kill_of_a_script_that_opens_and_closes_often_loses_nothing(chance: random.Random, rounds: int) -> None:
     """The workload of `kill_26_1.py`, which makes the figure in the README."""

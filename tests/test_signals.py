@@ -290,18 +290,18 @@ def test_interrupted_change_of_a_list_is_vacuumed_with_the_comments_of_its_items
 
 
 class InterruptedTwice:
-    """A system in which Ctrl-C comes right after a write, and again while that is dealt with."""
+    """A system in which Ctrl-C comes right after a call, and again while that is dealt with."""
 
-    def __init__(self, second: int) -> None:
+    def __init__(self, first: str, second: int) -> None:
         self._real, self._left, self.has_acted = persistedstate._system, -1, False
-        self._second = second
+        self._first, self._second = first, second
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._real, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
             result = real(*arguments, **options)
-            if self._left < 0 and name == "write":
+            if self._left < 0 and name == self._first:
                 self._left = self._second
                 raise KeyboardInterrupt
             self._left -= self._left > 0
@@ -313,22 +313,30 @@ class InterruptedTwice:
         return call
 
 
-@pytest.mark.parametrize("name", ["set", "append", "slice", "transaction"])
+@pytest.mark.leaves("descriptors", "files")
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("set", "write"), ("append", "write"), ("slice", "write"), ("transaction", "write"), ("vacuum", "write")]
+    + [("vacuum", call) for call in ("open", "fsync", "lock", "replace", "close")],
+)
 def test_second_interrupt_while_the_first_is_settled_leaves_memory_and_file_equal(
-    path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first: str
 ) -> None:
     second, has_acted = 0, True
     while has_acted:
         second += 1
+        path.unlink(missing_ok=True)
         with PersistedState(path, a=1, l=[1, 2, 3]) as state:
-            state.update(a=1, l=[1, 2, 3])
-            system = InterruptedTwice(second)
+            state.b = second
+            system = InterruptedTwice(first, second)
             with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
                 patch.setattr(persistedstate, "_system", system)
                 STATEMENTS[name](state)
             has_acted = system.has_acted
 
             state.refresh()  # settles it
+            assert oracle.read(path) == plain(state), second
+            state.b = -second
             content = plain(state)
             assert oracle.read(path) == content, second
         assert oracle.read(path) == content, second
@@ -350,12 +358,60 @@ def test_interrupted_close_can_be_made_up_for(interrupt: Callable[..., bool]) ->
             state.close()
 
             assert oracle.read(mine) == {"a": 2}, number
-            with mine.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where somebody holds it
-            with PersistedState(mine) as again:
-                assert again.a == 2
+            check_unlocked(mine)
+            check_use(mine)
         number += stride
     assert number > stride
+
+
+@pytest.mark.leaves("descriptors")
+@pytest.mark.parametrize("content", [None, "a: 1\n"], ids=["new", "old"])
+@pytest.mark.parametrize("interrupt", [interrupt_at, interrupt_after_call], ids=["instructions", "calls"])
+def test_interrupted_opening_can_be_repeated(content: str | None, interrupt: Callable[..., bool]) -> None:
+    """As in a notebook: the process lives on, and nothing of the first try holds the lock."""
+    files = {"files": FILES} if interrupt is interrupt_at else {}
+    stride = 7 if interrupt is interrupt_at else 1
+    number, came = 1, True
+    while came:
+        with scratch() as mine:
+            if content is not None:
+                mine.write_text(content)
+            opened: list[PersistedState] = []
+
+            came = interrupt(number, lambda opened=opened, mine=mine: opened.append(PersistedState(mine, a=1)), **files)
+
+            for state in opened:
+                state.close()
+            check_use(mine)
+        number += stride
+    assert number > stride
+
+
+def check_use(path: Path) -> None:
+    """The state can be opened, changed and closed, and is free then."""
+    failed: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            with PersistedState(path, a=1) as state:
+                state.a = 3
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+
+    thread = threading.Thread(target=use, daemon=True)  # in case that it hangs
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "opening hangs"
+    for error in failed:
+        raise error
+    assert oracle.read(path) == {"a": 3}
+    check_unlocked(path)
+
+
+def check_unlocked(path: Path) -> None:
+    """Raise BlockingIOError where somebody holds the lock, be it this process."""
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.leaves("descriptors", "threads")

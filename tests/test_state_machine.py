@@ -1,12 +1,17 @@
-"""Random operations on a state and on plain containers: whatever happens in between, both are equal.
+"""Suite H: random operations on a state and on plain containers; whatever happens in between, both are equal.
 
-The machine also keeps some nodes in its hands, each with its plain counterpart. As long as a node is in the tree, the
-counterpart is the object at the same place of the model; when it leaves the tree, both live on outside it.
+In between the state is closed and opened, its file vacuumed, copied, cut at any byte of the last record, saved by a
+person and refused by the system. The machine also keeps some nodes in its hands, each with its plain counterpart. As
+long as a node is in the tree, the counterpart is the object at the same place of the model; when it leaves the tree,
+both live on outside it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import errno
+import os
 import shutil
 import tempfile
 import warnings
@@ -15,12 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import oracle
+import pytest
+import yaml
 from checks import SCRATCH, records, reopened, unwrap
+from editing import WAYS, Stage
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from oracle import same
+from rounds import SHARE
 
+import persistedstate
 from persistedstate import PersistedState, plain
 
 Operation = Callable[[Any], Any]
@@ -41,6 +51,31 @@ DICT_METHODS = ["set", "set", "set", "delete", "pop", "pop default", "popitem", 
 LIST_METHODS = ["set", "delete", "set slice", "delete slice", "append", "append", "append", "extend", "+=", "*=",
                 "insert", "insert", "pop", "pop at", "remove", "sort", "sort reverse", "reverse", "clear",
                 "add one"]  # fmt: skip
+
+
+#: A key that only the person sets; a line of its own.
+BY_HAND = "by hand"
+#: The calls that a change makes, and what may come of them.
+FAULTS = [("write", errno.ENOSPC), ("write", errno.EIO), ("write", errno.EFBIG), ("fsync", errno.EIO)]
+
+
+class Faulty(Stage):
+    """A stage whose next call of a name fails, without a trace or after a part of the bytes."""
+
+    def fail_once(self, name: str, code: int, written: int) -> None:
+        real = getattr(self._real, name)
+
+        def fail(descriptor: int, *data: Any) -> Any:
+            del self.__dict__[name]
+            if data and written:
+                real(descriptor, bytes(data[0])[:written])
+            raise OSError(code, os.strerror(code))
+
+        self.__dict__[name] = fail
+
+    def heal(self) -> None:
+        for name, _ in FAULTS:
+            self.__dict__.pop(name, None)
 
 
 class Undo(Exception):  # noqa: N818 - it is no error
@@ -157,10 +192,14 @@ class Machine(RuleBasedStateMachine):
     @initialize(defaults=st.dictionaries(st.sampled_from("abc"), values, max_size=3))
     def start(self, defaults: dict[str, Any]) -> None:
         self.folder = tempfile.TemporaryDirectory(dir=SCRATCH)
+        self.patch = pytest.MonkeyPatch()
+        self.stage = Faulty(persistedstate._system)
+        self.patch.setattr(persistedstate, "_system", self.stage)
         self.path = Path(self.folder.name) / "x.state"
         self.model: dict[Any, Any] = copy.deepcopy(defaults)
         self.state = PersistedState(self.path, **defaults)
         self.held: list[tuple[Any, Any]] = []
+        self.number = 0
 
     def teardown(self) -> None:
         if not hasattr(self, "state"):
@@ -171,8 +210,12 @@ class Machine(RuleBasedStateMachine):
             assert same(oracle.read(self.path), self.model)
             assert {entry.name for entry in self.path.parent.iterdir()} == {"x.state"}
         finally:
-            self.state.close()
-            self.folder.cleanup()
+            self.stage.heal()
+            try:
+                self.state.close()
+            finally:
+                self.patch.undo()
+                self.folder.cleanup()
 
     @invariant()
     def memory_equals_the_model(self) -> None:
@@ -356,13 +399,109 @@ class Machine(RuleBasedStateMachine):
         self.model = copy.deepcopy(expected)
         assert [warning.category for warning in caught] == [RuntimeWarning] * (begin < cut < len(after) - 1)
 
+    # ---- Others ----
 
-TestModel = Machine.TestCase
-TestModel.settings = settings(
-    max_examples=250,
-    stateful_step_count=40,
+    @rule(way=st.sampled_from(list(WAYS)), how=st.sampled_from(["refresh", "vacuum", "change"]))
+    def hand_edit(self, way: str, how: str) -> None:
+        """A person sets a key that the script does not use; the journal lines in the text are old news."""
+        self.edit_and_save(self.path.read_text(), way)
+        if how == "change":
+            self.stage.sleep(1)
+            self.state["a"] = self.model["a"] = self.number
+        else:
+            getattr(self.state, how)()
+        self.adopt_order()
+        assert records(self.path) == 0
+
+    @rule(data=st.data(), way=st.sampled_from(list(WAYS)), vacuum=st.booleans())
+    def hand_edit_meanwhile(self, data: st.DataObject, way: str, vacuum: bool) -> None:
+        """The same, while the script goes on between the reading and the saving."""
+        if vacuum:
+            self.state.vacuum()
+        text = self.path.read_text()
+        self.step(data)
+        self.edit_and_save(text, way)
+        self.state.refresh()
+        self.adopt_order()
+
+    def edit_and_save(self, text: str, way: str) -> None:
+        self.number += 1
+        self.model[BY_HAND] = self.number
+        self.save(way, with_line(text, self.number))
+
+    def save(self, way: str, text: str) -> None:
+        self.stage.play(self.path, WAYS[way](self.path, text.encode()))
+        self.stage.finish()
+
+    def adopt_order(self) -> None:
+        """Put the keys of the model where the person's line stands; all else keeps its order."""
+        assert [key for key in self.state if key != BY_HAND] == [key for key in self.model if key != BY_HAND]
+        ordered = {key: self.model[key] for key in self.state}
+        self.model.clear()
+        self.model.update(ordered)
+
+    @rule(data=st.data(), fault=st.sampled_from(FAULTS), written=st.integers(0, 40))
+    def refused(self, data: st.DataObject, fault: tuple[str, int], written: int) -> None:
+        """The system refuses the write of one change; it has not happened then, and the next one works."""
+        name, code = fault
+        expected, memory = copy.deepcopy(self.model), copy.deepcopy(self.model)
+        held = [copy.deepcopy(counterpart) for _, counterpart in self.held]
+        self.stage.fail_once(name, code, written)
+        try:
+            self.state["a"] = [written]
+        except OSError:
+            pass
+        else:
+            expected["a"] = memory["a"] = [written]
+        self.stage.heal()
+        assert same(plain(self.state), expected)
+        assert [counterpart for _, counterpart in self.held] == held
+        if same(expected, self.model):
+            assert same(reopened(self.path), expected)
+        else:
+            self.model["a"] = [written]
+        self.step(data)
+
+    @rule(
+        code=st.sampled_from([errno.ENOSPC, errno.EIO]),
+        written=st.integers(0, 40),
+        call=st.sampled_from(["write", "fsync"]),
+    )
+    def refused_vacuum(self, code: int, written: int, call: str) -> None:
+        """A vacuum that the system refuses costs nothing."""
+        self.stage.fail_once(call, code, written)
+        with contextlib.suppress(OSError):
+            self.state.vacuum()
+        self.stage.heal()
+        self.look()
+
+
+def with_line(text: str, number: int) -> str:
+    """Set the person's key in the snapshot of a text, on its own line, and never in the same number of bytes."""
+    head, separator, journal = text.partition("--- ")
+    lines = [line for line in head.splitlines(keepends=True) if not line.startswith(f"{BY_HAND}:")]
+    if lines and lines[-1].strip() and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    if yaml.safe_load("".join(lines)) in ({}, None):
+        lines = []
+    return "".join([*lines, f"{BY_HAND}: {number}  # {'*' * number}\n", separator, journal])
+
+
+CI = settings(
+    max_examples=max(1, round(300 * SHARE)),
+    stateful_step_count=50,
     report_multiple_bugs=False,
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
+TestMachine = Machine.TestCase
+TestMachine.settings = CI
+
+
+class _Campaign(Machine):
+    pass
+
+
+TestCampaign = pytest.mark.campaign(pytest.mark.timeout(0)(_Campaign.TestCase))
+TestCampaign.settings = settings(CI, max_examples=20_000, stateful_step_count=100)

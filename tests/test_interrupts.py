@@ -1,0 +1,512 @@
+"""Suite F: KeyboardInterrupt before any instruction of the module leaves memory and file equal, and nothing half done.
+
+test_transactions.py does the same to single changes and to transactions; here are the operations of lists and mappings,
+vacuum, close, the merge of a hand edit, the rescue after a failed fsync, and a second interrupt behind the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import fcntl
+import os
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import oracle
+import processes
+import pytest
+from checks import records, scratch
+from editing import Stage, save, staged
+from rounds import rounds
+
+import persistedstate
+from persistedstate import PersistedState, plain
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+START: dict[str, Any] = {"a": 1, "l": [3, {"n": [1]}, "x", 2], "d": {"z": 1, "k": {"deep": [1]}}, "gone": None}
+TEXT = """\
+a: 1  # a comment
+l:
+- 3
+- n:
+  - 1
+- x
+- 2
+# above
+d:
+  z: 1
+  k:
+    deep:
+    - 1
+gone: null
+"""
+
+#: Every change is one record; the same call does it to a state and to plain containers.
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "sort": lambda s: s["l"].sort(key=repr),
+    "reverse": lambda s: s["l"].reverse(),
+    "extend": lambda s: s["l"].extend([5, {"m": []}]),
+    "insert": lambda s: s["l"].insert(1, [0]),
+    "pop in the middle": lambda s: s["l"].pop(1),
+    "remove": lambda s: s["l"].remove("x"),
+    "slice": lambda s: s["l"].__setitem__(slice(1, 3), ["p", "q", "r"]),
+    "extended slice": lambda s: s["l"].__setitem__(slice(None, None, 2), ["p", "q"]),
+    "del slice": lambda s: s["l"].__delitem__(slice(0, 2)),
+    "repeat": lambda s: s["l"].__imul__(2),
+    "empty": lambda s: s["l"].clear(),
+    "item": lambda s: s["l"].__setitem__(1, "instead"),
+    "deep": lambda s: s["d"]["k"]["deep"].append(2),
+    "update": lambda s: s["d"].update(z=2, y=[1]),
+    "popitem": lambda s: s["d"].popitem(),
+    "setdefault": lambda s: s["d"].setdefault("new", {}),
+    "mapping": lambda s: s.__setitem__("d", {"other": 1}),
+    "delete": lambda s: s.__delitem__("gone"),
+    "clear": lambda s: s.clear(),
+}
+
+FILES = frozenset({persistedstate.__file__, contextlib.__file__})
+#: A trace function that raises is gone; the monitoring of 3.12 goes on, also in the handler of the first interrupt.
+run_watched = processes._interrupt_by_monitoring if sys.version_info >= (3, 12) else processes._interrupt_by_tracing
+
+
+class Interrupts:
+    """Raises KeyboardInterrupt before the instructions of these numbers; counts on from one action to the next."""
+
+    def __init__(self, *points: int) -> None:
+        self.points = points
+        self.count = 0
+
+    def _step(self) -> None:
+        self.count += 1
+        if self.count in self.points:
+            raise KeyboardInterrupt
+
+    def during(self, action: Callable[[], object]) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            run_watched(self._step, action, FILES)
+
+    @property
+    def came(self) -> bool:
+        """Whether the last of the points was reached."""
+        return self.count >= self.points[-1]
+
+
+def instructions(action: Callable[[], object]) -> int:
+    """Count the instructions of an action."""
+    interrupts = Interrupts(-1)
+    interrupts.during(action)
+    return interrupts.count
+
+
+@contextlib.contextmanager
+def opened(**options: Any) -> Iterator[tuple[Path, Any]]:
+    """Give a fresh file with TEXT and one record, and its state."""
+    with scratch() as path:
+        path.write_text(TEXT)
+        state = PersistedState(path, **options)
+        state.before = 1
+        try:
+            yield path, state
+        finally:
+            state.close()
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    """Open the file as it is at this moment, read-only, as after a crash."""
+    with PersistedState(path, _readonly=True) as reader:
+        found: dict[str, Any] = plain(reader)
+    return found
+
+
+def expected_after(change: Callable[[Any], object]) -> tuple[dict[str, Any], dict[str, Any]]:
+    before = {**copy.deepcopy(START), "before": 1}
+    after = copy.deepcopy(before)
+    change(after)
+    return before, after
+
+
+def check_equal(state: Any, path: Path, allowed: tuple[Any, ...], where: object) -> None:
+    """Assert that memory and file hold the same, one of the allowed contents, and that the next change joins them."""
+    found = plain(state)
+    assert found in allowed, where
+    assert content_of(path) == found, where
+    state.later = str(where)
+    check_settled(state, path, ({**content, "later": str(where)} for content in allowed), where)
+
+
+def check_settled(state: Any, path: Path, allowed: Any, where: object) -> None:
+    found = plain(state)
+    assert found in list(allowed), where
+    assert content_of(path) == found, where
+
+
+# ---- One interrupt ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.leaves("descriptors")
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@rounds(ci=90, nightly=100_000)
+def test_an_interrupt_at_any_instruction_of_a_change(
+    chance: random.Random, rounds: int, change: Callable[[Any], object]
+) -> None:
+    before, after = expected_after(change)
+    with opened() as (_, state):
+        count = instructions(lambda: change(state))
+        assert plain(state) == after
+    assert count > 50
+
+    for number in some(chance, count, rounds):
+        with opened() as (path, state):
+            interrupts = Interrupts(number)
+            interrupts.during(partial(change, state))
+            assert interrupts.came
+            check_equal(state, path, (before, after), number)
+
+
+def transact(s: Any) -> None:
+    """Use lists in a transaction; test_transactions.py does the rest."""
+    with s.transaction() if isinstance(s, PersistedState) else contextlib.nullcontext():
+        s["l"].sort(key=repr)
+        del s["l"][1:3]
+        s["l"] += [{"n": 1}]
+        s["d"]["k"]["deep"] *= 2
+        s["d"] |= {"z": 3, "y": s["l"][-1]}
+
+
+@pytest.mark.leaves("descriptors")
+@rounds(ci=400, nightly=20_000)
+def test_an_interrupt_in_a_transaction_of_list_operations(chance: random.Random, rounds: int) -> None:
+    before, after = expected_after(lambda s: transact(_plain_items(s)))
+    with opened() as (_, state):
+        count = instructions(lambda: transact(state))
+        assert plain(state) == after
+
+    for number in some(chance, count, rounds):
+        with opened() as (path, state):
+            Interrupts(number).during(partial(transact, state))
+            check_equal(state, path, (before, after), number)
+
+
+def _plain_items(items: dict[str, Any]) -> dict[str, Any]:
+    """Copy what a transaction stores twice, as a state does."""
+
+    items["d"] = _Copying(items["d"])
+    return items
+
+
+class _Copying(dict[str, Any]):
+    def __ior__(self, other: Any) -> Any:  # type: ignore[misc]
+        self.update(copy.deepcopy(other))
+        return self
+
+
+def some(chance: random.Random, count: int, rounds: int) -> list[int]:
+    """Return the numbers of all instructions, or as many of them as there are rounds."""
+    return sorted(chance.sample(range(1, count + 1), min(count, rounds)))
+
+
+@pytest.mark.leaves("descriptors")
+@rounds(ci=500, nightly=50_000)
+def test_an_interrupt_in_a_vacuum(chance: random.Random, rounds: int) -> None:
+    _, after = expected_after(CHANGES["slice"])
+
+    def changed(state: Any) -> Any:
+        CHANGES["slice"](state)
+        return state
+
+    with opened() as (_, state):
+        count = instructions(changed(state).vacuum)
+
+    for number in some(chance, count, rounds):
+        with opened() as (path, state):
+            Interrupts(number).during(changed(state).vacuum)
+            check_equal(state, path, (after,), number)
+            state.vacuum()
+            check_settled(state, path, [{**after, "later": str(number)}], number)
+            assert records(path) == 0
+            assert "# a comment" in path.read_text()
+
+
+@pytest.mark.leaves("descriptors")
+@rounds(ci=500, nightly=50_000)
+def test_an_interrupt_in_a_change_that_vacuums(
+    chance: random.Random, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistedstate, "_VACUUM_FLOOR", 1)
+    text = "x" * 500
+    before, after = expected_after(lambda s: s.__setitem__("big", text))
+
+    def change(state: Any) -> None:
+        state.big = text
+
+    with opened() as (path, state):
+        count = instructions(lambda: change(state))
+        assert records(path) == 0
+
+    for number in some(chance, count, rounds):
+        with opened() as (path, state):
+            Interrupts(number).during(partial(change, state))
+            check_equal(state, path, (before, after), number)
+
+
+@rounds(ci=600, nightly=50_000)
+def test_an_interrupt_in_close(chance: random.Random, rounds: int) -> None:
+    _, after = expected_after(CHANGES["insert"])
+    with opened() as (_, state):
+        CHANGES["insert"](state)
+        count = instructions(state.close)
+
+    for number in some(chance, count, rounds):
+        with scratch() as path:
+            path.write_text(TEXT)
+            state = PersistedState(path, before=1)
+            CHANGES["insert"](state)
+
+            Interrupts(number).during(state.close)
+            assert content_of(path) == after, number
+            state.close()
+
+            assert content_of(path) == after, number
+            assert is_free(path), number
+            with PersistedState(path) as again:
+                again.later = number
+            assert oracle.read(path) == {**after, "later": number}
+            assert sorted(os.listdir(path.parent)) == [path.name]  # noqa: PTH208 - names
+
+
+def is_free(path: Path) -> bool:
+    """Tell whether nobody holds the lock of the file."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+# ---- Others at work --------------------------------------------------------------------------------------------------
+
+THEIRS = TEXT.replace("- x\n", "- x\n- P\n").replace("z: 1", "z: 7").replace("gone: null\n", "mine: 1\n# end\n")
+MERGED = {
+    "a": 2,
+    "l": [3, {"n": [1]}, "x", "P", 2, "S"],
+    "d": {"z": 7, "k": {"deep": [1]}},
+    "mine": 1,
+    "before": 1,
+}
+
+
+def noticed(look: str) -> Callable[[Any, Stage], object]:
+    """Return what lets the module see a hand edit."""
+    if look == "change":
+
+        def change(state: Any, stage: Stage) -> None:
+            stage.sleep(1)
+            state.a = 2
+
+        return change
+    return lambda state, _: getattr(state, look)()
+
+
+@contextlib.contextmanager
+def edited(look: str) -> Iterator[tuple[Path, Any, Callable[[], object]]]:
+    """Give a file that a person has saved, its state, and the action that has to notice it."""
+    with staged() as stage, opened() as (path, state):
+        state.l.append("S")
+        if look != "change":
+            state.a = 2
+        save(path, THEIRS)
+        yield path, state, lambda: noticed(look)(state, stage)
+
+
+@pytest.mark.leaves("descriptors")
+@pytest.mark.parametrize("look", ["refresh", "change", "vacuum"])
+@rounds(ci=250, nightly=50_000)
+def test_an_interrupt_in_a_merge(chance: random.Random, rounds: int, look: str) -> None:
+    with edited(look) as (path, state, action):
+        count = instructions(action)
+        assert plain(state) == MERGED
+        assert records(path) == 0
+
+    for number in some(chance, count, rounds):
+        with edited(look) as (path, state, action):
+            Interrupts(number).during(action)
+            mine = {**START, "l": [*START["l"], "S"], "before": 1}
+            assert plain(state) in (mine, {**mine, "a": 2}, MERGED, {**MERGED, "a": 1}), number
+            check_merge(path, state, number)
+
+
+def check_merge(path: Path, state: Any, where: object) -> None:
+    """Assert that a merge that was interrupted is done or not begun, and is done by the next look."""
+    theirs = oracle.read(path)
+    assert theirs["d"]["z"] == 7, where
+    assert theirs["mine"] == 1, where
+    state.refresh()
+    found = plain(state)
+    assert found in (MERGED, {**MERGED, "a": 1}), where
+    assert content_of(path) == found, where
+    state.later = str(where)
+    assert content_of(path) == {**found, "later": str(where)}, where
+    state.close()
+    assert oracle.read(path) == {**found, "later": str(where)}, where
+    assert "# end" in path.read_text()
+    assert sorted(os.listdir(path.parent)) == [path.name]  # noqa: PTH208 - names
+
+
+@rounds(ci=200, nightly=50_000)
+def test_an_interrupt_in_a_close_that_merges(chance: random.Random, rounds: int) -> None:
+    with edited("close") as (path, _, action):
+        count = instructions(action)
+        assert oracle.read(path) == MERGED
+
+    for number in some(chance, count, rounds):
+        with edited("close") as (path, state, action):
+            Interrupts(number).during(action)
+            state.close()
+            assert oracle.read(path) == MERGED, number
+            assert is_free(path), number
+            assert sorted(os.listdir(path.parent)) == [path.name]  # noqa: PTH208 - names
+
+
+@contextlib.contextmanager
+def failing_sync() -> Iterator[Callable[[], None]]:
+    """Give a function that lets the next fsync fail."""
+    with pytest.MonkeyPatch.context() as patch:
+        stage = Stage(persistedstate._system)
+        patch.setattr(persistedstate, "_system", stage)
+
+        def fail_once() -> None:
+            def fsync(_descriptor: int) -> None:
+                del stage.__dict__["fsync"]
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            stage.__dict__["fsync"] = fsync
+
+        yield fail_once
+
+
+@pytest.mark.leaves("descriptors")
+@rounds(ci=400, nightly=50_000)
+def test_an_interrupt_in_a_rescue(chance: random.Random, rounds: int) -> None:
+    """The fsync of a change fails, so that a fresh snapshot is written; the interrupt comes anywhere in that."""
+    change = CHANGES["extend"]
+    before, after = expected_after(change)
+    with failing_sync() as fail_once:
+        with opened(_fsync=True) as (path, state):
+            fail_once()
+            count = instructions(lambda: change(state))
+            assert plain(state) == after
+            assert records(path) == 0
+
+        for number in some(chance, count, rounds):
+            with opened(_fsync=True) as (path, state):
+                fail_once()
+                Interrupts(number).during(partial(change, state))
+                persistedstate._system.__dict__.pop("fsync", None)
+                check_equal(state, path, (before, after), number)
+
+
+# ---- A second interrupt ----------------------------------------------------------------------------------------------
+
+
+def pairs(chance: random.Random, count: int, rounds: int) -> Iterator[tuple[int, int]]:
+    """Yield the instruction of the first interrupt, and how many later the second comes."""
+    for _ in range(rounds):
+        yield chance.randint(1, count), chance.choice([chance.randint(1, 30), chance.randint(1, 300)])
+
+
+def interrupt_twice(first: int, later: int, action: Callable[[], object], follow_up: Callable[[], object]) -> None:
+    """Interrupt an action, and its clean-up or else what comes after it."""
+    interrupts = Interrupts(first, first + later)
+    interrupts.during(action)
+    if not interrupts.came:
+        interrupts.count = max(interrupts.count, first)
+        interrupts.during(follow_up)
+
+
+@pytest.mark.leaves("descriptors")
+@rounds(ci=1500, nightly=200_000)
+def test_two_interrupts_in_a_change(chance: random.Random, rounds: int) -> None:
+    counts = {}
+    for name, change in CHANGES.items():
+        with opened() as (_, state):
+            counts[name] = instructions(partial(change, state))
+
+    for first, later in pairs(chance, 1 << 30, rounds):
+        name = chance.choice(list(CHANGES))
+        change, number = CHANGES[name], first % counts[name] + 1
+        before, after = expected_after(change)
+        with opened() as (path, state):
+            interrupt_twice(number, later, partial(change, state), partial(state.update, second=1))
+            state.refresh()
+            contents = [content | extra for content in (before, after) for extra in ({}, {"second": 1})]
+            check_equal(state, path, tuple(contents), (name, number, later))
+
+
+@pytest.mark.leaves("descriptors")
+@pytest.mark.parametrize("what", ["transaction", "vacuum", "rescue"])
+@rounds(ci=300, nightly=100_000)
+def test_two_interrupts_in_what_takes_longer(chance: random.Random, rounds: int, what: str) -> None:
+    before, after = expected_after(lambda s: transact(_plain_items(s)))
+
+    def action(state: Any) -> None:
+        if what == "vacuum":
+            state.vacuum()
+        else:
+            transact(state)
+
+    with failing_sync() as fail_once:
+
+        def prepared(state: Any) -> Any:
+            if what == "rescue":
+                fail_once()
+            return state
+
+        with opened(_fsync=what == "rescue") as (_, state):
+            count = instructions(lambda: action(prepared(state)))
+
+        for first, later in pairs(chance, count, rounds):
+            with opened(_fsync=what == "rescue") as (path, state):
+                prepared(state)
+                interrupt_twice(first, later, partial(action, state), state.refresh)
+                persistedstate._system.__dict__.pop("fsync", None)
+                state.refresh()
+                check_equal(state, path, (before,) if what == "vacuum" else (before, after), (first, later))
+
+
+@pytest.mark.leaves("descriptors")
+@rounds(ci=300, nightly=100_000)
+def test_two_interrupts_in_a_merge(chance: random.Random, rounds: int) -> None:
+    with edited("refresh") as (_, _, action):
+        count = instructions(action)
+
+    for first, later in pairs(chance, count, rounds):
+        with edited("refresh") as (path, state, action):
+            interrupt_twice(first, later, action, action)
+            check_merge(path, state, (first, later))
+
+
+@rounds(ci=300, nightly=100_000)
+def test_two_interrupts_in_close(chance: random.Random, rounds: int) -> None:
+    _, after = expected_after(CHANGES["insert"])
+    with opened() as (_, state):
+        CHANGES["insert"](state)
+        count = instructions(state.close)
+
+    for first, later in pairs(chance, count, rounds):
+        with opened() as (path, state):
+            CHANGES["insert"](state)
+            interrupt_twice(first, later, state.close, state.close)
+            state.close()
+            assert oracle.read(path) == after, (first, later)
+            assert is_free(path)
+            assert sorted(os.listdir(path.parent)) == [path.name]  # noqa: PTH208 - names
