@@ -59,7 +59,7 @@ import time
 import warnings
 import weakref
 from binascii import a2b_base64, b2a_base64
-from collections import deque
+from collections import Counter, deque
 from collections.abc import (
     ItemsView,
     Iterable,
@@ -1610,7 +1610,7 @@ class _Saved:
             text = text[: end - _leftover(text, is_certain=False)] + text[end:]
         self.text = _RECORD_LINE.sub("", text)
         stream = _Stream(self.text.encode())
-        self.document, self.value = stream.document, stream.value
+        self.original, self.value = stream.document, stream.value
 
 
 def _leftover(text: str, *, is_certain: bool) -> int:
@@ -1818,8 +1818,10 @@ class _Journal:
         self.is_renamed = True
         #: An old file that somebody wrote to while another one took its place.
         self.displaced = -1
-        #: When `append` was last called, and when somebody last looked who else wrote; by the wall clock.
-        self.wrote_at = self.looked_at = _system.time()
+        #: When `append` was last called; when it will look again who else wrote; how the wall clock differs.
+        self.wrote_at = self.due_at = self.clock = 0.0
+        #: Somebody else may have written.
+        self.is_suspicious = False
         try:
             self._remove_leftovers()
             self.data = _read_all(self.descriptor)
@@ -1900,7 +1902,10 @@ class _Journal:
 
     def append(self, data: bytes) -> None:
         """Add to the file with one write; raises OSError and leaves the file as it was if that fails."""
-        self.wrote_at = _system.time()
+        now = _system.now()
+        if now >= self.due_at:
+            self._glance_around(now)
+        self.wrote_at = now
         try:
             written = _system.write(self.descriptor, data)
             if written != len(data):
@@ -1909,6 +1914,11 @@ class _Journal:
             self._take_back(data, self._read_from(self.size))
             raise
         self.size += written
+
+    @property
+    def has_grown_before(self) -> bool:
+        """Whether there were records when the file was last known to be ours."""
+        return self.basis is not None and self.basis[2] > self.known[0]
 
     def landed(self, offset: int, data: bytes) -> bool:
         """After an interrupted `append` at an offset: tell whether all of it is in the file; if not, cut what is."""
@@ -1933,32 +1943,30 @@ class _Journal:
         """Wait until the file is on the disk. After an OSError only a new file helps: what failed once is forgotten."""
         _system.fsync(self.descriptor)
 
-    def is_due(self) -> bool:
-        """Tell whether it is time to look who else wrote; the clock may jump either way."""
-        return not 0 <= self.wrote_at - self.looked_at < _LOOK_EVERY
+    def _glance_around(self, now: float) -> None:
+        """Note whether somebody else may have written, by the look of the file; `is_foreign` finds out."""
+        wrote_at, self.clock = self.wrote_at + self.clock, _system.time() - now
+        self.due_at = now + _LOOK_EVERY
+        glance, known = _glance(self.path), self.basis
+        if glance != known:
+            is_ours = glance is not None and known is not None and glance[:2] == known[:2] and glance[2] == self.size
+            is_just_written = glance is not None and abs(glance[3] / 1e9 - wrote_at) < _CLOCK_TICK
+            self.is_suspicious = not (is_ours and is_just_written)
 
-    def is_foreign(self, *, thorough: bool) -> bool:
-        """Tell whether somebody else wrote, replaced or removed the file.
-
-        thorough: also where the time of the change is about that of our last write.
-        """
-        self.looked_at = _system.time()
-        if self.displaced >= 0:
-            return True
+    def is_foreign(self) -> bool:
+        """Find out whether somebody else wrote, replaced or removed the file."""
+        self.is_suspicious = False
         while True:
             size = self.size
-            is_foreign = self._is_foreign(self.wrote_at if not thorough else None)
+            is_foreign = self.displaced >= 0 or self._is_foreign()
             if size == self.size:  # else a signal handler has appended meanwhile
                 return is_foreign
 
-    def _is_foreign(self, wrote_at: float | None) -> bool:
+    def _is_foreign(self) -> bool:
         glance, known = _glance(self.path), self.basis
         if glance == known or glance is None or known is None:
             return glance is None
-        if glance[:2] != known[:2] or glance[2] != self.size:
-            return True
-        is_ours = self.size > known[2] and wrote_at is not None and abs(glance[3] / 1e9 - wrote_at) < _CLOCK_TICK
-        if not is_ours and not self._is_known_content():
+        if glance[:2] != known[:2] or glance[2] != self.size or not self._is_known_content():
             return True
         self.basis = glance
         return False
@@ -2093,9 +2101,9 @@ class _Journal:
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
         before, padding = self.size, b"\n" * max(0, len(data) - self.size)
-        self.append(b"%b\n%b%d bytes\n" % (padding, _MARK.encode(), len(data)))
         self.is_half_rewritten = True
         try:
+            self.append(b"%b\n%b%d bytes\n" % (padding, _MARK.encode(), len(data)))
             self.sync()  # so that no loss of power leaves the content without the line
             self.append(data)
             self.sync()
@@ -3305,7 +3313,7 @@ class _LiveTree(_Tree):
             self._sync()
         if self.journal.size > self.limit:
             self._vacuum_or_warn()
-        elif self.journal.is_due():
+        elif self.journal.is_suspicious:
             self.look()
 
     def _sync(self) -> None:
@@ -3388,14 +3396,14 @@ class _LiveTree(_Tree):
             self.resume()
         if self.levels:
             raise StateError(self.path, "a transaction is open; vacuum after it")
-        if not self.look(thorough=True) and not self.is_clean:
+        if not self.look() and not self.is_clean:
             self._vacuum()
 
     def _vacuum(self) -> None:
         """Renew the snapshot, unless somebody wrote the file, which asks for more."""
         for _ in range(_TRIES):
             with suppress(_Overtaken):
-                if not self.look(thorough=True):
+                if not self.look():
                     self._renew(self._renewed(), self.journal.basis)
                 return
         raise OSError(errno.EBUSY, "somebody keeps writing the file", self.path)
@@ -3413,29 +3421,36 @@ class _LiveTree(_Tree):
             values[key] = _plain(self.root._items[key])
         return values[key]
 
-    def _renew(self, document: _Document, basis: _Glance | None, value: Any = _GONE) -> None:
-        """Replace a file that looks like `basis` by a snapshot; memory takes over the value, if one is given."""
+    def _renew(
+        self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
+    ) -> None:
+        """Replace a file that looks like `basis` by a snapshot.
+
+        value: what memory takes over. saved: what a person saved, from which they may go on.
+        """
         data = document.text().encode()
         try:
             self.halted = _RENEWING
             self.journal.replace(data, basis)
-            self._adopt(document, data, value)
+            self._adopt(document, data, value, saved)
         except OSError as error:
             if self.journal.is_half_rewritten or not self.journal.is_renamed:
                 self.trouble = error
             raise
         finally:
             if self.document is not document and self.journal.holds(data):
-                self._adopt(document, data, value)
+                self._adopt(document, data, value, saved)
             self.halted = self.trouble
 
-    def _adopt(self, document: _Document, data: bytes, value: Any) -> None:
+    def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None) -> None:
         """Note what the file holds now; may be called twice, and has been called when `document` is the new one."""
         self.is_clean = True
         self._separator = self._separator_behind(document, data)
         if value is not _GONE:
             _become(self.root, value)
-        self.history.add(self.document, self.first_record, self.touched)
+        self.history.add(self.document, self.first_record, self.touched, by_person=value is not _GONE)
+        if saved is not None:
+            self.history.add(saved.original, saved.first_record, saved.original.pieces)
         self.touched.clear()
         self.generation += 1
         self.first_record = ""
@@ -3443,14 +3458,11 @@ class _LiveTree(_Tree):
         self.trouble = None
         self.document = document
 
-    def look(self, *, thorough: bool = False) -> bool:
-        """Merge what others did to the file, if anything; return whether there was. Raises OSError, StateLocked.
-
-        thorough: also notice a change that left the size of the file as it was and came right after one of ours.
-        """
+    def look(self) -> bool:
+        """Merge what others did to the file, if anything; return whether there was. Raises OSError, StateLocked."""
         is_found = False
         for _ in range(_TRIES):
-            if not self.journal.is_foreign(thorough=thorough):
+            if not self.journal.is_foreign():
                 return is_found
             is_found = True
             try:
@@ -3477,12 +3489,14 @@ class _LiveTree(_Tree):
             self._refuse(edit)
             self._renew(self._renewed(), edit.basis)
             return
-        base, mine = self.history.base(edit.saved, self.document, self.first_record), _plain(self.root)
+        first_record = self.first_record if self.journal.has_grown_before else ""
+        base, mine = self.history.base(edit.saved, self.document, first_record), _plain(self.root)
         value = _merged(base, mine, edit.saved.value)
-        document, order = edit.saved.document, _moved(edit.saved.value, value)
+        document, order = edit.saved.original.copied(), _moved(edit.saved.value, value)
         touched = {key: key in order for key, old in edit.saved.value.items() if not _same(old, value.get(key, _GONE))}
         document.update({**dict.fromkeys(order, True), **touched}, value, value.__getitem__, {})
-        self._renew(document, edit.basis, value)
+        is_new = self.history.is_new(edit.saved, self.document)
+        self._renew(document, edit.basis, value, edit.saved if is_new else None)
         self.merges += not _same(mine, value)
 
     def _refuse(self, edit: _Edit) -> None:
@@ -3497,7 +3511,7 @@ class _LiveTree(_Tree):
             self.resume()
         before = self.merges
         if not self.levels:
-            self.look(thorough=True)
+            self.look()
         return self.merges > before
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
@@ -3538,7 +3552,7 @@ class _LiveTree(_Tree):
     def _look_or_keep(self) -> bool:
         """Merge what others did; where a process has opened what they put in the place of the file, keep ours aside."""
         try:
-            return self.look(thorough=True)
+            return self.look()
         except StateLocked as error:
             kept = self.journal.keep_aside(self._renewed().text().encode(), "kept")
             reason = f"was replaced, and what is there is in use by process {error.pid}; this state is kept in {kept}"
@@ -3638,42 +3652,53 @@ class _Syncer:
         self._sync()
 
 
+class _Past(NamedTuple):
+    """A snapshot that was replaced: its first record, how many bytes it keeps, and whether a person had it replaced."""
+
+    document: _Document
+    first_record: str
+    size: int
+    by_person: bool
+
+
 class _History:
     """The snapshots of the past, with the first record behind each: an editor may have read any of them."""
 
     def __init__(self) -> None:
-        self.past: deque[tuple[_Document, str, int]] = deque()
+        self.past: deque[_Past] = deque()
         self.size = 0
 
-    def add(self, document: _Document, first_record: str, changed: Iterable[Any]) -> None:
+    def add(self, document: _Document, first_record: str, changed: Iterable[Any], *, by_person: bool = False) -> None:
         """Note a snapshot that is about to be replaced because some of its entries changed."""
         text = sum(len(document.pieces.get(key, "")) for key in changed) + len(document.single)
-        size = text + 100 * len(document.pieces) + 500
-        self.past.appendleft((document, first_record, size))
-        self.size += size
+        self.past.appendleft(_Past(document, first_record, text + 100 * len(document.pieces) + 500, by_person))
+        self.size += self.past[0].size
         while self.size > _HISTORY and len(self.past) > 1:
-            self.size -= self.past.pop()[2]
+            self.size -= self.past.pop().size
 
     def previous(self) -> list[_Document]:
         """Return the snapshot before the present one, if there was any."""
-        return [document for document, _, _ in self.past][:1]
-
-    def _all(self, present: _Document, first_record: str) -> list[tuple[_Document, str]]:
-        return [(present, first_record), *((document, record) for document, record, _ in self.past)]
+        return [past.document for past in self.past][:1]
 
     def base(self, saved: _Saved, present: _Document, first_record: str) -> dict[Any, Any]:
         """Return the value of the snapshot that an editor had read.
 
-        The record that followed it tells; without one, the snapshot from which the fewest values differ, where one
-        further back must explain more. Somebody who saved the very text of an older one wanted to go back to it.
+        The record that followed it tells; without one, the snapshot from which the fewest values differ. Whoever saved
+        the very text of the previous snapshot had read that, if the script changed it since; the text of an older one,
+        or of one that a person has changed since, is what somebody wanted to go back to.
         """
-        known = self._all(present, first_record)
-        if saved.first_record:
-            known = [entry for entry in known if entry[1] == saved.first_record] or known[:2]
+        known = [_Past(present, first_record, 0, by_person=False), *self.past]
+        if saved.first_record and any(past.first_record == saved.first_record for past in known):
+            known = [past for past in known if past.first_record == saved.first_record]
         else:
-            known = known[:1] + [entry for entry in known[1:_NEAR] if entry[0].text() != saved.text]
-        values = [_Document.read(document.text())[1] for document, _ in known]
-        return min(enumerate(values), key=lambda entry: _distance(entry[1], saved.value) + min(entry[0] / 2, 1.5))[1]
+            old = [past for place, past in enumerate(known[:_NEAR]) if place > 1 or past.by_person]
+            known = [past for past in known[:_NEAR] if past not in old or past.document.text() != saved.text]
+        values = [_Document.read(past.document.text())[1] for past in known]
+        return min(values, key=lambda value: _distance(value, saved.value))
+
+    def is_new(self, saved: _Saved, present: _Document) -> bool:
+        """Tell whether no snapshot had this text."""
+        return all(document.text() != saved.text for document in [present, *(past.document for past in self.past)])
 
 
 class _Follower(_Tree):
@@ -3867,12 +3892,12 @@ def _merged_list(base: list[Any], mine: list[Any], theirs: list[Any]) -> list[An
     """Give each item a token, the index in `base` or its text, by which the lists can be compared as sequences."""
     my_tokens, their_tokens = _tokens(base, mine), _tokens(base, theirs)
     my_values, their_values = dict(zip(my_tokens, mine, strict=True)), dict(zip(their_tokens, theirs, strict=True))
-    values = {
-        token: _merged(
-            base[token] if type(token) is int else _GONE, my_values.get(token, _GONE), their_values.get(token, _GONE)
-        )
-        for token in [*my_tokens, *their_tokens]
-    }
+    values = {}
+    for token in [*my_tokens, *their_tokens]:
+        mine_now, theirs_now = my_values.get(token, _GONE), their_values.get(token, _GONE)
+        was = base[token] if type(token) is int else _GONE
+        is_replaced = theirs_now is _GONE and not isinstance(mine_now, (dict, list)) and not _same(was, mine_now)
+        values[token] = mine_now if is_replaced else _merged(was, mine_now, theirs_now)
     common = [token for token in their_tokens if type(token) is int and token in my_values]
     first, second = (my_tokens, their_tokens) if common == sorted(common) else (their_tokens, my_tokens)
     return [values[token] for token in _interleaved(first, second) if values[token] is not _GONE]
@@ -3918,12 +3943,13 @@ def _moved(text_order: Iterable[Any], value: Iterable[Any]) -> set[Any]:
     return moved
 
 
-def _distance(one: Any, other: Any) -> float:
+def _distance(one: Any, other: Any) -> int:
     """Return in how many places two plain values differ."""
     if type(one) is dict and type(other) is dict:
         return sum(_distance(one.get(key, _GONE), other.get(key, _GONE)) for key in {**one, **other})
     if type(one) is list and type(other) is list:
-        return sum(map(_distance, one, other)) + abs(len(one) - len(other))
+        ours, others = Counter(map(_flow, one)), Counter(map(_flow, other))
+        return (ours - others).total() + (others - ours).total()
     return 0 if one is other or _same(one, other) else 1
 
 
