@@ -287,9 +287,9 @@ def faults_of(number: int, name: str, size: int) -> Iterator[Fault]:
 
 
 def every_fault(calls: list[tuple[str, int]]) -> list[Fault]:
-    return [
-        fault for number, call in enumerate(calls) if call[0] not in NEVER_FAIL for fault in faults_of(number, *call)
-    ]
+    # fstat: see test_file_is_let_go_even_if_nothing_can_be_told_of_it
+    may_fail = [(number, *call) for number, call in enumerate(calls) if call[0] not in {*NEVER_FAIL, "fstat"}]
+    return [fault for call in may_fail for fault in faults_of(*call)]
 
 
 def run_all(workload: Workload, plans: list[tuple[Fault, ...]]) -> int:
