@@ -100,7 +100,7 @@ class Failing:
             self.mend()
         self.calls.append((name, size))
         for fault in self._faults:
-            if fault.at == number:
+            if fault.at == number and (name != "fstat" or len(self._faults) == 1):  # fstat: see every_fault
                 if fault.stays:
                     self._staying[name] = fault
                 return fault
