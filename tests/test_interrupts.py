@@ -76,6 +76,16 @@ FILES = frozenset({persistedstate.__file__, contextlib.__file__})
 run_watched = processes._interrupt_by_monitoring if sys.version_info >= (3, 12) else processes._interrupt_by_tracing
 
 
+@pytest.fixture(autouse=True)
+def _no_state_left_open() -> Iterator[None]:
+    """What one test breaks is no other's trouble: a state that is half closed is in the way of each opening."""
+    yield
+    for tree in list(persistedstate._open_trees):
+        if tree.journal.descriptor >= 0:
+            os.close(tree.journal.descriptor)
+        persistedstate._open_trees.remove(tree)
+
+
 class Interrupts:
     """Raises KeyboardInterrupt before the instructions of these numbers; counts on from one action to the next."""
 
