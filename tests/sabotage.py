@@ -32,7 +32,7 @@ SUITES = {
     "E failing calls": ["test_failing_calls.py"],
     "F interrupts": ["test_interrupts.py", "test_transactions.py"],
     "G signals": ["test_signals.py"],
-    "H model": ["test_state_machine.py", "test_model.py"],
+    "H model": ["test_state_machine.py"],
     "J fuzz": ["test_fuzz.py"],
     "K followers": ["test_followers.py"],
     "L threads": ["test_threads.py"],
