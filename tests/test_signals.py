@@ -365,12 +365,20 @@ def test_interrupted_close_can_be_made_up_for(interrupt: Callable[..., bool]) ->
 
             assert oracle.read(mine) == {"a": 2}, number
             check_unlocked(mine)
-            check_use(mine)
+            with PersistedState(
+                mine
+            ) as again:  # in this thread: between two instructions `with lock` may keep the lock
+                again.a = 3
+            assert oracle.read(mine) == {"a": 3}, number
         number += stride
     assert number > stride
 
 
-@pytest.mark.xfail(strict=True, reason="the lock of an opening that did not finish stays until the process ends")
+@pytest.mark.xfail(
+    strict=True,
+    run=False,  # it hangs others: the thread that waits for ever holds the lock of the registry
+    reason="the lock of an opening that did not finish stays until the process ends",
+)
 @pytest.mark.leaves("descriptors", "threads")
 @pytest.mark.parametrize("content", [None, "a: 1\n"], ids=["new", "old"])
 @pytest.mark.parametrize("interrupt", [interrupt_at, interrupt_after_call], ids=["instructions", "calls"])
