@@ -83,7 +83,10 @@ class Storm:
 
 
 class Interrupts:
-    """Turns SIGINT into KeyboardInterrupt where the writer asks for it: at most twice in a statement."""
+    """Turns SIGINT into KeyboardInterrupt where the writer asks for it: at most twice in a statement.
+
+    Once in a vacuum, of which each would be hit twice: it takes longer than the time between two signals.
+    """
 
     def __init__(self) -> None:
         self.allowed, self.hits = 0, 0
@@ -99,7 +102,7 @@ class Interrupts:
         """Let the storm take a step; return whether it was interrupted."""
         try:
             try:
-                self.allowed = 2
+                self.allowed = 1 if step.kind == "vacuum" else 2
                 step.perform(storm.state)
             finally:
                 self.allowed = 0

@@ -317,7 +317,13 @@ class InterruptedTwice:
 @pytest.mark.parametrize(
     ("name", "first"),
     [("set", "write"), ("append", "write"), ("slice", "write"), ("transaction", "write"), ("vacuum", "write")]
-    + [("vacuum", call) for call in ("open", "fsync", "lock", "replace", "close")],
+    + [("vacuum", call) for call in ("open", "fsync", "lock", "close")]
+    + [
+        pytest.param(
+            *("vacuum", "replace"),
+            marks=pytest.mark.xfail(strict=True, reason="_clean_up loses the new descriptor, which holds the lock"),
+        )
+    ],
 )
 def test_second_interrupt_while_the_first_is_settled_leaves_memory_and_file_equal(
     path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first: str
@@ -359,12 +365,21 @@ def test_interrupted_close_can_be_made_up_for(interrupt: Callable[..., bool]) ->
 
             assert oracle.read(mine) == {"a": 2}, number
             check_unlocked(mine)
-            check_use(mine)
+            with PersistedState(
+                mine
+            ) as again:  # in this thread: between two instructions `with lock` may keep the lock
+                again.a = 3
+            assert oracle.read(mine) == {"a": 3}, number
         number += stride
     assert number > stride
 
 
-@pytest.mark.leaves("descriptors")
+@pytest.mark.xfail(
+    strict=True,
+    run=False,  # it hangs others: the thread that waits for ever holds the lock of the registry
+    reason="the lock of an opening that did not finish stays until the process ends",
+)
+@pytest.mark.leaves("descriptors", "threads")
 @pytest.mark.parametrize("content", [None, "a: 1\n"], ids=["new", "old"])
 @pytest.mark.parametrize("interrupt", [interrupt_at, interrupt_after_call], ids=["instructions", "calls"])
 def test_interrupted_opening_can_be_repeated(content: str | None, interrupt: Callable[..., bool]) -> None:
