@@ -709,6 +709,10 @@ _BLOCK_SCALAR = re.compile(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?$", re.M
 _CONTENT = re.compile(r"^[^\S\n]*[^\s#]", re.MULTILINE)
 
 
+#: The line above a block scalar, whose lines may look like comments.
+_SCALAR_HEAD = re.compile(r"[|>][-+0-9]*[ \t]*(?:#.*)?\n")
+
+
 def _cut(text: str, entries: Sequence[tuple[int, int]], column: int) -> tuple[list[str], str]:
     """Cut a block into the pieces of its entries and the lines behind the last; entries: start and end of each.
 
@@ -716,6 +720,8 @@ def _cut(text: str, entries: Sequence[tuple[int, int]], column: int) -> tuple[li
     entries are in the piece of the lower one.
     """
     pieces, start = [], 0
+    if not entries:
+        return [], text
     for (first, end), (following, _) in zip(entries, [*entries[1:], (len(text), 0)], strict=True):
         cut = end if end == following else _piece_end(text, first, end, following, column)
         pieces.append(text[start:cut])
@@ -733,6 +739,7 @@ def _piece_end(text: str, first: int, end: int, following: int, column: int) -> 
         end += blank.rfind("\n") + 1
         gap = text[end:following]
     nested = text[first:end].lstrip(" ").startswith("- ") or text.find("\n", first, end - 1) >= 0
+    nested = nested or _SCALAR_HEAD.search(text, first, end) is not None
     return end + (_own_comments(gap, column) if nested else 0)
 
 
@@ -1212,9 +1219,12 @@ class _Document:
         key = next(reversed(self.pieces))
         if key in self.odd and not self.tail:
             editor = _Editor(self.version, self._anchors_above(key), {}, odd=True)
-            ended = editor.read(self.pieces[key].removesuffix("\n"))
+            text = self.pieces[key].removesuffix("\n")
+            ended = editor.read(text)
+            if key not in ended:
+                raise _BadText("the last line must end with a line feed", len(self.text()))
             if not _same(ended[key], value[key]):
-                self.unended[key] = value[key] = ended[key]
+                self.unended[key], value[key] = ended[key], editor.read(text)[key]
 
     def copied(self) -> _Document:
         """Return a document that can be updated without this one."""
@@ -1561,6 +1571,9 @@ class _Stream:
         except _BadText as problem:
             raise _BadText(problem.reason, problem.offset + offset) from None
         if isinstance(record, dict):
+            beside = chunk.partition("\n")[0].strip()
+            if beside and beside[0] not in "#{!&":
+                raise _BadText("a mapping must begin on a line of its own", offset)
             self.document, self.value = _Document.read(chunk.partition("\n")[2] or chunk)
             self.records.clear()
         elif record is not None:
@@ -1681,7 +1694,7 @@ class Problem(NamedTuple):
 
 def _problem(text: str, problem: _BadText) -> Problem:
     start = max(_line_start(text, problem.offset), 1 if text.startswith("\ufeff") else 0)
-    line = text[start:].partition("\n")[0].rstrip("\r")
+    line = text[start:].partition("\n")[0].rstrip("\r").encode(errors="surrogateescape").decode(errors="replace")
     column = max(problem.offset - start, 0) + 1
     return Problem(text.count("\n", 0, start) + 1, column, problem.reason, line)
 
@@ -1795,6 +1808,14 @@ def _await_quiet(look: Callable[[], _Glance | None], deadline: float) -> tuple[_
             return glance, now - since >= _QUIET
 
 
+def _surely(function: Callable[..., None], *arguments: Any) -> None:
+    """After an interrupt or error: call a function that may be called twice; a further interrupt changes nothing."""
+    while True:
+        with suppress(KeyboardInterrupt):
+            function(*arguments)
+            return
+
+
 class _Overtaken(Exception):
     """Somebody else wrote the file while it was about to be replaced."""
 
@@ -1806,29 +1827,34 @@ class _Journal:
     """
 
     def __init__(self, path: str, *, mode: int | None, wait: float) -> None:
+        self.descriptor = self.displaced = self.claimed = -1
+        self.inode: tuple[int, int] | None = None
         self.path = os.path.realpath(path)
         #: There was no file.
         self.is_new = False
-        self.descriptor = self._open_locked(mode, _system.now() + wait)
         #: Bytes in the file that count; what stands behind them belongs to an unfinished write.
         self.size = 0
         #: A rewrite within the file is under way or failed: what is appended now would be lost.
         self.is_half_rewritten = False
         #: The file has a new name on the disk, too, as far as the system could tell.
         self.is_renamed = True
-        #: An old file that somebody wrote to while another one took its place.
-        self.displaced = -1
+        #: `displaced` is an old file that somebody wrote to while another one took its place, `claimed` one that
+        #: somebody put in the place of ours, while ours takes its place.
         #: When `append` was last called; when it will look again who else wrote; how the wall clock differs.
         self.wrote_at = self.due_at = self.clock = 0.0
         #: Somebody else may have written.
         self.is_suspicious = False
         try:
+            self._open_locked(mode, _system.now() + wait)
             self._remove_leftovers()
             self.data = _read_all(self.descriptor)
             self._know(self.data)
         except BaseException:
-            _system.close(self.descriptor)
+            self.close()
             raise
+
+    def __del__(self) -> None:
+        self.close()  # where an interrupt came before somebody was there to do it
 
     def _know(self, data: bytes) -> None:
         """Note what the file holds, and how it looks, so that a change by somebody else will be noticed."""
@@ -1842,20 +1868,17 @@ class _Journal:
         """Tell whether the file was last renewed with this content."""
         return self.known == (len(data), hash(data)) and self.size == len(data)
 
-    def _open_locked(self, mode: int | None, deadline: float) -> int:
+    def _open_locked(self, mode: int | None, deadline: float) -> None:
         while True:
-            descriptor = self._open(mode)
-            try:
-                status = _system.fstat(descriptor)
-                _check_regular(status, self.path)
-                if _system.lock(descriptor) and self._is_current(descriptor):
-                    return descriptor
-                if _system.now() >= deadline and self._is_current(descriptor):
-                    raise StateLocked(self.path, _holder(status))
-            except BaseException:
-                _system.close(descriptor)
-                raise
-            _system.close(descriptor)
+            self.inode, self.descriptor = None, self._open(mode)
+            status = _system.fstat(self.descriptor)
+            self.inode = _seen(status)[:2]
+            _check_regular(status, self.path)
+            if _system.lock(self.descriptor) and self._is_current(self.descriptor):
+                return
+            if _system.now() >= deadline and self._is_current(self.descriptor):
+                raise StateLocked(self.path, _holder(status))
+            self.close()
             _system.sleep(_LOCK_RETRY)
 
     def _open(self, mode: int | None) -> int:
@@ -1891,7 +1914,7 @@ class _Journal:
                     _system.unlink(os.path.join(folder, name))
 
     def is_same_file(self, status: os.stat_result) -> bool:
-        return os.path.samestat(_system.fstat(self.descriptor), status)
+        return self.descriptor >= 0 and os.path.samestat(_system.fstat(self.descriptor), status)
 
     def accept(self, size: int) -> None:
         """Go on behind the first `size` bytes: cut what follows, a torn tail."""
@@ -2039,11 +2062,12 @@ class _Journal:
             _system.replace(path, self.path)
             self._hand_over(new, data, old if theirs < 0 else theirs, basis[2] if basis else 0)
         except BaseException:
-            self._clean_up(new, path, data)
+            _surely(self._clean_up, new, path, data)
             raise
         finally:
-            for descriptor in {old, theirs} - {self.descriptor, self.displaced, -1}:
+            for descriptor in {old, self.claimed} - {self.descriptor, self.displaced, -1}:
                 _system.close(descriptor)
+            self.claimed = -1
 
     def _hand_over(self, new: int, data: bytes, replaced: int, size: int) -> None:
         """Go on with the new file: an append to the old descriptor would succeed and be lost."""
@@ -2071,15 +2095,14 @@ class _Journal:
 
     def _claim(self) -> int:
         """Open and lock the file that somebody put in the place of ours; -1 if they only removed ours."""
+        flags = os.O_RDWR | _FLAGS | getattr(os, "O_NONBLOCK", 0)
         try:
-            descriptor = _above_standard(_system.open(self.path, os.O_RDWR | _FLAGS | getattr(os, "O_NONBLOCK", 0)))
+            self.claimed = _above_standard(_system.open(self.path, flags))
         except FileNotFoundError:
             return -1
-        if _system.lock(descriptor):
-            return descriptor
-        status = _system.fstat(descriptor)
-        _system.close(descriptor)
-        raise StateLocked(self.path, _holder(status))
+        if not _system.lock(self.claimed):
+            raise StateLocked(self.path, _holder(_system.fstat(self.claimed)))
+        return self.claimed
 
     def _check(self, basis: _Glance | None) -> None:
         if not self.is_half_rewritten and _glance(self.path) != basis:
@@ -2101,6 +2124,13 @@ class _Journal:
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
         before, padding = self.size, b"\n" * max(0, len(data) - self.size)
+        head = _above_standard(_system.open(self.path, os.O_RDWR | _FLAGS))
+        try:
+            self._rewrite_by(head, before, padding, data)
+        finally:
+            _system.close(head)
+
+    def _rewrite_by(self, head: int, before: int, padding: bytes, data: bytes) -> None:
         self.is_half_rewritten = True
         try:
             self.append(b"%b\n%b%d bytes\n" % (padding, _MARK.encode(), len(data)))
@@ -2111,19 +2141,12 @@ class _Journal:
             _system.ftruncate(self.descriptor, before)
             self.size, self.is_half_rewritten = before, False
             raise
-        self._overwrite(data)
+        _write_all(head, data)
+        _system.fsync(head)
         _system.ftruncate(self.descriptor, len(data))
         self.sync()
         self._know(data)
         self.is_half_rewritten = False
-
-    def _overwrite(self, data: bytes) -> None:
-        head = _above_standard(_system.open(self.path, os.O_RDWR | _FLAGS))
-        try:
-            _write_all(head, data)
-            _system.fsync(head)
-        finally:
-            _system.close(head)
 
     def keep_aside(self, data: bytes, label: str) -> str:
         """Write something next to the file, under a name of its own; return its path."""
@@ -2153,7 +2176,7 @@ class _Journal:
 
     def _is_open(self) -> bool:
         try:
-            return _seen(_system.fstat(self.descriptor))[:2] == self.inode
+            return self.inode in (None, _seen(_system.fstat(self.descriptor))[:2])
         except OSError as error:
             return error.errno != errno.EBADF
 
@@ -3242,7 +3265,7 @@ class _LiveTree(_Tree):
             self.halted = None
         except BaseException:
             if self.halted is pending:
-                self._settle(pending)
+                _surely(self._settle, pending)
             raise
 
     def _check_version(self) -> None:
@@ -3439,7 +3462,7 @@ class _LiveTree(_Tree):
             raise
         finally:
             if self.document is not document and self.journal.holds(data):
-                self._adopt(document, data, value, saved)
+                _surely(self._adopt, document, data, value, saved)
             self.halted = self.trouble
 
     def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None) -> None:
@@ -3539,15 +3562,20 @@ class _LiveTree(_Tree):
         if self not in _open_trees:
             return
         try:
-            if self._may_write():
-                if self.halted is not None:
-                    self.resume()
-                if not self._look_or_keep() and not self.is_clean:
-                    self._vacuum_or_warn()
-            if self.syncer is not None:
-                self.syncer.stop()
-        finally:
+            self._save()
+        except Exception:
             self.shut(StateClosed(self.path, "the state was closed; open it again"))
+            raise
+        self.shut(StateClosed(self.path, "the state was closed; open it again"))  # not if it was interrupted: try again
+
+    def _save(self) -> None:
+        if self._may_write():
+            if self.halted is not None:
+                self.resume()
+            if not self._look_or_keep() and not self.is_clean:
+                self._vacuum_or_warn()
+        if self.syncer is not None:
+            self.syncer.stop()
 
     def _look_or_keep(self) -> bool:
         """Merge what others did; where a process has opened what they put in the place of the file, keep ours aside."""
@@ -4431,17 +4459,21 @@ class _Remains:
             self._cut(start, self.whole[start:], "this never became a complete record; opening the file drops it")
 
     def _plant(self, document: _Document, value: dict[Any, Any]) -> None:
-        self.document = document
-        self.root = _Root(value, _Tree())
+        self.document, self.tree = document, _Tree()
+        self.root = _Root(value, self.tree)
 
     def _read_damaged(self, text: str) -> None:
         self.whole = text
         marks = [mark.start() for mark in re.finditer(r"^---[ \n]\[", text, re.MULTILINE)]
         end = marks[0] if marks else len(text)
-        try:
-            self._plant(*_Document.read(_clean(text[:end])))
-        except _BadText:
-            self._plant(*_Document.read(self._block("", text[:end], 0, is_root=True)))
+        if _reason(text[:end]) is None:
+            self._plant(*_Document.read(text[:end]))
+        else:
+            rest = self._block("", text[:end], 0, is_root=True)
+            problem = _reason(rest)
+            if problem is not None:
+                self._cut(0, rest, problem.reason)
+            self._plant(*_Document.read("{}\n" if problem is not None else rest))
         for start, stop in zip(marks, [*marks[1:], len(text)], strict=False):
             self._records(text[start:stop], start)
 
@@ -4452,24 +4484,28 @@ class _Remains:
 
     def _block(self, above: str, text: str, offset: int, *, is_root: bool = False) -> str:
         """Return what can be read of a block of entries that stands below other lines."""
-        kept: list[str] = []
+        kept: list[tuple[str, int]] = []
         known = above
-        for start, entry in _block_entries(text, is_root=is_root):
-            loose = _residue(entry) if is_root and not start else ""
-            part = loose + self._entry(known, entry[len(loose) :], offset + start + len(loose))
-            kept.append(part)
+        for start, entry, is_orphan in _block_entries(text, is_root=is_root):
+            loose = _loose(entry) if is_root and not start else ""
+            at = offset + start + len(loose)
+            if is_orphan:
+                self._cut(at, entry[len(loose) :], "what it belongs to is missing", _start_of(entry) - len(loose))
+                part = ""
+            else:
+                part = self._entry(known, entry[len(loose) :], at)
+            kept.append((loose + part, at - len(loose)))
             if is_root and "&" in part:  # later entries may refer to its anchors
                 known += part
-        if not any(kept) or _reason(above + "".join(kept)) is None:
-            return "".join(kept)
-        return self._without_clashes(above, [(part, offset) for part in kept])
+        block = "".join([part for part, _ in kept])
+        return block if not block or _reason(above + block) is None else self._without_clashes(above, kept)
 
     def _entry(self, above: str, entry: str, offset: int) -> str:
         """Return what can be read of an entry."""
         problem = _reason(above + entry)
         if problem is None:
             return entry
-        first = _content_start(entry)
+        first = _start_of(entry)
         head = entry[: _line_end(entry, first)]
         body = entry[len(head) :]
         if body and _reason(above + head) is None:
@@ -4488,9 +4524,8 @@ class _Remains:
             problem = _reason(above + kept + part)
             if problem is None:
                 kept += part
-            elif part:
-                start = self.whole.find(part, offset)
-                self._cut(start, part, problem.reason, _content_start(part))
+            else:
+                self._cut(offset, part, problem.reason, _start_of(part))
         return kept
 
     def _records(self, text: str, offset: int) -> None:
@@ -4507,7 +4542,8 @@ class _Remains:
         end = again.start() if again else len(rest)
         if rest[:end].strip():
             lead = len(rest[:end]) - len(rest[:end].lstrip())
-            self._cut(start + lead, rest[lead:end], _why_no_record(rest[lead:end]))
+            problem = _why_no_record(rest[lead:end])
+            self._cut(start + lead, rest[lead:end], problem.reason, problem.offset)
         if again:
             if not end:
                 self.problems.append(_problem(self.whole, _BadText("two records on one line", start)))
@@ -4519,17 +4555,26 @@ class _Remains:
             if record is None:
                 loader = _Loader(text[4:])
                 record = None if loader.root is None else loader.value(loader.root, 0)
-            _apply(self.root, record)
+            self._apply_whole(record)
         except _BadText as problem:
             self._cut(offset, text, problem.reason, 4 + problem.offset)
         except _MISFITS as error:
             self._cut(offset, text, _misfit(error), 4)
 
+    def _apply_whole(self, record: Any) -> None:
+        """Apply a record: all of a transaction, or nothing."""
+        tree = self.tree
+        tree.levels, tree.undo, tree.is_undoing = [(0, 0)], [], False
+        try:
+            _apply(self.root, record)
+        except _MISFITS:
+            tree.is_undoing = True
+            _LiveTree._roll_back(tree.undo, 0)
+            raise
+
     def text(self) -> str:
         """Return a snapshot of what is left."""
-        tree = self.root._tree
-        assert tree is not None  # noqa: S101 - a root is never removed
-        self.document.update(tree.touched, self.root._items, lambda key: _plain(self.root._items[key]), {})
+        self.document.update(self.tree.touched, self.root._items, lambda key: _plain(self.root._items[key]), {})
         return self.document.text()
 
     def cut_text(self) -> bytes:
@@ -4556,35 +4601,53 @@ def _reason(text: str) -> _BadText | None:
     return None
 
 
-def _why_no_record(text: str) -> str:
-    """Return why a text is no record."""
+def _why_no_record(text: str) -> _BadText:
     try:
         _Loader(_clean(text.removeprefix("---")))
     except _BadText as problem:
-        return problem.reason
-    return "this is no record"
+        return _BadText(problem.reason, problem.offset + 3 * text.startswith("---"))
+    return _BadText("this is no record", 0)
 
 
-def _block_entries(text: str, *, is_root: bool) -> list[tuple[int, str]]:
-    """Cut a block at the lines where its entries seem to begin, comments above included: offsets and texts."""
+def _start_of(entry: str) -> int:
+    """Return where the content of an entry starts, 0 if there is none."""
+    content = _CONTENT.search(entry)
+    return content.start() if content else 0
+
+
+def _loose(entry: str) -> str:
+    """Return the lines above an entry that do not belong to it."""
+    return _residue(entry) if _CONTENT.search(entry) else ""
+
+
+#: A line that only closes brackets, and one that a tab makes invalid: neither begins an entry.
+_CLOSING = re.compile(r" *(?:[\]}][\]}, \t]*(?:#.*)?\n?\Z|\t)")
+
+
+def _block_entries(text: str, *, is_root: bool) -> list[tuple[int, str, bool]]:
+    """Cut a block at the lines where its entries seem to begin, comments above included.
+
+    Returns for each its offset, its text, and whether it stands deeper than the others, so that its head is missing.
+    """
     lines = text.splitlines(keepends=True)
     columns = [len(line) - len(line.lstrip(" ")) for line in lines]
-    speaking = [number for number, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
+    speaking = [
+        number
+        for number, line in enumerate(lines)
+        if line.strip() and not line.lstrip().startswith("#") and not _CLOSING.match(line)
+    ]
     column = min((columns[number] for number in speaking), default=0)
     is_list = not is_root and bool(speaking) and lines[speaking[0]].lstrip().startswith("-")
-    starts: list[int] = []
-    for number in speaking:
-        mark = lines[number].lstrip(" ")[:1]
-        if not starts or (columns[number] == column and mark not in "]}\t" and (is_list or mark != "-")):
-            first = number
-            while (
-                first
-                and first - 1 not in speaking
-                and lines[first - 1].strip()
-                and (not starts or first - 1 > starts[-1])
-            ):
-                first -= 1
-            starts.append(first)
-    starts = [0, *starts[1:]] if starts else [0]
-    bounds = [sum(map(len, lines[:start])) for start in starts] + [len(text)]
-    return [(start, text[start:end]) for start, end in pairwise(bounds)]
+    begins = [n for n in speaking if columns[n] == column and (is_list or lines[n][column] != "-")]
+    firsts = sorted({*speaking[:1], *begins})
+    starts = [_with_comments(lines, first, firsts[place - 1] if place else -1) for place, first in enumerate(firsts)]
+    bounds = [sum(map(len, lines[:start])) for start in [0, *starts[1:]]] + [len(text)]
+    orphans = [first not in begins for first in firsts] or [False]
+    return [(a, text[a:b], orphan) for (a, b), orphan in zip(pairwise(bounds), orphans, strict=True)]
+
+
+def _with_comments(lines: list[str], first: int, above: int) -> int:
+    """Return the number of the first of the comment lines right above an entry."""
+    while first - 1 > above and lines[first - 1].lstrip().startswith("#"):
+        first -= 1
+    return first
