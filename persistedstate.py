@@ -3869,9 +3869,14 @@ def _replay_order(node: StateList, indexes: list[int]) -> None:
     node._arrange([node._items[index] for index in indexes], indexes)
 
 
-def _replay_item(node: StateList, index: int, *value: Any) -> None:
+def _replay_item(node: StateList, index: int, value: Any) -> None:
     position = node._position(index, "list index out of range")
-    _replay_splice(node, position, position + 1, list(value))
+    _replay_splice(node, position, position + 1, [value])
+
+
+def _replay_removal(node: StateList, index: int) -> None:
+    position = node._position(index, "list index out of range")
+    _replay_splice(node, position, position + 1, [])
 
 
 def _replay_insert(node: StateList, index: int, value: Any) -> None:
@@ -3883,7 +3888,7 @@ _OPERATIONS: dict[tuple[str, type], Callable[..., None]] = {
     ("set", StateDict): _replay_set,
     ("set", StateList): _replay_item,
     ("delete", StateDict): _replay_delete,
-    ("delete", StateList): _replay_item,
+    ("delete", StateList): _replay_removal,
     ("insert", StateList): _replay_insert,
     ("splice", StateList): _replay_splice,
     ("order", StateList): _replay_order,
@@ -4525,14 +4530,17 @@ class _Remains:
             if problem is None:
                 kept += part
             else:
-                self._cut(offset, part, problem.reason, _start_of(part))
+                first = _start_of(part)
+                self._cut(offset, part, problem.reason, first + len(part[first:]) - len(part[first:].lstrip()))
         return kept
 
     def _records(self, text: str, offset: int) -> None:
         """Apply the record at the start of a text; look for others in what follows it, and cut what is none."""
         content = text[4:]
         first = _first_json(content)
-        if not first and _NO_TEXT.search(content) is None and _is_record(content):
+        if _NO_TEXT.search(content, 0, len(first) or len(content)):
+            first = ""
+        elif not first and _is_record(content):
             first = content
         if first:
             self._apply(text[: 4 + len(first)], offset)
@@ -4631,15 +4639,16 @@ def _block_entries(text: str, *, is_root: bool) -> list[tuple[int, str, bool]]:
     """
     lines = text.splitlines(keepends=True)
     columns = [len(line) - len(line.lstrip(" ")) for line in lines]
-    speaking = [
-        number
-        for number, line in enumerate(lines)
-        if line.strip() and not line.lstrip().startswith("#") and not _CLOSING.match(line)
-    ]
+    content = [number for number, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
+    speaking = [number for number in content if not _CLOSING.match(lines[number])]
     column = min((columns[number] for number in speaking), default=0)
     is_list = not is_root and bool(speaking) and lines[speaking[0]].lstrip().startswith("-")
     begins = [n for n in speaking if columns[n] == column and (is_list or lines[n][column] != "-")]
-    firsts = sorted({*speaking[:1], *begins})
+    for number, following in zip(content, [*content[1:], -1], strict=False):
+        is_head = lines[number].rstrip().endswith(":") or following < 0 or columns[following] <= column
+        if lines[number].lstrip(" ").startswith("\t") and is_head:
+            begins.append(number)
+    firsts = sorted({*content[:1], *speaking[:1], *begins})
     starts = [_with_comments(lines, first, firsts[place - 1] if place else -1) for place, first in enumerate(firsts)]
     bounds = [sum(map(len, lines[:start])) for start in [0, *starts[1:]]] + [len(text)]
     orphans = [first not in begins for first in firsts] or [False]

@@ -210,7 +210,6 @@ def attribute(path: Path) -> Iterator[Any]:
         run("chattr", f"-{flag}", path)
 
 
-@pytest.mark.xfail(strict=True, reason="a vacuum that cannot open the head appends its half first, and then halts")
 @pytest.mark.filterwarnings("ignore:.*no vacuum:RuntimeWarning")
 def test_append_only_file_takes_changes_and_costs_none(path: Path, attribute: Any) -> None:
     path.write_text("# mine\na: 1   # one\nl: []\n")

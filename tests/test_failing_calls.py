@@ -339,7 +339,6 @@ def test_second_fault_while_the_first_is_dealt_with_loses_nothing(
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-@pytest.mark.xfail(strict=True, reason="a fault of the module: _Journal.close leaves the file open when fstat fails")
 def test_file_is_let_go_even_if_nothing_can_be_told_of_it(name: str) -> None:
     calls = calls_of(WORKLOADS[name])
     faults = [Fault(number, errno.EIO, stays=True) for number, call in enumerate(calls) if call[0] == "fstat"]
@@ -348,7 +347,6 @@ def test_file_is_let_go_even_if_nothing_can_be_told_of_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-@pytest.mark.xfail(strict=True, reason="a fault of the module: _write_all tries for ever")
 def test_write_that_takes_nothing_is_an_error(name: str) -> None:
     calls = calls_of(WORKLOADS[name])
     faults = [Fault(number, taken=0, stays=True) for number, call in enumerate(calls) if call[0] == "write"]
@@ -356,7 +354,6 @@ def test_write_that_takes_nothing_is_an_error(name: str) -> None:
     run_all(WORKLOADS[name], [(fault,) for fault in faults])
 
 
-@pytest.mark.xfail(strict=True, reason="a fault of the module: what comes behind the copy of a rewrite is lost")
 def test_write_that_fails_and_cannot_be_taken_back_loses_nothing() -> None:
     workload = WORKLOADS["rewrite within the file"]
     plans: list[tuple[Fault, ...]] = []

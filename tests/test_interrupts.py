@@ -339,9 +339,6 @@ def edited(look: str) -> Iterator[tuple[Path, Any, Callable[[], object]]]:
         yield path, state, lambda: noticed(look)(state, stage)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the descriptor of the new file is lost with its lock"
-)  # a few instructions only
 @pytest.mark.leaves("descriptors")
 @pytest.mark.parametrize("look", ["refresh", "change", "vacuum"])
 @rounds(ci=100, nightly=50_000)
@@ -377,7 +374,6 @@ def check_merge(path: Path, state: Any, where: object) -> None:
 
 
 @pytest.mark.leaves("descriptors")
-@pytest.mark.xfail(strict=True, reason="the merge is given up, and with it what the script wrote to the old file")
 @rounds(ci=100, nightly=50_000)
 def test_an_interrupt_in_a_close_that_merges(chance: random.Random, rounds: int) -> None:
     with edited("close") as (path, _, action):
@@ -468,9 +464,6 @@ def test_two_interrupts_in_a_change(chance: random.Random, rounds: int) -> None:
             check_equal(state, path, tuple(contents), (name, number, later))
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the descriptor of the new file is lost with its lock"
-)  # a few instructions only
 @pytest.mark.leaves("descriptors")
 @pytest.mark.parametrize("what", ["transaction", "vacuum", "rescue"])
 @rounds(ci=150, nightly=100_000)
@@ -502,7 +495,6 @@ def test_two_interrupts_in_what_takes_longer(chance: random.Random, rounds: int,
                 check_equal(state, path, (before,) if what == "vacuum" else (before, after), (first, later))
 
 
-@pytest.mark.xfail(strict=False, reason="the file is renewed and memory is not")  # a few instructions only
 @pytest.mark.leaves("descriptors")
 @rounds(ci=150, nightly=100_000)
 def test_two_interrupts_in_a_merge(chance: random.Random, rounds: int) -> None:
@@ -515,7 +507,6 @@ def test_two_interrupts_in_a_merge(chance: random.Random, rounds: int) -> None:
             check_merge(path, state, (first, later))
 
 
-@pytest.mark.xfail(strict=False, reason="a descriptor is closed twice or its lock kept")  # a few instructions only
 @rounds(ci=150, nightly=100_000)
 def test_two_interrupts_in_close(chance: random.Random, rounds: int) -> None:
     _, after = expected_after(CHANGES["insert"])

@@ -318,12 +318,7 @@ class InterruptedTwice:
     ("name", "first"),
     [("set", "write"), ("append", "write"), ("slice", "write"), ("transaction", "write"), ("vacuum", "write")]
     + [("vacuum", call) for call in ("open", "fsync", "lock", "close")]
-    + [
-        pytest.param(
-            *("vacuum", "replace"),
-            marks=pytest.mark.xfail(strict=True, reason="_clean_up loses the new descriptor, which holds the lock"),
-        )
-    ],
+    + [pytest.param(*("vacuum", "replace"))],
 )
 def test_second_interrupt_while_the_first_is_settled_leaves_memory_and_file_equal(
     path: Path, monkeypatch: pytest.MonkeyPatch, name: str, first: str
@@ -374,11 +369,6 @@ def test_interrupted_close_can_be_made_up_for(interrupt: Callable[..., bool]) ->
     assert number > stride
 
 
-@pytest.mark.xfail(
-    strict=True,
-    run=False,  # it hangs others: the thread that waits for ever holds the lock of the registry
-    reason="the lock of an opening that did not finish stays until the process ends",
-)
 @pytest.mark.leaves("descriptors", "threads")
 @pytest.mark.parametrize("content", [None, "a: 1\n"], ids=["new", "old"])
 @pytest.mark.parametrize("interrupt", [interrupt_at, interrupt_after_call], ids=["instructions", "calls"])

@@ -336,7 +336,6 @@ def test_items_that_both_added_are_both_there(path: Path, state: Any) -> None:
     check_rest(state, path, plain(state))
 
 
-@pytest.mark.xfail(strict=True, reason="the items are taken for one")
 def test_an_item_that_the_person_never_saw_is_not_deleted_with_the_one_before(path: Path, state: Any) -> None:
     """Both took the last job out, and the script put another one in."""
     state.jobs.remove("c.csv")
@@ -466,7 +465,6 @@ def test_the_first_change_behind_a_vacuum_may_notice_a_text_from_before_it(
     check_rest(state, path, {**START, "last_id": 42, "name": "person", "new": 1, "tick": 1})
 
 
-@pytest.mark.xfail(strict=True, reason="taken for the wish to go back to it")
 def test_a_text_from_before_a_vacuum_saved_as_it_was_changes_nothing(path: Path, state: Any) -> None:
     """Whoever leaves an editor by `:wq` has changed nothing against what the editor had read."""
     state.last_id = 42
@@ -517,7 +515,6 @@ def test_an_editor_may_hold_the_text_from_before_a_merge(path: Path, state: Any)
     check_rest(state, path, {**START, "last_id": 7, "name": "second", "done": "almost"})
 
 
-@pytest.mark.xfail(strict=True, reason="what the person saved is no base for what they save next")
 def test_an_editor_may_save_again_and_again(path: Path, state: Any) -> None:
     """It does not read the file in between, so its text is the one before last, and then its own."""
     text = TEXT
@@ -1518,7 +1515,6 @@ class _Model:
     refresh = vacuum
 
 
-@pytest.mark.xfail(strict=False, reason="the base is guessed wrong where a list or nothing changed")
 @rounds(ci=300, nightly=50_000)
 def test_neither_hand_loses_anything(chance: random.Random, rounds: int) -> None:
     for number in range(rounds):
