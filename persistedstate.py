@@ -1373,6 +1373,11 @@ class _Document:
                 self.pieces[key] = _block({key: value_of(key)}, self.column)
         self._finish(keys)
 
+    def arrange(self, keys: Iterable[Any]) -> None:
+        """Put the pieces in the order of the keys."""
+        if not self.unended and not self.single:
+            self.pieces = {key: self.pieces[key] for key in keys}
+
     def _finish(self, keys: list[Any]) -> None:
         """See to what stands at the end."""
         if not keys:
@@ -1821,12 +1826,9 @@ class _Overtaken(Exception):
 
 
 class _Journal:
-    """An open and locked state file.
+    """A state file, locked while it is open."""
 
-    mode: permission bits of a new file, None for those that the umask leaves. wait: seconds to wait for the lock.
-    """
-
-    def __init__(self, path: str, *, mode: int | None, wait: float) -> None:
+    def __init__(self, path: str) -> None:
         self.descriptor = self.displaced = self.claimed = -1
         self.inode: tuple[int, int] | None = None
         self.path = os.path.realpath(path)
@@ -1844,17 +1846,16 @@ class _Journal:
         self.wrote_at = self.due_at = self.clock = 0.0
         #: Somebody else may have written.
         self.is_suspicious = False
-        try:
-            self._open_locked(mode, _system.now() + wait)
-            self._remove_leftovers()
-            self.data = _read_all(self.descriptor)
-            self._know(self.data)
-        except BaseException:
-            self.close()
-            raise
 
-    def __del__(self) -> None:
-        self.close()  # where an interrupt came before somebody was there to do it
+    def open(self, mode: int | None, wait: float) -> None:
+        """Open, lock and read the file.
+
+        mode: permission bits of a new file, None for those that the umask leaves. wait: seconds to wait for the lock.
+        """
+        self._open_locked(mode, _system.now() + wait)
+        self._remove_leftovers()
+        self.data = _read_all(self.descriptor)
+        self._know(self.data)
 
     def _know(self, data: bytes) -> None:
         """Note what the file holds, and how it looks, so that a change by somebody else will be noticed."""
@@ -1871,7 +1872,11 @@ class _Journal:
     def _open_locked(self, mode: int | None, deadline: float) -> None:
         while True:
             self.inode, self.descriptor = None, self._open(mode)
-            status = _system.fstat(self.descriptor)
+            try:
+                status = _system.fstat(self.descriptor)
+            except OSError:
+                _system.close(self.descriptor)
+                raise
             self.inode = _seen(status)[:2]
             _check_regular(status, self.path)
             if _system.lock(self.descriptor) and self._is_current(self.descriptor):
@@ -2176,7 +2181,7 @@ class _Journal:
 
     def _is_open(self) -> bool:
         try:
-            return self.inode in (None, _seen(_system.fstat(self.descriptor))[:2])
+            return self.inode == _seen(_system.fstat(self.descriptor))[:2]
         except OSError as error:
             return error.errno != errno.EBADF
 
@@ -2297,9 +2302,9 @@ class _Tree:
         self.attributes: dict[str, Any] = {}
         #: Names that are something else there.
         self.reserved: frozenset[str] = frozenset()
-        #: One for each object that shows the tree and is not closed; with none left it is closed.
-        self.handles: set[object] = set()
+        #: The objects that show the tree and are not closed, by their ids; the last that is closed closes the tree.
         self.facades: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self.is_closing = False
 
     def commit(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
         """Write the record, then change memory by `apply(*arguments)`; neither if the first fails."""
@@ -3171,6 +3176,8 @@ class StateList(_Node, MutableSequence[Any]):
 #: The open trees of this process, so that a second opening of a file shares the first.
 _open_trees: list[_LiveTree] = []
 _registry_lock = threading.RLock()
+#: The files that are about to be opened.
+_opening: list[_Journal] = []
 
 
 #: Stands in the place of a pending change while the snapshot is being renewed.
@@ -3192,8 +3199,8 @@ class _LiveTree(_Tree):
     with it: an error to raise, a change that was interrupted between file and memory, `_RENEWING`, or `trouble`.
     """
 
-    def __init__(self, path: str, *, fsync: bool | float, wait: float, mode: int | None) -> None:
-        super().__init__(os.path.realpath(path))
+    def __init__(self, journal: _Journal, *, fsync: bool | float) -> None:
+        super().__init__(journal.path)
         self.reserved = _METHODS
         self.fsync = fsync
         #: The records of the open transactions, and the asyncio task that opened them, if one did.
@@ -3205,13 +3212,9 @@ class _LiveTree(_Tree):
         self.history = _History()
         #: How often what a person saved changed the state.
         self.merges = 0
-        self.journal = _Journal(path, mode=mode, wait=wait)
+        self.journal = journal
         self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
-        try:
-            self._load(self.journal.data)
-        except BaseException:
-            self.journal.close()
-            raise
+        self._load(journal.data)
 
     def _load(self, data: bytes) -> None:
         stream = _parsed(self.path, data)
@@ -3515,9 +3518,10 @@ class _LiveTree(_Tree):
         first_record = self.first_record if self.journal.has_grown_before else ""
         base, mine = self.history.base(edit.saved, self.document, first_record), _plain(self.root)
         value = _merged(base, mine, edit.saved.value)
-        document, order = edit.saved.original.copied(), _moved(edit.saved.value, value)
-        touched = {key: key in order for key, old in edit.saved.value.items() if not _same(old, value.get(key, _GONE))}
-        document.update({**dict.fromkeys(order, True), **touched}, value, value.__getitem__, {})
+        document = edit.saved.original.copied()
+        touched = {key: False for key, old in edit.saved.value.items() if not _same(old, value.get(key, _GONE))}
+        document.update(touched, value, value.__getitem__, {})
+        document.arrange(value)
         is_new = self.history.is_new(edit.saved, self.document)
         self._renew(document, edit.basis, value, edit.saved if is_new else None)
         self.merges += not _same(mine, value)
@@ -3918,7 +3922,10 @@ def _merged(base: Any, mine: Any, theirs: Any) -> Any:
 def _merged_mapping(base: dict[Any, Any], mine: dict[Any, Any], theirs: dict[Any, Any]) -> dict[Any, Any]:
     values = {key: _merged(base.get(key, _GONE), mine.get(key, _GONE), theirs.get(key, _GONE)) for key in theirs}
     values.update({key: _merged(base.get(key, _GONE), mine[key], _GONE) for key in mine if key not in theirs})
-    return {key: value for key, value in values.items() if value is not _GONE}
+    common = [key for key in theirs if key in base and key in mine]
+    is_order_kept = common == [key for key in base if key in theirs and key in mine]
+    order = _interleaved(list(mine), list(theirs)) if is_order_kept else _interleaved(list(theirs), list(mine))
+    return {key: values[key] for key in order if values[key] is not _GONE}
 
 
 def _merged_list(base: list[Any], mine: list[Any], theirs: list[Any]) -> list[Any]:
@@ -3962,18 +3969,6 @@ def _interleaved(first: list[Any], second: list[Any]) -> list[Any]:
     for token in first:
         order += [token, *behind.get(token, [])]
     return order + last
-
-
-def _moved(text_order: Iterable[Any], value: Iterable[Any]) -> set[Any]:
-    """Return the keys that have to be written at the end, for the text to have the order of the value."""
-    places = {key: place for place, key in enumerate(text_order)}
-    moved, latest = set[Any](), -1
-    for key in value:
-        place = places.get(key, len(places))
-        if place < latest:
-            moved.add(key)
-        latest = max(place, latest) if key not in moved else len(places)
-    return moved
 
 
 def _distance(one: Any, other: Any) -> int:
@@ -4048,10 +4043,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     [{'name': 'a', 'done': True}]
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_handle", "_items", "_own", "_refusal", "_root", "_tree")
+    __slots__ = ("__dict__", "__weakref__", "_items", "_own", "_refusal", "_root", "_tree")
 
     _tree: Any
-    _handle: object
     _root: _Root
     #: The root's content; `__dict__` shows the same, as far as its names may be attributes.
     _items: dict[Any, Any]
@@ -4081,17 +4075,16 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             defaults = _storable(defaults, 0)
         except _Unstorable as problem:
             raise problem.named([]) from None
-        handle = object()
         tree: _Follower | _LiveTree
         if _readonly:
             tree = _Follower(text, defaults)
+            tree.facades[id(self)] = self
         else:
-            tree = _shared_tree(text, handle, fsync=_fsync, wait=_wait, mode=_mode)
-        parts = {"_own": {}, "_handle": handle, "_tree": tree, "_root": tree.root, "_items": tree.root._items}
+            tree = _shared_tree(text, self, fsync=_fsync, wait=_wait, mode=_mode)
+        parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_items": tree.root._items}
         for name, value in parts.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "__dict__", tree.attributes)
-        tree.facades[id(self)] = self
         if isinstance(tree, _LiveTree):
             try:
                 tree.set_defaults(defaults)
@@ -4116,8 +4109,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             if tree.levels:
                 raise StateError(tree.path, "a transaction is open; close after it")
             with _registry_lock:
-                tree.handles.discard(self._handle)
-            if not tree.handles:
+                tree.facades.pop(id(self), None)
+                tree.is_closing = tree.is_closing or not tree.facades
+            if tree.is_closing:
                 tree.release()
             self._shut(StateClosed(tree.path, "the state was closed; open it again"))
 
@@ -4127,7 +4121,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         object.__setattr__(self, "_refusal", refusal)
         object.__setattr__(self, "__dict__", {})
         for name in ("_tree", "_root", "_items"):
-            object.__delattr__(self, name)
+            with suppress(AttributeError):  # while it is being made
+                object.__delattr__(self, name)
 
     @contextmanager
     def transaction(self) -> Iterator[PersistedState]:
@@ -4311,21 +4306,35 @@ def plain(node: Any) -> Any:
     raise TypeError(f"{type(node).__name__} is no part of a state")
 
 
-def _shared_tree(path: str, handle: object, *, fsync: bool | float, wait: float, mode: int | None) -> _LiveTree:
-    """Return the tree of a file, with another handle: one that is open already in this process, or a new one."""
+def _shared_tree(path: str, facade: PersistedState, *, fsync: bool | float, wait: float, mode: int | None) -> _LiveTree:
+    """Return the tree of a file, for one more object to show: one that this process has open already, or a new one."""
     while True:
         with _registry_lock:
-            tree = _find_open(path)
-            if tree is None:
-                tree = _LiveTree(path, fsync=fsync, wait=wait, mode=mode)
-                tree.handles.add(handle)
-                _open_trees.append(tree)
-                return tree
-            if tree.handles:
-                tree.handles.add(handle)
+            tree = _find_open(path) or _new_tree(path, fsync=fsync, wait=wait, mode=mode)
+            if not tree.is_closing:
+                tree.facades[id(facade)] = facade
                 return tree
         with tree.lock:  # another thread is closing it, or was interrupted while it did
             tree.release()
+
+
+def _new_tree(path: str, *, fsync: bool | float, wait: float, mode: int | None) -> _LiveTree:
+    for left in _opening.copy():  # by an interrupt
+        left.close()
+        _opening.remove(left)
+    journal = _Journal(path)
+    _opening.append(journal)
+    try:
+        journal.open(mode, wait)
+        tree = _LiveTree(journal, fsync=fsync)
+        _open_trees.append(tree)
+    except BaseException:
+        _open_trees[:] = [tree for tree in _open_trees if tree.journal is not journal]
+        journal.close()
+        raise
+    finally:
+        _opening.remove(journal)
+    return tree
 
 
 def _find_open(path: str) -> _LiveTree | None:
@@ -4421,8 +4430,9 @@ def repair(path: str | os.PathLike[str], *, dry_run: bool = False, wait: float =
         remains = _Remains(data)
         after = len(remains.text().encode()) if remains.problems else len(data)
         return Repair(name, sorted(remains.problems), None, len(data), after)
-    journal = _Journal(name, mode=None, wait=wait)
+    journal = _Journal(name)
     try:
+        journal.open(None, wait)
         before = len(journal.data)
         remains = _Remains(journal.data)
         damaged = None

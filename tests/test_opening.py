@@ -22,6 +22,7 @@ import yaml
 from checks import run_child
 from processes import DROP_PRIVILEGES, WRITE_CALLS, Child, at_each_moment, contents_at_each_moment, count_calls, listing
 
+import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, StateLocked, plain
 
 if TYPE_CHECKING:
@@ -968,27 +969,26 @@ def test_fsync_true_syncs_each_change_and_false_none(path: Path, tmp_path: Path)
     other.unlink()
 
 
-def test_fsync_of_seconds_comes_also_when_writing_stops(path: Path) -> None:
+def test_fsync_of_seconds_comes_also_when_writing_stops(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sync happens in this thread or another, but no further call is needed for it."""
     synced = threading.Event()
 
-    def profile(_frame: Any, event: str, function: Any) -> None:
-        if event == "c_return" and function.__name__ in {"fsync", "fdatasync"}:
+    class Watched:
+        _real = persistedstate._system
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def fsync(self, descriptor: int) -> None:
+            self._real.fsync(descriptor)
             synced.set()
 
-    threading.setprofile(profile)
-    sys.setprofile(profile)
-    try:
-        state = PersistedState(path, _fsync=0.02, a=1)
+    monkeypatch.setattr(persistedstate, "_system", Watched())
+    with PersistedState(path, _fsync=0.02, a=1) as state:
         synced.clear()
         state.a = 2
-        came = synced.wait(30)
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type,unused-ignore]
-    state.close()
 
-    assert came
+        assert synced.wait(30)
 
 
 def test_a_full_disk_raises_and_changes_nothing(path: Path) -> None:
