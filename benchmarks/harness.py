@@ -137,6 +137,11 @@ class Race:
         self._benchmark.pedantic(action, rounds=min(rounds, self._rounds))
 
 
+def samples_of(case: str, entrant: Entrant, limit: str, unit: str = "s") -> dict[str, Any]:
+    """Return an empty row for an action that finds its samples by itself."""
+    return {**vars(entrant), "case": case, "limit": limit, "unit": unit, "samples": [], "limits": []}
+
+
 def fitting(budget: float, each: float, most: int) -> int:
     """Return how many actions that take so many seconds each fit into a budget: at least 1."""
     return max(1, min(most, int(budget / each)))
@@ -242,7 +247,8 @@ class Shelf:
             state = persistedstate.PersistedState(source)
             state.update(content_of(size))
             state.close()
-        return shutil.copy(source, target)
+        shutil.copy(source, target)
+        return target
 
 
 @pytest.fixture(scope="session")

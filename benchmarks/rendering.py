@@ -1,27 +1,17 @@
 """Figures as Markdown and SVG."""
 
+# ruff: noqa: RUF001 - multiplication signs and dashes are meant
+
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
-from figures import BARS, OLD, OURS, Figures, Row
+from figures import BARS, OLD, OURS, TITLES, Figures, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-TITLES = {
-    "counter": "`STATE.counter += 1`",
-    "nested": '`STATE["a"]["b"] += 1`',
-    "append": "`append` to a list of 10,000",
-    "transaction": "1,000 changes in one transaction, the time of one",
-    "synced counter": "`STATE.counter += 1`, on the disk before it returns",
-    "attribute read": "Attribute read: `STATE.counter`",
-    "nested read": '`STATE["a"]["b"]`',
-    "load the folded entry": "Load the entry with the folded scalar alone",
-    "longest pause": "Longest pause of one change in 200,000, state of 1 MB",
-}
 
 # ---- Numbers ---------------------------------------------------------------------------------------------------------
 
@@ -39,7 +29,8 @@ def amount(value: float, unit: str) -> str:
 
 def digits(value: float) -> str:
     """Return a number with about three digits: 0.123, 1.23, 12.3, 1,234."""
-    places = max(0, 2 - math.floor(math.log10(value))) if value > 0 else 0
+    rounded = float(f"{value:.2e}")
+    places = max(0, 2 - math.floor(math.log10(rounded))) if rounded > 0 else 0
     return f"{value:,.{min(places, 3)}f}"
 
 
@@ -67,12 +58,7 @@ def page(figures: Figures, caption: str) -> str:
         "*Survives* tells what a change lives through once its statement has returned; compare within a class.\n\n"
         f"{caption}\n\nWhich bars are met: [bars.md](bars.md).\n"
     )
-    return head + "".join(f"\n## {title_of(case)}\n\n{case_table(figures, case)}" for case in figures.cases())
-
-
-def title_of(case: str) -> str:
-    """Return the heading of a case."""
-    return TITLES.get(case, case[0].upper() + case[1:])
+    return head + "".join(f"\n## {TITLES.get(case, case)}\n\n{case_table(figures, case)}" for case in figures.cases())
 
 
 def case_table(figures: Figures, case: str) -> str:
@@ -143,7 +129,9 @@ def chart(title: str, rows: Iterable[Row], caption: str) -> str:
     parts += [_text(0, bottom + 44, caption, size=12)]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 56}" width="{WIDTH}" '
-        f'font-family="system-ui, sans-serif" role="img">\n<title>{escape(title)}</title>\n' + "\n".join(parts) + "\n</svg>\n"
+        f'font-family="system-ui, sans-serif" role="img">\n<title>{escape(title)}</title>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
     )
 
 
@@ -166,7 +154,7 @@ def _legend(present: set[str]) -> list[str]:
         if durability in present:
             parts.append(f'<rect x="{x}" y="30" width="12" height="12" rx="2" fill="{COLOURS[durability]}"/>')
             parts.append(_text(x + 18, 41, text, size=13))
-            x += 18 + 8 * len(text)
+            x += 40 + 7 * len(text)
     return parts
 
 
@@ -177,11 +165,11 @@ def _grid(power: int, x: float, bottom: int) -> str:
 
 def _bar(bar: tuple[str, float, str], y: int, width: float) -> list[str]:
     label, value, durability = bar
-    weight = "bold" if label == OURS else "normal"
-    middle = y + BAR - 3
+    weight, opacity = ("bold", 1) if label.startswith(OURS) and label != OLD else ("normal", 0.5)
+    middle, fill = y + BAR - 3, f'fill="{COLOURS[durability]}" opacity="{opacity}"'
     return [
         _text(LEFT - 8, middle, label, anchor="end", weight=weight),
-        f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}" rx="2" fill="{COLOURS[durability]}"/>',
+        f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}" rx="2" {fill}/>',
         _text(LEFT + width + 6, middle, amount(value, "s"), weight=weight),
     ]
 

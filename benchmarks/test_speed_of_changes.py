@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import IS_OLD, OURS, Entrant, FsyncClock, Limit, Race, Scale, Shelf, sync_lines
+from harness import IS_OLD, OURS, Entrant, FsyncClock, Limit, Race, Scale, Shelf, samples_of, sync_lines
 from stores import PROCESS, SYNCED, Store, able, opened
 
 from persistedstate import PersistedState
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COUNTER_LINE = b'--- ["set",[],"counter",12345]\n'
 
 
-@pytest.mark.parametrize("kind", able("count"))
+@pytest.mark.parametrize("kind", [*able("count"), *SYNCED])
 def test_counter(kind: type[Store], race: Race, tmp_path: Path, bare_write: Callable[[bytes], Limit]) -> None:
     """`STATE.counter += 1`."""
     with opened(kind, tmp_path, {"counter": 0}) as store:
@@ -62,14 +62,14 @@ def test_synced(kind: type[Store], race: Race, tmp_path: Path) -> None:
 
 # ---- In a state of some size -----------------------------------------------------------------------------------------
 
-#: Megabytes; 26.1 would need minutes for the largest.
-SIZES = {"1 kB": 0.001, "100 kB": 0.1, "1 MB": 1.0, **({} if IS_OLD else {"10 MB": 10.0})}
+#: Megabytes, and how often it is measured; 26.1 would need minutes for the largest.
+SIZES = {"1 kB": (0.001, 9), "100 kB": (0.1, 9), "1 MB": (1.0, 5), **({} if IS_OLD else {"10 MB": (10.0, 3)})}
 
 
-def cycle(state: Any, path: Path) -> int:
+def cycle(state: Any, path: Path, most: int) -> int:
     """Change a state from one vacuum to the next, which ends it, and return how many changes that took."""
     size, changes = 0, 0
-    while size <= (size := path.stat().st_size) and changes < 2_000_000:
+    while size <= (size := path.stat().st_size) and changes < most:
         for _ in range(100):
             state.counter += 1
         changes += 100
@@ -77,25 +77,26 @@ def cycle(state: Any, path: Path) -> int:
 
 
 @pytest.mark.parametrize("label", SIZES)
-def test_change_in_size(  # noqa: PLR0913 - fixtures are arguments
+def test_change_in_size(
     label: str, race: Race, scale: Scale, shelf: Shelf, tmp_path: Path, bare_write: Callable[[bytes], Limit]
 ) -> None:
     """`STATE.counter += 1` in a state of some size, vacuums included: mean of a whole cycle from one to the next."""
-    path = shelf.copy(int(SIZES[label] * scale.megabyte), tmp_path / "x.state")
+    megabytes, rounds = SIZES[label]
+    path = shelf.copy(int(megabytes * scale.megabyte), tmp_path / "x.state")
     limit = bare_write(COUNTER_LINE)
-    row = {"case": f"change in {label}", "limit": limit.name, "unit": "s", "samples": [], "limits": []}
+    row = samples_of(f"change in {label}", Entrant(OURS, PROCESS), limit.name)
     state = PersistedState(path)
 
     def measured_cycle() -> None:
         start = time.perf_counter()
-        changes = cycle(state, path)
+        changes = cycle(state, path, 10 * scale.changes)
         row["samples"].append((time.perf_counter() - start) / changes)
         start = time.perf_counter()
         limit.run(changes)
         row["limits"].append((time.perf_counter() - start) / changes)
 
-    cycle(state, path)
-    race.report(measured_cycle, {**vars(Entrant(OURS, PROCESS)), **row}, rounds=1 if IS_OLD else 3)
+    cycle(state, path, 10 * scale.changes)
+    race.report(measured_cycle, row, rounds=1 if IS_OLD else rounds)
     state.close()
 
 
@@ -113,16 +114,13 @@ def pauses(change: Callable[[], object], changes: int, clock: FsyncClock) -> lis
 
 
 @pytest.mark.skipif(IS_OLD, reason="26.1 would need an hour: it dumps the state after every 2,000 changes")
-def test_pauses(  # noqa: PLR0913 - fixtures are arguments
+def test_pauses(
     race: Race, scale: Scale, shelf: Shelf, tmp_path: Path, clock: FsyncClock, bare_write: Callable[[bytes], Limit]
 ) -> None:
     """The slowest of 200,000 changes in a state of 1 MB, and the slowest but one in 10,000; fsync apart."""
     state, limit = PersistedState(shelf.copy(scale.megabyte, tmp_path / "x.state")), bare_write(COUNTER_LINE)
-    entrant = vars(Entrant(OURS, PROCESS, "fsync apart"))
-    longest, percentile = (
-        {**entrant, "case": case, "limit": limit.name, "unit": "s", "samples": [], "limits": []}
-        for case in ("longest pause", "p99.99 of pauses")
-    )
+    entrant = Entrant(OURS, PROCESS, "fsync apart")
+    longest, percentile = (samples_of(case, entrant, limit.name) for case in ("longest pause", "p99.99 of pauses"))
 
     def change() -> None:
         state.counter += 1
@@ -133,5 +131,5 @@ def test_pauses(  # noqa: PLR0913 - fixtures are arguments
             longest[kind].append(durations[0])
             percentile[kind].append(durations[math.floor(len(durations) / 10_000)])
 
-    race.report(measure, longest, percentile, rounds=3)
+    race.report(measure, longest, percentile, rounds=5)
     state.close()

@@ -8,8 +8,8 @@ import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import IS_OLD, OURS, Entrant, Limit, Race, Scale, Shelf, content_of
-from stores import PlainDict, Store, able, opened
+from harness import IS_OLD, OURS, Entrant, Limit, Race, Scale, Shelf, content_of, samples_of
+from stores import ReadDict, Store, able, opened
 
 from persistedstate import PersistedState
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def test_attribute_read(kind: type[Store], race: Race, tmp_path: Path) -> None:
     """`STATE.counter`."""
     content = {"counter": 0}
-    limit = Limit("a plain dict", PlainDict(tmp_path, content).read)
+    limit = Limit("a plain dict", ReadDict(tmp_path, content).read)
     with opened(kind, tmp_path, content) as store:
         race("attribute read", store.entrant, store.read, limit)
 
@@ -31,7 +31,7 @@ def test_attribute_read(kind: type[Store], race: Race, tmp_path: Path) -> None:
 def test_nested_read(kind: type[Store], race: Race, tmp_path: Path) -> None:
     """`STATE["a"]["b"]`."""
     content = {"a": {"b": 0}}
-    limit = Limit("a plain dict", PlainDict(tmp_path, content).read_nested)
+    limit = Limit("a plain dict", ReadDict(tmp_path, content).read_nested)
     with opened(kind, tmp_path, content) as store:
         race("nested read", store.entrant, store.read_nested, limit)
 
@@ -67,15 +67,19 @@ def test_memory(race: Race, scale: Scale, shelf: Shelf, tmp_path: Path) -> None:
     """Memory of a state of 1 MB, opened, and then read to its last leaf; against json.loads of the same."""
     path = shelf.copy(scale.megabyte, tmp_path / "x.state")
     text = json.dumps(content_of(scale.megabyte))
-    shared = {**vars(Entrant(OURS)), "limit": "plain dicts and lists", "unit": "B"}
+    entrant, limit = Entrant(OURS), "plain dicts and lists"
+    opened_only = samples_of("memory of 1 MB, opened", entrant, limit, unit="B")
+    all_read = samples_of("memory of 1 MB, all read", entrant, limit, unit="B")
+    open_state: list[PersistedState] = []
+
+    def measure(row: dict[str, Any], action: Callable[[Path], PersistedState]) -> None:
+        row["limits"].append(growth(lambda: json.loads(text)))
+        row["samples"].append(growth(lambda: open_state.append(action(path))))
+        open_state.pop().close()
+
+    def measure_both() -> None:
+        measure(opened_only, PersistedState)
+        measure(all_read, whole)
+
     whole(path).close()
-    plain = [growth(lambda: json.loads(text))]
-    opened_only = {**shared, "case": "memory of 1 MB, opened", "samples": [], "limits": plain}
-    read, states = {**shared, "case": "memory of 1 MB, all read", "samples": [], "limits": plain}, []
-
-    def measure() -> None:
-        for row, action in (opened_only, PersistedState), (read, whole):
-            row["samples"].append(growth(lambda action=action: states.append(action(path))))
-            states.pop().close()
-
-    race.report(measure, opened_only, read)
+    race.report(measure_both, opened_only, all_read)
