@@ -6,6 +6,8 @@ Loaded as a plugin of pytest; bench.py calls that. What is measured goes into `e
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import shutil
 import time
@@ -118,7 +120,7 @@ class Race:
         loop is called and with what; 0 is as often as its speed allows. clock: seconds to leave out.
         """
         prepare()
-        once = seconds(self._timer, run, 1) if not (rounds and count) else 0.0
+        once = self._once(run) if not (rounds and count) else 0.0
         count = count or fitting(ROUND, once, MOST_IN_ROUND)
         rounds = min(self._rounds, rounds or fitting(ALL_ROUNDS, once * count, MOST_ROUNDS))
         limits: list[float] = []
@@ -136,12 +138,29 @@ class Race:
 
         row = {"case": case, "limit": limit.name, "unit": "s", "count": count, "limits": limits, "apart": apart}
         self._benchmark.extra_info["rows"] = [{**vars(entrant), **row}]
-        self._benchmark.pedantic(one_round, setup=before_round, rounds=rounds)
+        with others_frozen():
+            self._benchmark.pedantic(one_round, setup=before_round, rounds=rounds)
+
+    def _once(self, run: Callable[[int], object]) -> float:
+        """Return how long one change takes, when what happens the first time only is over."""
+        first = seconds(self._timer, run, 1)
+        return first if first > ROUND else min(seconds(self._timer, run, 1) for _ in range(5))
 
     def report(self, action: Callable[[], object], *rows: dict[str, Any], rounds: int = 1) -> None:
         """Call an action that finds the samples of some rows by itself."""
         self._benchmark.extra_info["rows"] = rows
         self._benchmark.pedantic(action, rounds=min(rounds, self._rounds))
+
+
+@contextlib.contextmanager
+def others_frozen() -> Iterator[None]:
+    """Keep the garbage collector from going through what earlier benchmarks left, which would slow down the limit."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def samples_of(case: str, entrant: Entrant, limit: str, unit: str = "s") -> dict[str, Any]:
