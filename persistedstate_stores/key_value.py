@@ -53,6 +53,8 @@ __all__ = ["PersistedStateStore"]
 _LOOK_EVERY = 0.1
 #: Looking for expired entries takes at most this share of the time.
 _PURGE_SHARE = 0.01
+#: So many entries are purged in one record: one fsync for many, and no huge list of what to do to undo it.
+_PURGED_AT_ONCE = 100
 #: So many unusable places are named in a warning.
 _NAMED = 3
 
@@ -172,9 +174,8 @@ class PersistedStateStore(
 
     async def _get_collection_keys(self, *, collection: str, limit: int | None = None) -> list[str]:
         with self._current():
-            now = time.time()
-            entries = self._entries(collection)
-            return list(islice((key for key, entry in _named(entries) if _expiry(entry) > now), limit))
+            now, entries = time.time(), _named(self._entries(collection))
+            return list(islice((key for key, entry in entries if entry is not None and _expiry(entry) > now), limit))
 
     async def _get_collection_names(self, *, limit: int | None = None) -> list[str]:
         with self._current():
@@ -310,8 +311,11 @@ class PersistedStateStore(
         """Remove what has expired, and note when there will be more to remove."""
         start, now, self._next_expiry = time.monotonic(), time.time(), math.inf
         expired = [(node, key) for _, node in self._collections() for key in self._expired(node, now)]
-        for node, key in expired:  # no transaction: one of many deletions needs a large memory to be undone
-            del node[key]
+        for first in range(0, len(expired), _PURGED_AT_ONCE):
+            with self._opened().transaction():
+                for node, key in expired[first : first + _PURGED_AT_ONCE]:
+                    if _expiry(node.get(key)) <= now:  # a person may have edited it, or removed it, just now
+                        del node[key]
         end = time.monotonic()
         self._purge_at = end + (end - start) / _PURGE_SHARE
 
