@@ -26,7 +26,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -169,14 +168,26 @@ async def _pass(
     tell(0, total)
     for collection, keys in names.items():
         for batch in _batches(keys, _BATCH):
-            wanted = await _read(source, collection, batch)
-            found = await _read(target, collection, batch)
-            different = {key: entry for key, entry in wanted.items() if not entry.is_same(found.get(key))}
-            await _write(target, collection, different)
-            entries, done = entries + len(wanted), done + len(batch)
+            present, different = await _transfer(source, target, collection, batch)
+            entries, done = entries + present, done + len(batch)
             changed += [(collection, key) for key in different]
             tell(done, total)
     return entries, changed
+
+
+async def _transfer(source: Store, target: Store, collection: str, keys: Sequence[str]) -> tuple[int, list[str]]:
+    """Write what differs; return how many of the keys the source has, and those that were written."""
+    try:
+        wanted = await _read(source, collection, keys)
+        found = await _read(target, collection, list(wanted))
+        different = {key: entry for key, entry in wanted.items() if not entry.is_same(found.get(key))}
+        await _write(target, collection, different)
+        return len(wanted), list(different)
+    except Exception as error:
+        if len(keys) == 1:
+            raise CopyError(f"cannot copy {collection} → {keys[0]}: {type(error).__name__}: {error}") from error
+    parts = [await _transfer(source, target, collection, [key]) for key in keys]  # to tell which one it is
+    return sum(present for present, _ in parts), [key for _, different in parts for key in different]
 
 
 async def _read(store: Store, collection: str, keys: Sequence[str]) -> dict[str, _Entry]:
@@ -192,16 +203,11 @@ async def _read(store: Store, collection: str, keys: Sequence[str]) -> dict[str,
 
 async def _write(store: Store, collection: str, entries: dict[str, _Entry]) -> None:
     lasting = {key: entry.value for key, entry in entries.items() if entry.expires_at is None}
-    try:
-        if lasting:
-            await store.put_many(list(lasting), list(lasting.values()), collection=collection)
-        for key, (value, expires_at) in entries.items():
-            if expires_at is not None:
-                lasting = {key: value}
-                await store.put(key, value, collection=collection, ttl=max(expires_at - time.time(), _LEAST_TTL))
-    except Exception as error:
-        shown = " or ".join(islice(lasting, 3))
-        raise CopyError(f"cannot write {collection} → {shown}: {type(error).__name__}: {error}") from error
+    if lasting:
+        await store.put_many(list(lasting), list(lasting.values()), collection=collection)
+    for key, (value, expires_at) in entries.items():
+        if expires_at is not None:
+            await store.put(key, value, collection=collection, ttl=max(expires_at - time.time(), _LEAST_TTL))
 
 
 def _batches(items: Sequence[str], size: int) -> Iterable[Sequence[str]]:

@@ -18,8 +18,15 @@ def run(awaitable: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(awaitable)
 
 
+#: What the other stores warn of, about themselves.
+THEIR_WARNINGS = [
+    "ignore:A configured store is unstable:UserWarning",
+    "ignore:Call to deprecated setex:DeprecationWarning",
+]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let event loops and clients keep what they close only when they are collected."""
     for item in items:
         if "stores" in item.path.parts:
-            item.add_marker(pytest.mark.filterwarnings("ignore:A configured store is unstable:UserWarning"))
+            for warning in THEIR_WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(warning))
