@@ -418,6 +418,7 @@ def test_command_explains_itself() -> None:
 # ---- Addresses ----
 
 
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # 0.4.4's DynamoDB
 @pytest.mark.parametrize(
     ("text", "name", "client"),
     [
