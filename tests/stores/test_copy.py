@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.leaves("files", "threads")  # clients keep threads until the process ends
 
-#: The runtime of Valkey's client keeps a few descriptors, too.
-GLIDE_STAYS = pytest.mark.leaves("files", "threads", "descriptors")
+#: The libraries below ValkeyStore and FileTreeStore keep a few descriptors, too.
+RUNTIMES_STAY = pytest.mark.leaves("files", "threads", "descriptors")
 
 SAMPLE: dict[str, dict[str, Any]] = {
     "sessions": {
@@ -98,7 +98,7 @@ def values(path: Path) -> dict[str, Any]:
 TOTAL = sum(map(len, SAMPLE.values()))
 
 
-@GLIDE_STAYS
+@RUNTIMES_STAY
 def test_everything_goes_there_and_back(source: Path, tmp_path: Path, address: str) -> None:
     back = tmp_path / "back.state"
 
@@ -121,7 +121,7 @@ def seconds(when: str | None) -> float:
     return dt.datetime.fromisoformat(when).timestamp()
 
 
-@GLIDE_STAYS
+@RUNTIMES_STAY
 def test_changed_entries_are_copied_again_and_those_of_the_target_stay(source: Path, address: str) -> None:
     run(copy(source, address))
     with PersistedState(source) as state:
@@ -212,6 +212,7 @@ def test_target_that_shortens_lives_is_told(source: Path) -> None:
         run(copy(source, target))
 
 
+@RUNTIMES_STAY
 def test_entry_that_cannot_be_written_is_named_and_the_copy_goes_on_later(path: Path, tmp_path: Path) -> None:
     pytest.importorskip("aiofile", reason="aiofile, which FileTreeStore needs, is not installed")
     with PersistedState(path) as state:
@@ -229,6 +230,7 @@ def test_entry_that_cannot_be_written_is_named_and_the_copy_goes_on_later(path: 
     assert run(copy(path, f"filetree:{tmp_path}/tree")) == Copied(2, 1, 1)
 
 
+@RUNTIMES_STAY
 def test_sanitized_names_of_files_are_refused(tmp_path: Path, path: Path) -> None:
     pytest.importorskip("aiofile", reason="aiofile, which FileTreeStore needs, is not installed")
     from key_value.aio.stores.filetree import FileTreeStore, FileTreeV1KeySanitizationStrategy
@@ -335,6 +337,7 @@ def test_command_shows_a_bar_on_a_terminal(source: Path, path: Path) -> None:
     assert "\rreading back [" + "#" * 40 + "] 105/105 \r\n" in shown
 
 
+@RUNTIMES_STAY
 def test_command_can_be_interrupted_and_goes_on(path: Path, tmp_path: Path) -> None:
     pytest.importorskip("aiofile", reason="aiofile, which FileTreeStore needs, is not installed")
     with PersistedState(path) as state:
