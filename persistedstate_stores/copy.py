@@ -46,8 +46,9 @@ Progress = Callable[[str, int, int], object]
 
 #: Entries that are read and written at once.
 _BATCH = 100
-#: The first pass copies; one that finds nothing to write has verified everything; the rest is for a living source.
-_PASSES = 3
+#: The first pass copies; one that finds nothing to write has verified everything. Others follow, after a pause in
+#: seconds, where the source is being changed or, as with DynamoDB, what was written shows a moment later.
+_PASSES, _PAUSE = 4, 1.0
 #: Seconds by which an expiry may differ: Redis, Memcached and DynamoDB count whole seconds.
 _TOLERANCE = 2.0
 #: Seconds that an entry must have left to be worth copying; most stores know no less.
@@ -147,7 +148,10 @@ async def _set_up(store: Any) -> None:
 
 async def _copy_all(source: Store, target: Store, names: dict[str, list[str]], progress: Progress) -> Copied:
     written = 0
-    for stage in ["copying", *["reading back"] * (_PASSES - 1)]:
+    for number in range(_PASSES):
+        stage = "reading back" if number else "copying"
+        if number > 1:
+            await asyncio.sleep(_PAUSE)
         entries, changed = await _pass(source, target, names, partial(progress, stage))
         written = max(written, len(changed))
         if not changed:

@@ -49,8 +49,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PersistedStateStore"]
 
-#: Seconds between two looks at whether somebody edited the file.
-_LOOK_EVERY = 0.1
+#: Seconds between two looks at whether somebody edited the file; more where reading it takes more than a share of the
+#: time, up to a second.
+_LOOK_EVERY, _LOOK_SHARE, _LOOK_AT_LEAST_EVERY = 0.1, 0.1, 1.0
 #: Looking for expired entries takes at most this share of the time.
 _PURGE_SHARE = 0.01
 #: So many entries are purged in one record: one fsync for many, and no huge list of what to do to undo it.
@@ -87,7 +88,7 @@ class PersistedStateStore(
     A batch is one record in the file: all of it or nothing. Values are JSON, as in the other stores: tuples become
     lists, anything else is a SerializationError, with nothing changed. An expired entry is never returned or listed,
     and leaves the file with one of the next changes, at the next opening, or by `cull()`. What a person saves while
-    the store is open is seen within 0.1 s. May be used from several event loops and threads. The calls do not wait
+    the store is open is seen within a second. May be used from several event loops and threads. The calls do not wait
     for anything but the disk: one takes some ten microseconds, with `_fsync=True` as long as the disk needs.
     """
 
@@ -139,15 +140,23 @@ class PersistedStateStore(
     async def _setup(self) -> None:
         if self._path is not None:
             self._state = PersistedState(self._path, **self._options)
-            self._exit_stack.callback(self._let_go)
-        self._warn_of_unusable()
-        self._look_at, self._purge_at, self._next_expiry = time.monotonic() + _LOOK_EVERY, 0.0, -math.inf
+            self._exit_stack.callback(self._let_go, self._state)
+        try:
+            self._begin()
+        except BaseException:
+            if self._path is not None:
+                self._let_go(self._opened())
+            raise
+
+    def _begin(self) -> None:
+        self._look_at, self._purge_at, self._next_expiry = 0.0, 0.0, -math.inf
         with self._current():
+            self._warn_of_unusable()
             self._purge_if_due()
 
-    def _let_go(self) -> None:
-        state, self._state = self._opened(), None
-        self._setup_complete = False
+    def _let_go(self, state: PersistedState) -> None:
+        if self._state is state:
+            self._state, self._setup_complete = None, False
         state.close()
 
     async def _get_managed_entry(self, *, collection: str, key: str) -> ManagedEntry | None:
@@ -208,10 +217,12 @@ class PersistedStateStore(
     def _current(self) -> AbstractContextManager[Any]:
         """Take over what a person saved; return the lock under which to read and change the state."""
         state = self._opened()
-        if time.monotonic() >= self._look_at:
-            self._look_at = time.monotonic() + _LOOK_EVERY
+        start = time.monotonic()
+        if start >= self._look_at:
             if state.refresh():
                 self._next_expiry = -math.inf
+            end = time.monotonic()
+            self._look_at = end + min(max(_LOOK_EVERY, (end - start) / _LOOK_SHARE), _LOOK_AT_LEAST_EVERY)
         lock: AbstractContextManager[Any] = state._thread_lock  # noqa: SLF001 - the README has it
         return lock
 
@@ -287,6 +298,7 @@ class PersistedStateStore(
     def _delete(self, collection: str, keys: Sequence[str]) -> int:
         """Delete entries, in one record; return how many there were, not counting expired ones."""
         with self._current():
+            self._purge_if_due()
             node, now = self._entries(collection), time.time()
             present = [key for key in dict.fromkeys(keys) if key in node]
             alive = sum(_expiry(node[key]) > now for key in present)

@@ -19,9 +19,11 @@ from persistedstate import PersistedState
 pytest.importorskip("key_value.aio", reason="py-key-value-aio is not installed")
 
 from key_value.aio.stores.memory import MemoryStore
+from key_value.aio.wrappers.base import BaseWrapper
 from key_value.aio.wrappers.prefix_keys import PrefixKeysWrapper
 from key_value.aio.wrappers.ttl_clamp import TTLClampWrapper
 
+from persistedstate_stores.__main__ import main
 from persistedstate_stores.copy import Copied, CopyError, copy, list_names, open_store
 from persistedstate_stores.key_value import PersistedStateStore
 
@@ -56,6 +58,11 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persistedstate_stores.copy._PAUSE", 0.0)
 
 
 @pytest.fixture(params=KINDS)
@@ -173,6 +180,53 @@ def test_store_that_cannot_tell_its_names_is_refused_until_they_are_given(path: 
     with pytest.raises(CopyError, match="names="):
         run(copy(store, path))
     assert run(copy(store, path, names={"c": ["k", "k", "missing"]})) == Copied(1, 1, 1)
+
+
+class Paged(BaseWrapper):
+    """A store that enumerates in the public way only."""
+
+    def __init__(self, key_value: MemoryStore) -> None:
+        self.key_value: Any = key_value
+
+    async def collections(self, *, limit: int | None = None) -> list[str]:
+        found: list[str] = await self.key_value.collections(limit=limit)
+        return found
+
+    async def keys(self, collection: str | None = None, *, limit: int | None = None) -> list[str]:
+        found: list[str] = await self.key_value.keys(collection, limit=limit)
+        return found
+
+
+def test_store_that_lists_only_a_page_of_its_names_is_copied_up_to_there(path: Path) -> None:
+    store = MemoryStore()
+    run(store.put_many([f"k{number}" for number in range(9_999)], [{}] * 9_999))
+
+    assert run(copy(Paged(store), path)).entries == 9_999
+    run(store.put("k9999", {}))
+    with pytest.raises(CopyError, match="lists 10000 keys at most"):
+        run(copy(Paged(store), path))
+
+
+def test_server_that_is_no_memcached_is_told(tmp_path: Path, path: Path) -> None:
+    pytest.importorskip("aiomcache", reason="aiomcache is not installed")
+    with running("redis", tmp_path) as address, pytest.raises(CopyError, match="memcached does not list its keys"):
+        run(copy(address.replace("redis:", "memcached:").removesuffix("/3"), path))
+
+
+def test_entry_that_shows_a_moment_later_is_no_failure(source: Path) -> None:
+    """As in DynamoDB, whose reads may be a moment old."""
+
+    class Late(BaseWrapper):
+        def __init__(self) -> None:
+            self.key_value: Any = MemoryStore()
+            self.left = 2
+
+        async def ttl_many(self, keys: Any, *, collection: str | None = None) -> Any:
+            self.left -= "k0" in keys
+            found = await self.key_value.ttl_many(keys, collection=collection)
+            return found if self.left < 0 else [(None, None) for _ in found]
+
+    assert run(copy(source, Late())) == Copied(TOTAL, TOTAL, 2)
 
 
 def test_entries_of_other_programs_in_redis_are_left_alone(tmp_path: Path, path: Path) -> None:
@@ -411,6 +465,15 @@ def test_source_may_be_in_use_and_the_target_must_not(path: Path, tmp_path: Path
         assert "Traceback" not in into.stderr
 
 
+def test_command_tells_by_its_exit_code(source: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["copy", str(source), str(path)]) == 0
+    assert main(["copy", str(source) + ".missing", str(path)]) == 1
+
+    out, err = capsys.readouterr()
+    assert out.startswith("105 entries")
+    assert err.startswith("error: ")
+
+
 def test_command_explains_itself() -> None:
     done = call("copy", "--help")
 
@@ -431,6 +494,8 @@ def test_command_explains_itself() -> None:
         ("valkey://user:word@localhost:1/2", "ValkeyStore", "glide"),
         ("memcached://localhost", "MemcachedStore", "aiomcache"),
         ("dynamodb://table?region_name=eu-central-1", "DynamoDBStore", "aioboto3"),
+        ("mongodb://localhost/database", "MongoDBStore", "pymongo"),
+        ("elasticsearch+http://localhost:9200/prefix", "ElasticsearchStore", "elasticsearch"),
         ("disk:folder", "DiskStore", "diskcache"),
         ("filetree:folder", "FileTreeStore", "aiofile"),
     ],

@@ -479,6 +479,18 @@ def test_opening_removes_what_expired(path: Path, on_disk: Callable[..., dict[An
     assert list(on_disk()["c"]) == ["l"]
 
 
+def test_deleting_is_a_change_with_which_the_expired_leave(
+    store: PersistedStateStore, on_disk: Callable[..., dict[Any, Any]]
+) -> None:
+    run(store.put_many(["k", "l", "m"], [{}, {}, {}], ttl=60))
+    let_expire(store, "default_collection", "k")
+    store._next_expiry = store._purge_at = 0.0
+
+    run(store.delete("m"))
+
+    assert list(on_disk()["default_collection"]) == ["l"]
+
+
 def test_looking_for_the_expired_takes_a_small_share_of_the_time(
     store: PersistedStateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -598,6 +610,28 @@ def test_person_may_edit_while_the_store_is_open(store: PersistedStateStore, pat
     assert run(store.get_many(["a", "b", "d"], collection="c")) == [{"hits": 100}, {"hits": 2}, {"hits": 4}]
     run(store.put("e", {"hits": 5}, collection="c"))
     assert run(store.keys("c")) == ["a", "b", "d", "e"]
+
+
+def test_looking_for_edits_takes_a_small_share_of_the_time(
+    store: PersistedStateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(store.put("k", {}))
+    now, looks = [1000.0], 0
+
+    def refresh(_: object) -> bool:
+        nonlocal looks
+        now[0] += 0.05
+        looks += 1
+        return False
+
+    monkeypatch.setattr(PersistedState, "refresh", refresh)
+    monkeypatch.setattr("persistedstate_stores.key_value.time.monotonic", lambda: now[0])
+    store._look_at = 0.0
+    for moment in (1000.0, 1000.54, 1000.56, 1001.0):
+        now[0] = max(now[0], moment)
+        run(store.get("k"))
+
+    assert looks == 2
 
 
 def test_person_may_shorten_a_life_while_the_store_is_open(
@@ -897,6 +931,22 @@ def test_file_in_use_is_a_setup_error_with_the_pid_and_works_later(path: Path) -
         assert isinstance(caught.value.__cause__, StateLocked)
         assert run(store.get("k", collection="c")) == {"n": 2}
     run(store.close())
+
+
+def test_setup_that_fails_lets_the_file_go_and_works_when_it_was_mended(path: Path) -> None:
+    write(path, "cache: 7\n")
+    store = PersistedStateStore(path, under="cache")
+
+    for _ in range(2):
+        with pytest.raises(StoreSetupError, match="cache is int, not a mapping"):
+            run(store.put("k", {"n": 1}))
+        run_child("import sys; from persistedstate import PersistedState; PersistedState(sys.argv[1])", path)
+    write(path, "cache: {}\n")
+    run(store.put("k", {"n": 1}))
+
+    assert run(store.get("k")) == {"n": 1}
+    run(store.close())
+    assert oracle.read(path)["cache"]["default_collection"]["k"]["value"] == {"n": 1}
 
 
 def test_read_only_store_follows_a_running_writer(path: Path) -> None:
