@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: Seconds in which a server must accept connections.
 PATIENCE = 60.0
+TRIES = 3
 
 
 class Kind(NamedTuple):
@@ -78,9 +79,9 @@ def running(name: str, folder: Path) -> Iterator[str]:
     pytest.importorskip(kind.client, reason=f"{kind.client}, the client of {name}, is not installed")
     if not is_installed(kind.program):
         pytest.skip(f"{kind.program}, the server of {name}, is not installed")
-    port, data = free_port(), folder / "server"
+    data = folder / "server"
     data.mkdir(mode=0o777)
-    with started(kind.command(port, data), port):
+    with started(lambda port: kind.command(port, data)) as port:
         yield kind.address.format(folder=folder, port=port, unique=uuid.uuid4().hex)
 
 
@@ -97,15 +98,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def started(command: list[str], port: int) -> Iterator[None]:
-    if not command:
-        yield
+def started(command: Callable[[int], list[str]]) -> Iterator[int]:
+    """Start a server on a free port and give that; 0 where there is none to start."""
+    if not command(0):
+        yield 0
         return
-    environment = {**os.environ, "LC_ALL": "C"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    process, port = start(command)
     try:
-        wait_for(port, process)
-        yield
+        yield port
     finally:
         process.terminate()
         try:
@@ -115,15 +115,26 @@ def started(command: list[str], port: int) -> Iterator[None]:
             process.wait()
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Return as soon as the server accepts a connection."""
+def start(command: Callable[[int], list[str]]) -> tuple[subprocess.Popen[bytes], int]:
+    """Return the process and its port; another try, where somebody else was faster to take that."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    for _ in range(TRIES):
+        port = free_port()
+        process = subprocess.Popen(command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        if accepts(port, process):
+            return process, port
+    raise AssertionError(f"{command(0)[0]} does not start")
+
+
+def accepts(port: int, process: subprocess.Popen[bytes]) -> bool:
+    """Return True as soon as the server accepts a connection, and False when it ends instead."""
     end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        assert process.poll() is None, f"the server ended with {process.returncode}"
+    while process.poll() is None:
+        assert time.monotonic() < end, "the server accepts no connections"
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
             time.sleep(0.01)
         else:
-            return
-    raise AssertionError("the server accepts no connections")
+            return process.poll() is None
+    return False

@@ -298,6 +298,16 @@ def test_sanitized_names_of_files_are_refused(tmp_path: Path, path: Path) -> Non
     assert run(copy(store, path, names={"default_collection": ["a/b"]})) == Copied(1, 1, 1)
 
 
+def test_value_that_a_person_wrote_and_that_is_no_json_is_named(path: Path) -> None:
+    path.write_text("c:\n  good:\n    value: {a: 1}\n  bad:\n    value: {when: 2024-05-01}\n", encoding="utf-8")
+    target = MemoryStore()
+    run(target.put("bad", {"when": "before"}, collection="c"))
+
+    with pytest.raises(CopyError, match="cannot copy c → bad: SerializationError"):
+        run(copy(path, target))
+    assert run(target.get("good", collection="c")) == {"a": 1}
+
+
 def test_progress_tells_stage_and_numbers(source: Path) -> None:
     told: list[tuple[str, int, int]] = []
 
