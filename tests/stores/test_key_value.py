@@ -11,6 +11,7 @@ import contextlib
 import datetime as dt
 import errno
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -509,6 +510,31 @@ def test_looking_for_the_expired_takes_a_small_share_of_the_time(
     assert len(looks) == 1
 
 
+def test_a_look_for_the_expired_is_paid_for_by_a_pause(
+    store: PersistedStateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(store.put("k", {}, ttl=60))
+    clock = itertools.count(1000)
+    monkeypatch.setattr("persistedstate_stores.key_value.time.monotonic", lambda: next(clock))
+
+    store._purge()
+
+    assert store._purge_at == 1001 + 100
+
+
+def test_entry_that_a_person_gave_more_time_during_a_purge_stays(
+    store: PersistedStateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two records of a purge the file is looked at, and what was found to be expired may no longer be."""
+    run(store.put_many(["k", "l"], [{}, {}], ttl=60))
+    let_expire(store, "default_collection", "k")
+    monkeypatch.setattr(store, "_expired", lambda _node, _now: ["k", "l", "gone"])
+
+    store._purge()
+
+    assert run(store.keys()) == ["l"]
+
+
 def test_ttl_goes_on_while_the_file_is_closed(path: Path) -> None:
     async def put() -> float:
         async with PersistedStateStore(path) as store:
@@ -887,6 +913,8 @@ def test_closed_state_is_told(path: Path) -> None:
 
     with pytest.raises(StateClosed):
         run(store.get("k"))
+    with pytest.raises(StateClosed):
+        run(store.put("k", {"n": 2}))
     with pytest.raises(StoreSetupError, match="closed"):
         run(PersistedStateStore(state=state).get("k"))
 
@@ -1047,6 +1075,14 @@ def test_limit_removes_those_that_were_put_first(path: Path) -> None:
     run(store.put_many(list("vwxyz"), [{}] * 5, collection="new"))
     assert run(store.keys("new")) == ["x", "y", "z"]
     run(store.close())
+
+
+def test_names_of_collections_that_were_only_asked_for_are_not_kept(store: PersistedStateStore) -> None:
+    for number in range(100):
+        run(store.get("k", collection=f"c{number}"))
+
+    assert run(store.collections()) == []
+    assert len(store._setup_collection_complete) == 0
 
 
 def test_limit_and_put_are_one_record(path: Path) -> None:
