@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import pty
 import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import oracle
@@ -122,8 +124,6 @@ def test_everything_goes_there_and_back(source: Path, tmp_path: Path, address: s
 
 
 def seconds(when: str | None) -> float:
-    import datetime as dt
-
     assert when is not None
     return dt.datetime.fromisoformat(when).timestamp()
 
@@ -171,6 +171,15 @@ def test_expired_entries_are_not_copied(source: Path, path: Path) -> None:
 
     assert run(copy(source, path)) == Copied(TOTAL - 1, TOTAL - 1, 2)
     assert "alice" not in reopened(path)["sessions"]
+
+
+def test_entry_that_is_about_to_expire_is_not_copied(path: Path) -> None:
+    """Most stores count whole seconds: they would keep it too long, or refuse it."""
+    soon = dt.datetime.fromtimestamp(time.time() + 0.9, tz=dt.timezone.utc)
+    with PersistedState(path) as state:
+        state["c"] = {"soon": {"value": {}, "expires_at": soon.isoformat()}, "later": {"value": {}}}
+
+    assert run(copy(path, MemoryStore())) == Copied(1, 1, 1)
 
 
 def test_store_that_cannot_tell_its_names_is_refused_until_they_are_given(path: Path) -> None:
