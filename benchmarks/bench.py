@@ -1,0 +1,150 @@
+"""Measures persistedstate against its limits, its predecessor and its peers, and writes what was seen.
+
+    python benchmarks/bench.py
+
+takes a few minutes. It makes two virtual environments under `.venvs/`, one with the peers and one with persistedstate
+26.1, whose import name is the same; runs the benchmarks in both; and writes `benchmarks/results/`: `table.md` with all
+figures, `bars.md` with those that this project wants to reach, the charts, and the same as `results.json`. A part of
+README.md between `<!-- benchmark -->` and `<!-- end of benchmark -->`, if there is one, is renewed, too.
+
+    python benchmarks/bench.py -k counter       only the benchmarks of that name (an expression of pytest); prints only
+    python benchmarks/bench.py --quick          seconds, in the environment that it runs in: shows only that all works
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from figures import Figures, rows_of
+from rendering import bars_page, bars_table, chart, page, short_table
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+RESULTS, README = HERE / "results", ROOT / "README.md"
+ENVIRONMENT, OLD_ENVIRONMENT = ".venvs/bench", ".venvs/bench-26.1"
+OLD_PACKAGES = ["persistedstate==26.1", "pytest>=8.2", "pytest-benchmark>=5.0"]
+#: pytest's exit code where no benchmark has the name that was asked for.
+NOTHING_TO_RUN = 5
+
+CHARTS = {
+    "counter": "STATE.counter += 1: time per change (logarithmic)",
+    "open 1 MB": "Opening a file of 1 MB (logarithmic)",
+}
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    options = _parser().parse_args()
+    with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=_scratch()) as name:
+        reports = _quick(Path(name)) if options.quick else _full(Path(name), options.k)
+        figures = Figures(row for report in reports for row in rows_of(report))
+        caption = caption_of(reports[0]["machine_info"]) if reports else ""
+        if options.quick:
+            write(Path(name), figures, caption)
+            print(f"The benchmarks work: {len(figures.rows)} figures, of sizes too small to mean anything.")
+        elif options.k:
+            print(page(figures, caption))
+        else:
+            RESULTS.mkdir(exist_ok=True)
+            write(RESULTS, figures, caption)
+            renew_readme(figures, caption)
+            print(bars_table(figures))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary = __doc__.splitlines()[0] if __doc__ else ""
+    parser = argparse.ArgumentParser(description=summary)
+    parser.add_argument("--quick", action="store_true", help="seconds, without peers that are not installed")
+    parser.add_argument("-k", metavar="EXPRESSION", default="", help="only these benchmarks; prints, writes nothing")
+    return parser
+
+
+def _scratch() -> Path:
+    """Return a folder on the disk that holds the project: /tmp may be memory, where a sync costs nothing."""
+    folder = ROOT / ".venvs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+# ---- Running ---------------------------------------------------------------------------------------------------------
+
+
+def _quick(scratch: Path) -> list[dict[str, Any]]:
+    """Run everything with small sizes, here."""
+    return [_run(sys.executable, [ROOT], scratch, "--tiny")]
+
+
+def _full(scratch: Path, expression: str) -> list[dict[str, Any]]:
+    """Make the environments and run everything in both."""
+    reports = []
+    for folder, path, packages in (ENVIRONMENT, [ROOT], ["-e", ".[bench]"]), (OLD_ENVIRONMENT, [], OLD_PACKAGES):
+        environment = {**os.environ, "PYTHON": sys.executable}
+        subprocess.run([ROOT / ".ci/venv", folder, *packages], cwd=ROOT, env=environment, check=True)
+        reports.append(_run(str(ROOT / folder / "bin/python"), path, scratch, "-k", expression))
+    return [report for report in reports if report]
+
+
+def _run(python: str, path: list[Path], scratch: Path, *arguments: str) -> dict[str, Any]:
+    """Run the benchmarks in an environment and return pytest-benchmark's report; empty if none has the name.
+
+    path: where modules are looked for first: the tree that holds this file, or nowhere so that 26.1 is found.
+    """
+    report = scratch / "report.json"
+    command = [python, "-m", "pytest", str(HERE), "--basetemp", str(scratch / "files"), *arguments]
+    answer = subprocess.run(
+        [*command, "--benchmark-quiet", f"--benchmark-json={report}"],
+        cwd=scratch,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [HERE, *path])), "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
+    if answer.returncode == NOTHING_TO_RUN:
+        return {}
+    if answer.returncode:
+        raise SystemExit(f"the benchmarks failed in {python}")
+    found: dict[str, Any] = json.loads(report.read_bytes())
+    return found
+
+
+# ---- Writing ---------------------------------------------------------------------------------------------------------
+
+
+def caption_of(machine: dict[str, Any]) -> str:
+    """Return what the figures were measured on, in a line."""
+    cpu = machine["cpu"]
+    name = cpu.get("brand_raw") or machine["processor"] or machine["machine"]
+    python = f"{machine['python_implementation']} {machine['python_version']}"
+    return f"{python}, {machine['system']} {machine['machine']}, {name}, {cpu.get('count') or os.cpu_count()} cores"
+
+
+def write(folder: Path, figures: Figures, caption: str) -> None:
+    """Write the tables, the charts and the figures themselves into a folder."""
+    (folder / "table.md").write_text(page(figures, caption), "utf-8")
+    (folder / "bars.md").write_text(bars_page(figures, caption), "utf-8")
+    content = {"caption": caption, "rows": [vars(row) for row in figures.rows]}
+    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    for case, title in CHARTS.items():
+        rows = figures.of_case(case)
+        if rows:
+            name = case.replace(" ", "-").lower()
+            (folder / f"{name}.svg").write_text(chart(title, rows, caption), "utf-8")
+
+
+def renew_readme(figures: Figures, caption: str) -> None:
+    """Put the short table into README.md, where that has a place for it."""
+    text = README.read_text("utf-8")
+    part = f"<!-- benchmark -->\n{short_table(figures)}\n{caption}.\n<!-- end of benchmark -->"
+    pattern = r"<!-- benchmark -->\n.*?<!-- end of benchmark -->"
+    README.write_text(re.sub(pattern, lambda _: part, text, flags=re.DOTALL), "utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

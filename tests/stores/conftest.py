@@ -1,0 +1,32 @@
+"""What the tests of the stores share: a way to wait for coroutines, and a look at the file from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
+
+
+def run(awaitable: Coroutine[Any, Any, T]) -> T:
+    """Wait for a coroutine in an event loop of its own: each call of a test comes from another loop."""
+    return asyncio.run(awaitable)
+
+
+#: What the other stores warn of, about themselves.
+THEIR_WARNINGS = [
+    "ignore:A configured store is unstable:UserWarning",
+    "ignore:Call to deprecated setex:DeprecationWarning",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "stores" in item.path.parts:
+            for warning in THEIR_WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(warning))

@@ -1,0 +1,140 @@
+"""Real servers for the stores: started on loopback by a test, stopped by it, and skipped where not installed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+#: Seconds in which a server must accept connections.
+PATIENCE = 60.0
+TRIES = 3
+
+
+class Kind(NamedTuple):
+    """A store: its address, the module of its client, and its server."""
+
+    address: str
+    client: str
+    #: What must be installed: a program, or a module of Python behind `python -m`.
+    program: str = ""
+    command: Callable[[int, Path], list[str]] = lambda _port, _folder: []
+
+
+KINDS: dict[str, Kind] = {
+    "state": Kind("{folder}/target.state", "persistedstate"),
+    "disk": Kind("disk:{folder}/disk", "diskcache"),
+    "filetree": Kind("filetree:{folder}/tree", "aiofile"),
+    "redis": Kind(
+        "redis://127.0.0.1:{port}/3", "redis", "redis-server",
+        lambda port, folder: [
+            "redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder),
+        ],
+    ),
+    "valkey": Kind(
+        "valkey://127.0.0.1:{port}/3", "glide", "redis-server",  # it speaks the same protocol
+        lambda port, folder: [
+            "redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder),
+        ],
+    ),
+    "memcached": Kind(
+        "memcached://127.0.0.1:{port}", "aiomcache", "memcached",
+        lambda port, _folder: ["memcached", "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-u", "nobody"],
+    ),
+    "dynamodb": Kind(
+        "dynamodb://t{unique}?region_name=eu-central-1&endpoint_url=http://127.0.0.1:{port}", "aioboto3", "moto.server",
+        lambda port, _folder: [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+    ),
+    "mongodb": Kind(
+        "mongodb://127.0.0.1:{port}/copied", "pymongo", "mongod",
+        lambda port, folder: ["mongod", "--bind_ip", "127.0.0.1", "--port", str(port), "--dbpath", str(folder)],
+    ),
+    "elasticsearch": Kind(
+        "elasticsearch+http://127.0.0.1:{port}/copied", "elasticsearch", "elasticsearch",
+        lambda port, folder: [
+            "elasticsearch", "-E", f"http.port={port}", "-E", "network.host=127.0.0.1", "-E", f"path.data={folder}",
+            "-E", "discovery.type=single-node", "-E", "xpack.security.enabled=false",
+        ],
+    ),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def running(name: str, folder: Path) -> Iterator[str]:
+    """Start the server of a kind of store, if it has one; give the address of an empty store."""
+    kind = KINDS[name]
+    pytest.importorskip(kind.client, reason=f"{kind.client}, the client of {name}, is not installed")
+    if not is_installed(kind.program):
+        pytest.skip(f"{kind.program}, the server of {name}, is not installed")
+    data = folder / "server"
+    data.mkdir(mode=0o777)
+    with started(lambda port: kind.command(port, data)) as port:
+        yield kind.address.format(folder=folder, port=port, unique=uuid.uuid4().hex)
+
+
+def is_installed(program: str) -> bool:
+    if program.partition(".")[0] == "moto":
+        return all(importlib.util.find_spec(name) for name in ("moto", "flask", "flask_cors"))
+    return not program or shutil.which(program) is not None
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def started(command: Callable[[int], list[str]]) -> Iterator[int]:
+    """Start a server on a free port and give that; 0 where there is none to start."""
+    if not command(0):
+        yield 0
+        return
+    process, port = start(command)
+    try:
+        yield port
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def start(command: Callable[[int], list[str]]) -> tuple[subprocess.Popen[bytes], int]:
+    """Return the process and its port; another try, where somebody else was faster to take that."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    for _ in range(TRIES):
+        port = free_port()
+        process = subprocess.Popen(command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        if accepts(port, process):
+            return process, port
+    raise AssertionError(f"{command(0)[0]} does not start")
+
+
+def accepts(port: int, process: subprocess.Popen[bytes]) -> bool:
+    """Return True as soon as the server accepts a connection, and False when it ends instead."""
+    end = time.monotonic() + PATIENCE
+    while process.poll() is None:
+        assert time.monotonic() < end, "the server accepts no connections"
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.01)
+        else:
+            return process.poll() is None
+    return False

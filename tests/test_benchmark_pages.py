@@ -1,0 +1,131 @@
+"""What benchmarks/bench.py writes from a report: whole tables, SVG that an XML reader takes, figures that are right."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("bench")
+
+
+def measured(case: str, name: str, rounds: list[float], limits: list[float], **more: Any) -> dict[str, Any]:
+    """Return one benchmark as pytest-benchmark reports it: rounds of 10 changes in seconds."""
+    row: dict[str, Any] = {"case": case, "name": name, "durability": "process crash", "note": "a | b", "unit": "s"}
+    row |= {"limit": "a bare `os.write`", "limits": limits, "count": 10, "apart": [0.0] * len(rounds), **more}
+    return {"extra_info": {"rows": [row]}, "stats": {"data": rounds}}
+
+
+REPORT = {
+    "benchmarks": [
+        measured("counter", "persistedstate", [3e-5, 8e-5, 4e-5], [1e-6, 4e-6, 1e-6]),
+        measured("counter", "persistedstate 26.1", [2.4e-4, 2.4e-4], [2e-6, 3e-6]),
+        measured("counter", "<&> of a peer", [1e-2], [1e-6]),
+        measured("longest pause", "persistedstate", [9.0], [0.001, 0.003], samples=[0.004, 0.02]),
+        measured("vacuum 1 MB", "persistedstate", [0.5, 0.7], [0.1, 0.1], count=1, apart=[0.2, 0.3]),
+    ]
+}
+
+
+@pytest.fixture
+def figures(bench: ModuleType) -> Any:
+    return bench.Figures(bench.rows_of(REPORT))
+
+
+def test_ratios_are_medians_of_neighbouring_rounds(figures: Any) -> None:
+    row = figures.find("counter")
+
+    assert row.median == pytest.approx(4e-6)
+    assert row.p95 == pytest.approx(8e-6)
+    assert row.ratio == pytest.approx(3.0)  # of 3, 2 and 4
+
+
+def test_stores_are_compared_by_their_ratios_to_the_limit(figures: Any) -> None:
+    assert figures.faster("counter", "persistedstate 26.1") == pytest.approx(10.0 / 3.0)
+
+
+def test_time_apart_is_left_out(figures: Any) -> None:
+    assert figures.median("vacuum 1 MB") == pytest.approx(0.35)
+
+
+def test_samples_of_its_own_replace_the_rounds(figures: Any) -> None:
+    assert figures.least("longest pause") == pytest.approx(0.004)
+
+
+def test_bars_tell_what_is_met_missed_and_not_measured(bench: ModuleType, figures: Any) -> None:
+    lines = bench.bars_table(figures).splitlines()
+
+    assert "| `STATE.counter += 1` against a bare `os.write` | ≤ 2 × | 3.00 × | **no** |" in lines
+    assert "| … faster than diskcache | ≥ 25 × | not measured |  |" in lines
+    assert any(line.startswith("| longest pause") and line.endswith("| ≤ 10 ms | 4.00 ms | yes |") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(4.5e-8, "45.0 ns"), (9.999e-7, "1.00 µs"), (0.00123456, "1.23 ms"), (0.75, "750 ms"), (1234.0, "1,234 s")],
+)
+def test_amounts_have_three_digits_and_the_unit_that_suits(bench: ModuleType, seconds: float, text: str) -> None:
+    rendering = importlib.import_module(bench.page.__module__)
+
+    assert rendering.amount(seconds, "s") == text
+
+
+def test_every_line_of_a_table_has_the_columns_of_its_head(bench: ModuleType, figures: Any) -> None:
+    for table in bench.page(figures, "here").split("\n\n"):
+        lines = [line.replace("\\|", "") for line in table.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1
+
+
+def test_every_file_is_written_and_whole(bench: ModuleType, figures: Any, tmp_path: Path) -> None:
+    bench.write(tmp_path, figures, "CPython 3.11 & a machine")
+
+    assert {file.name for file in tmp_path.iterdir()} >= {"table.md", "bars.md", "results.json", "counter.svg"}
+    assert json.loads((tmp_path / "results.json").read_text("utf-8"))["caption"] == "CPython 3.11 & a machine"
+
+
+def test_chart_is_an_svg_with_a_bar_per_store_and_the_limit(bench: ModuleType, figures: Any, tmp_path: Path) -> None:
+    bench.write(tmp_path, figures, "CPython 3.11 & a machine")
+
+    drawing = ET.parse(tmp_path / "counter.svg").getroot()  # noqa: S314 - we wrote it a line above
+    labels = [text.text for text in drawing.iter(f"{SVG}text")]
+    bars = [bar for bar in drawing.iter(f"{SVG}rect") if bar.get("opacity")]
+    assert len(bars) == 4
+    assert {"persistedstate", "<&> of a peer", "a bare os.write (the limit)", "CPython 3.11 & a machine"} <= {*labels}
+    widths = [float(bar.get("width", "")) for bar in bars]
+    assert widths == sorted(widths)
+    assert widths[0] > 0
+
+
+def test_case_without_figures_gets_no_chart(bench: ModuleType, figures: Any, tmp_path: Path) -> None:
+    bench.write(tmp_path, figures, "here")
+
+    assert not (tmp_path / "open-1-mb.svg").exists()
+
+
+def test_readme_is_renewed_between_its_marks(
+    bench: ModuleType, figures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("above\n<!-- benchmark -->\nold\n<!-- end of benchmark -->\nbelow\n", "utf-8")
+    monkeypatch.setattr(bench, "README", readme)
+
+    bench.renew_readme(figures, "here")
+
+    text = readme.read_text("utf-8")
+    assert text.startswith("above\n<!-- benchmark -->\n| `STATE.counter += 1` |")
+    assert text.endswith("\n\nhere.\n<!-- end of benchmark -->\nbelow\n")
+    assert "old" not in text
