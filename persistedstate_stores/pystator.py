@@ -105,7 +105,10 @@ class PersistedStateStore(StateStoreClient):
             raise ValueError("give either a path or a state")
         if state is not None and options:
             raise TypeError(f"{', '.join(options)}: say so where the state is opened")
-        super().__init__(None if connection_string is None else os.fspath(connection_string))
+        text = None if connection_string is None else os.fsdecode(connection_string)
+        if text is not None and "://" in text and not text.startswith(_SCHEME):
+            raise ValueError(f"{text}: this store takes a path, or {_SCHEME} and a path")
+        super().__init__(text)
         self._given, self._options = state, options
         self._begun = {}
 
