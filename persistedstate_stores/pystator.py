@@ -22,7 +22,7 @@ import dataclasses
 import os
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import datetime, time, timedelta, timezone
@@ -50,7 +50,12 @@ _SCHEME = "persistedstate:///"
 #: What an orchestrator tells when it makes a transition. It gives the context of that transition next.
 _TRANSITION = {"trigger", "source_state", "target_state", "is_terminal", "workflow_status", "machine_name"}
 #: What an entity's entry consists of, and what stands for a part that is not in the file.
-_ENTRY: dict[str, tuple[type, Any]] = {"state": (str, None), "version": (int, 0), "metadata": (dict, {}), "context": (dict, {})}
+_ENTRY: dict[str, tuple[type, Any]] = {
+    "state": (str, None),
+    "version": (int, 0),
+    "metadata": (dict, {}),
+    "context": (dict, {}),
+}
 #: What `get_transition_history` tells of a transition, as the SQL stores do.
 _HISTORY = (
     "id", "entity_id", "machine_name", "source_state", "target_state", "trigger", "success", "error_type",
@@ -91,6 +96,8 @@ class PersistedStateStore(StateStoreClient):
     May be used from several threads and event loops. The calls wait for nothing but the disk.
     """
 
+    #: The open state; None while not connected. The name is that of the base class.
+    _connection: Any
     #: Transitions whose context is still to come, by entity.
     _begun: dict[str, dict[str, Any]]
 
@@ -273,7 +280,7 @@ class PersistedStateStore(StateStoreClient):
             found = _logged(state, "transitions", entity_id)
         return [{**blank, **record} for record in islice(reversed(found), limit)]
 
-    def append_event(  # noqa: PLR0913 - these are pystator's arguments
+    def append_event(
         self,
         entity_id: str,
         trigger: str,
@@ -398,15 +405,15 @@ def _complete(entity_id: str, found: Any) -> dict[str, Any]:
 # ---- Parts of the state ----
 
 
-def _section(state: PersistedState, name: str) -> StateDict:
+def _section(state: PersistedState, name: str) -> MutableMapping[str, Any]:
     """Return a top-level mapping; an empty one where there is none, or where a person left nothing in it."""
     section = state.get(name)
     if not isinstance(section, StateDict | None):
-        raise ValueError(f"{name}: {section!r} in the file is no mapping; make it one")
+        raise ValueError(f"{name}: {section!r} in the file is no mapping; make it one")  # noqa: TRY004 - a value of the file
     return {} if section is None else section
 
 
-def _made_section(state: PersistedState, name: str) -> StateDict:
+def _made_section(state: PersistedState, name: str) -> MutableMapping[str, Any]:
     """Return a top-level mapping, made if there is none."""
     if state.get(name) is None:
         state[name] = {}
@@ -417,7 +424,7 @@ def _logged(state: PersistedState, section: str, entity_id: str) -> list[dict[st
     """Return a plain copy of an entity's log."""
     found = _section(state, section).get(entity_id)
     if not isinstance(found, StateList | None):
-        raise ValueError(f"{section}.{entity_id}: {found!r} in the file is no list; make it one")
+        raise ValueError(f"{section}.{entity_id}: {found!r} in the file is no list; make it one")  # noqa: TRY004 - a value of the file
     return plain(found) if found is not None else []
 
 
@@ -432,7 +439,7 @@ def _append(state: PersistedState, section: str, entity_id: str, record: dict[st
         logs[entity_id].append(told)
 
 
-def _renew(node: StateDict, key: str, value: Any) -> None:
+def _renew(node: MutableMapping[str, Any], key: str, value: Any) -> None:
     """Give a key a plain value by changing only what differs: a person's comments beside the rest stay."""
     present = node.get(key)
     if isinstance(present, StateDict) and isinstance(value, dict):

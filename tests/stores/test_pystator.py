@@ -1,9 +1,10 @@
-"""The pystator adapter: its protocols, its orchestrators and runtime, crashes, hand edits, every trap of the framework."""
+"""The pystator adapter: its protocols, its orchestrators and runtime, crashes, hand edits, every trap of pystator."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import math
 import textwrap
 import threading
@@ -140,11 +141,16 @@ def test_store_is_a(store: PersistedStateStore, protocol: str) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda store: store.get_state("a"), lambda store: store.set_state("a", "b"), lambda store: store.get_context("a"),
-        lambda store: store.set_context("a", {}), lambda store: store.list_entities(), lambda store: store.get_events("a"),
-        lambda store: store.delete_entity("a"), lambda store: store.record_transition("a", "b", "c"),
+        lambda store: store.get_state("a"),
+        lambda store: store.set_state("a", "b"),
+        lambda store: store.get_context("a"),
+        lambda store: store.set_context("a", {}),
+        lambda store: store.list_entities(),
+        lambda store: store.get_events("a"),
+        lambda store: store.delete_entity("a"),
+        lambda store: store.record_transition("a", "b", "c"),
     ],
-)  # fmt: skip
+)
 def test_call_without_connection_is_a_runtime_error(path: Path, call: Callable[[Any], object]) -> None:
     with pytest.raises(RuntimeError, match="connect"):
         call(PersistedStateStore(path))
@@ -341,7 +347,10 @@ def test_unknown_detail_of_a_transition_is_a_type_error(store: PersistedStateSto
 
 def test_events_are_numbered_per_entity_from_1_also_after_reopening(path: Path) -> None:
     with PersistedStateStore(path) as store:
-        assert [store.append_event("a", "pay"), store.append_event("a", "ship"), store.append_event("b", "pay")] == [1, 2, 1]
+        numbers = [
+            store.append_event(entity, trigger) for entity, trigger in [("a", "pay"), ("a", "ship"), ("b", "pay")]
+        ]
+        assert numbers == [1, 2, 1]
     with PersistedStateStore(path) as store:
         assert store.append_event("a", "end", payload={"at": Decimal("1.5")}, event_id="e", source="s") == 3
         third = store.get_events("a", after_sequence=2)[0]
@@ -384,7 +393,8 @@ def test_file_never_shows_the_state_of_one_event_with_the_context_of_another(pat
         driver = orchestrator(store)
         driver.process_event("a", "pay", {"step": "paid"})
         for trigger, step in [("cancel", "new"), ("pay", "paid"), ("ship", "shipped")]:
-            for content in contents_at_each_moment(path, lambda t=trigger, s=step: driver.process_event("a", t, {"step": s})):
+            event = functools.partial(driver.process_event, "a", trigger, {"step": step})
+            for content in contents_at_each_moment(path, event):
                 moment = tmp_path / "moment"
                 moment.write_bytes(content)
                 entry = reopened(moment)["entities"]["a"]
@@ -432,9 +442,8 @@ def test_transition_that_is_never_completed_is_dropped_by_disconnect(path: Path)
         stop = on_enter = on_exit = start
 
     config = {**ORDER, "states": [{**state, "invoke": [{"id": "i", "src": "x"}]} for state in ORDER["states"]]}
-    with PersistedStateStore(path) as store:
-        with pytest.raises(OSError, match="no network"):
-            orchestrator(store, config, invoke_adapter=Broken()).process_event("a", "pay", {"amount": 1})
+    with PersistedStateStore(path) as store, pytest.raises(OSError, match="no network"):
+        orchestrator(store, config, invoke_adapter=Broken()).process_event("a", "pay", {"amount": 1})
     with PersistedStateStore(path) as store:
         assert (store.get_state("a"), store.get_context("a")) == (None, {})
 
@@ -453,7 +462,7 @@ def test_entity_deleted_in_its_transition_is_gone_but_for_the_context(store: Per
     assert store.list_entities() == []
 
 
-def test_exception_in_a_transaction_undoes_state_context_event_and_history(store: PersistedStateStore, path: Path) -> None:
+def test_exception_in_a_transaction_undoes_all_of_an_event(store: PersistedStateStore, path: Path) -> None:
     driver = orchestrator(store, audit_store=store, event_store=store)
     driver.process_event("a", "pay", {"amount": 1})
     before = reopened(path)
@@ -508,7 +517,8 @@ CONVERTED = [
     (Model(), {"when": "01:02:00"}),
     ({UUID(int=1): {Color.RED}}, {"00000000-0000-0000-0000-000000000001": ["red"]}),
 ]
-KEPT = [None, True, 3, -0.0, 1e16, math.inf, "no", b"\0", date(2024, 5, 1), datetime(2024, 5, 1, tzinfo=timezone.utc), [{}], {1: 2}]  # fmt: skip
+NOON = datetime(2024, 5, 1, 12, tzinfo=timezone.utc)
+KEPT: list[Any] = [None, True, 3, -0.0, 1e16, math.inf, "no", b"\0", date(2024, 5, 1), NOON, [{}], {1: 2}]
 CYCLE: list[Any] = []
 CYCLE.append(CYCLE)
 REFUSED = [object(), 1j, lambda: None, "\ud800", CYCLE, {(1, 2): 3}, threading.Lock(), Money]
@@ -588,7 +598,8 @@ def test_trap_c_context_of_an_entity_that_never_left_its_initial_state(store: Pe
 
     assert driver.process_event("a", "look", {"seen": 1}).success
 
-    assert (store.get_state("a"), store.get_state_versioned("a"), store.get_context("a")) == (None, (None, None), {"seen": 1})
+    assert (store.get_state("a"), store.get_state_versioned("a")) == (None, (None, None))
+    assert store.get_context("a") == {"seen": 1}
     assert (store.list_entities(), store.count_by_state()) == ([], {})
     assert driver.process_event("a", "pay").success
     assert store.get_context("a")["seen"] == 1
@@ -697,7 +708,7 @@ def test_trap_h_connection_string_of_another_store_is_refused(url: str) -> None:
         PersistedStateStore(url)
 
 
-def test_trap_h_factory_of_pystator_does_not_know_it_and_the_runtime_lends_no_session(store: PersistedStateStore) -> None:
+def test_trap_h_factory_of_pystator_does_not_know_it_and_it_lends_no_session(store: PersistedStateStore) -> None:
     with pytest.raises(ValueError, match="scheme"):
         stores.create_state_store("persistedstate:///x.state")
     assert not isinstance(store, base.SessionScopedStore)
@@ -778,14 +789,14 @@ def test_runtime_killed_between_events_resumes_where_it_was(path: Path) -> None:
         runtime.process_event("order", "a", "pay" if entity.state == "new" else "cancel")
     """
     said = []
-    for number in range(6):
+    for number in range(3):
         with Child(DRIVE + textwrap.dedent(code), path) as child:
             said.append(child.line())
             child.tell()
             said.append(child.line())
             assert number == 0 or said[-2] == said[-3]
 
-    assert said[-1] == "new 7 3"
+    assert said[-1] == "paid 4 2"
 
 
 @pytest.mark.parametrize("fsync", [False, True, 0.01])
@@ -845,7 +856,8 @@ def test_person_edits_the_file_between_two_runs_and_keeps_the_comments(path: Pat
     with PersistedStateStore(path) as store:
         orchestrator(store).process_event("order-1", "pay", {"amount": 30})
     text = path.read_text(encoding="utf-8")
-    text = text.replace("    version: 1", "    # Kim asked for this on the phone\n    version: 1").replace("amount: 30", "amount: 25  # rebate")
+    text = text.replace("    version: 1", "    # Kim asked for this on the phone\n    version: 1")
+    text = text.replace("amount: 30", "amount: 25  # rebate")
     path.write_text("# orders of May\n" + text + "  order-2:\n    state: paid\n", encoding="utf-8")
 
     with PersistedStateStore(path) as store:
