@@ -425,7 +425,7 @@ def _same_property(field: Any, stored: Any, wanted: Any) -> bool:
 def _storable(value: Any) -> Any:
     """Return the value as YAML can hold it, and as its model reads it back; TypeError if there is no such way."""
     if isinstance(value, BaseModel):
-        value = value.dict()
+        value = {name: getattr(value, name) for name in value.dict() if not _is_absent(value, name)}
     if isinstance(value, Mapping):
         return {key: _storable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -435,3 +435,9 @@ def _storable(value: Any) -> Any:
     if value is None or isinstance(value, _STORABLE):
         return value
     return str(value) if isinstance(value, Decimal) else _storable(pydantic_encoder(value))
+
+
+def _is_absent(model: Any, name: str) -> bool:
+    """Tell whether a property is None because nobody gave it; a Tensor cannot even be read back with such ones."""
+    field = model.__fields__.get(name)
+    return getattr(model, name) is None and field is not None and field.default is None and not field.required
