@@ -18,14 +18,14 @@ the file, they follow from the relationships. A person may change, add and remov
 
 from __future__ import annotations
 
-import os
+import os  # noqa: TC003 - pydantic reads the annotations
 import threading
 from collections.abc import Mapping, MutableMapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef, Optional, Union
+from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef
 from uuid import UUID, uuid4
 
 from persistedstate import PersistedState, StateDict, StateList, plain
@@ -77,7 +77,7 @@ class _File:
                 if state.get(name) is None:
                     state[name] = {}
                 if not isinstance(state[name], StateDict):
-                    raise ValueError(f"{name}: {state[name]!r} in the file is no mapping; make it one")
+                    raise ValueError(f"{name}: {state[name]!r} in the file is no mapping; make it one")  # noqa: TRY004 - a value of the file
                 yield state[name]
 
     def _state(self) -> PersistedState:
@@ -119,15 +119,15 @@ class PersistedStateStore(AsyncBaseStore):
 
     _allowed_methods: ClassVar[list[str]] = ["PUT", "PATCH", "GET", "DELETE", "QUERY"]
 
-    path: Optional[Union[str, os.PathLike]] = Field(None, exclude=True)
-    state: Optional[PersistedState] = Field(None, exclude=True)
-    fsync: Union[StrictBool, float] = Field(False, exclude=True)
-    wait: float = Field(0.0, exclude=True)
+    path: str | os.PathLike[str] | None = Field(default=None, exclude=True)
+    state: PersistedState | None = Field(default=None, exclude=True)
+    fsync: StrictBool | float = Field(default=False, exclude=True)
+    wait: float = Field(default=0.0, exclude=True)
 
     #: The file; refs carry copies of a store, which share it.
     _file: _File = PrivateAttr()
 
-    @root_validator
+    @root_validator  # type: ignore[untyped-decorator]
     def _either_path_or_state(cls, values: dict[str, Any]) -> dict[str, Any]:  # noqa: N805 - so pydantic wants it
         if (values.get("path") is None) == (values.get("state") is None):
             raise ValueError("give either a path or a state")
@@ -254,10 +254,10 @@ class PersistedStateGUIDMap(AsyncGUIDMap):
     for each GUID a mapping from the uids of stores to those of records.
     """
 
-    path: Optional[Union[str, os.PathLike]] = Field(None, exclude=True)
-    state: Optional[PersistedState] = Field(None, exclude=True)
-    fsync: Union[StrictBool, float] = Field(False, exclude=True)
-    wait: float = Field(0.0, exclude=True)
+    path: str | os.PathLike[str] | None = Field(default=None, exclude=True)
+    state: PersistedState | None = Field(default=None, exclude=True)
+    fsync: StrictBool | float = Field(default=False, exclude=True)
+    wait: float = Field(default=0.0, exclude=True)
 
     _file: _File = PrivateAttr()
 
@@ -332,7 +332,7 @@ def _model(record: Mapping[str, Any], uid: str, model_type: Any) -> Any:
     return model
 
 
-def _lineage(record: Any) -> set[str]:
+def _lineage(record: Any) -> set[str | None]:
     """Return the names of a record's model and, as far as they are known, of those that it is made from."""
     name = record.get("model_name") if isinstance(record, StateDict) else None
     model = get_auto_resolve_model(model_name=name, root_cls=StateModel)
@@ -359,7 +359,8 @@ def _plain_record(records: Mapping[str, Any], uid: str) -> dict[str, Any]:
     if uid not in records:
         raise ValueError(f"there is no record {uid}")
     if not isinstance(records[uid], StateDict):
-        raise ValueError(f"records.{uid}: {records[uid]!r} in the file is no mapping; write `model_name: …` below it")
+        reason = f"records.{uid}: {records[uid]!r} in the file is no mapping; write `model_name: …` below it"
+        raise ValueError(reason)  # noqa: TRY004 - a value of the file
     return dict(plain(records[uid]))
 
 
@@ -367,7 +368,7 @@ def _uids(record: Mapping[str, Any], name: str) -> list[str]:
     """Return where a relationship leads to."""
     found = record.get(name)
     if not isinstance(found, list | StateList | None):
-        raise ValueError(f"{name}: {found!r} in the file is no list of uids; make it one")
+        raise ValueError(f"{name}: {found!r} in the file is no list of uids; make it one")  # noqa: TRY004 - a value of the file
     return list(found or ())
 
 

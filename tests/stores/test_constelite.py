@@ -13,7 +13,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ForwardRef, List, Optional, Set, Union  # noqa: UP035 - pydantic.v1 wants them
+from typing import TYPE_CHECKING, Any, ForwardRef
 from uuid import uuid4
 
 import pytest
@@ -58,45 +58,45 @@ class Mood(str, Enum):
 
 class Collar(BaseModel):
     color: str
-    since: Optional[datetime]
+    since: datetime | None
 
 
 class Keeper(StateModel):
-    name: Optional[str]
+    name: str | None
     pets: backref(model="Pet", from_field="carer")  # type: ignore[valid-type]
 
 
 class Toy(StateModel):
-    name: Optional[str]
+    name: str | None
 
 
 class Pet(StateModel):
-    name: Optional[str]
-    age: Optional[int]
-    speed: Optional[float]
-    tame: Optional[bool]
-    born: Optional[datetime]
-    tags: Optional[Set[str]]
-    marks: Optional[List[int]]
-    price: Optional[Decimal]
-    mood: Optional[Mood]
-    photo: Optional[bytes]
-    collar: Optional[Collar]
-    best_toy: Optional[Toy]
-    either: Optional[Union[int, str]]
+    name: str | None
+    age: int | None
+    speed: float | None
+    tame: bool | None
+    born: datetime | None
+    tags: set[str] | None
+    marks: list[int] | None
+    price: Decimal | None
+    mood: Mood | None
+    photo: bytes | None
+    collar: Collar | None
+    best_toy: Toy | None
+    either: int | str | None
 
-    weight: Optional[Dynamic[float]]
-    scent: Optional[Dynamic[Tensor]]
-    worn: Optional[Dynamic[Collar]]
+    weight: Dynamic[float] | None
+    scent: Dynamic[Tensor] | None
+    worn: Dynamic[Collar] | None
 
-    carer: Optional[Association[Keeper]]
-    twin: Optional[Association[ForwardRef("Pet")]]
-    toys: Optional[Composition[Toy]]
-    friends: Optional[Aggregation[Keeper]]
+    carer: Association[Keeper] | None
+    twin: Association[ForwardRef("Pet")] | None
+    toys: Composition[Toy] | None
+    friends: Aggregation[Keeper] | None
 
 
 class Kitten(Pet):
-    litter: Optional[int]
+    litter: int | None
 
 
 class Ward(StateModel):
@@ -514,7 +514,7 @@ class SlowGUID(MemoryGUID):
 
 
 @pytest.mark.parametrize("kind", ["theirs", "slow", "file"])
-def test_guid_map_links_records_of_two_stores(path: Path, state: PersistedState, kind: str) -> None:
+def test_guid_map_links_records_of_two_stores(state: PersistedState, kind: str) -> None:
     guids = {"theirs": MemoryGUID, "slow": SlowGUID, "file": PersistedStateGUIDMap}[kind](
         **({"state": state} if kind == "file" else {"guid_map": {}})
     )
@@ -894,6 +894,7 @@ def serving(path: Path, port: int) -> Iterator[None]:
         while not accepts(port):
             assert child._process.poll() is None, child.line()
             assert time.monotonic() < end, "the server does not answer"
+            time.sleep(0.05)  # between two tries
         yield
 
 
