@@ -18,6 +18,7 @@ from uuid import UUID
 import pytest
 from checks import records, reopened, run_child
 from processes import Child, contents_at_each_moment
+from sections import run_section
 
 from persistedstate import PersistedState, StateCorrupt, StateLocked, StateReadOnly
 
@@ -919,3 +920,9 @@ def test_log_that_is_no_list_is_named(path: Path) -> None:
 
     with PersistedStateStore(path) as store, pytest.raises(ValueError, match=r"^events\.a: 'pay' in the file"):
         store.append_event("a", "pay")
+
+
+def test_readme_section_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    run_section("pystator")
