@@ -18,19 +18,21 @@ change, add and remove all of it; `state` alone makes an entity. Ids are strings
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistedstate import PersistedState, StateDict, StateList, plain
 
@@ -69,6 +71,15 @@ _NOTHING: tuple[Any, ...] = (None, "", {}, [])
 _MAX_DEPTH = 90
 
 
+class _Begun(NamedTuple):
+    """A transition whose context is still to come."""
+
+    #: The thread and the asyncio task that make it.
+    maker: tuple[int, Any]
+    #: The entity's entry after it, but for the context.
+    entry: dict[str, Any]
+
+
 class PersistedStateStore(StateStoreClient):
     """A pystator state store in a state file; each call that has returned is in the file.
 
@@ -99,7 +110,7 @@ class PersistedStateStore(StateStoreClient):
     #: The open state; None while not connected. The name is that of the base class.
     _connection: Any
     #: Transitions whose context is still to come, by entity.
-    _begun: dict[str, dict[str, Any]]
+    _begun: dict[str, _Begun]
 
     def __init__(
         self,
@@ -198,9 +209,10 @@ class PersistedStateStore(StateStoreClient):
                 )
             _advance(entry, state, metadata or {})
             if _awaits_context(metadata or {}):
-                self._begun[entity_id] = entry
+                self._begin(entity_id, entry)
             else:
                 self._write({entity_id: entry})
+                self._begun.pop(entity_id, None)
             return int(entry["version"])
 
     def get_context(self, entity_id: str) -> dict[str, Any]:
@@ -214,8 +226,11 @@ class PersistedStateStore(StateStoreClient):
         Raises TypeError or ValueError for what cannot be stored, which undoes that transition.
         """
         with self._open():
-            entry = self._entry(entity_id)
-            self._begun.pop(entity_id, None)
+            begun = self._begun.get(entity_id)
+            if begun is None or begun.maker != _maker():
+                entry = self._stored(entity_id)
+            else:
+                entry = self._begun.pop(entity_id).entry
             self._write({entity_id: {**entry, "context": _storable(context)}})
 
     def get_is_terminal(self, entity_id: str) -> bool | None:
@@ -249,6 +264,8 @@ class PersistedStateStore(StateStoreClient):
             for entity_id, state in updates.items():
                 _advance(entries[entity_id], state, metadata or {})
             self._write(entries)
+            for entity_id in entries:
+                self._begun.pop(entity_id, None)
 
     def list_entities(self, state: str | None = None, limit: int = 100, offset: int = 0) -> list[str]:
         """Return the ids of the entities that have a state (this one), in the order of the file."""
@@ -344,7 +361,20 @@ class PersistedStateStore(StateStoreClient):
     def _entry(self, entity_id: str) -> dict[str, Any]:
         """Return a copy of what is known of an entity, with nothing missing."""
         begun = self._begun.get(entity_id)
-        return dict(begun) if begun else _complete(entity_id, _section(self._connection, "entities").get(entity_id))
+        return dict(begun.entry) if begun else self._stored(entity_id)
+
+    def _stored(self, entity_id: str) -> dict[str, Any]:
+        return _complete(entity_id, _section(self._connection, "entities").get(entity_id))
+
+    def _begin(self, entity_id: str, entry: dict[str, Any]) -> None:
+        """Keep a transition until its context comes.
+
+        One that another task or thread has begun goes into the file first, so that its context does not join this one.
+        """
+        begun = self._begun.get(entity_id)
+        if begun is not None and begun.maker != _maker():
+            self._write({entity_id: begun.entry})
+        self._begun[entity_id] = _Begun(_maker(), entry)
 
     def _metadata(self, entity_id: str) -> dict[str, Any]:
         with self._open():
@@ -364,8 +394,14 @@ class PersistedStateStore(StateStoreClient):
             for entity_id, entry in entries.items():
                 told = {key: value for key, value in entry.items() if value != _ENTRY[key][1]}
                 _renew(entities, entity_id, told)
-        for entity_id in entries:
-            self._begun.pop(entity_id, None)
+
+
+def _maker() -> tuple[int, Any]:
+    """Return who is at work."""
+    task = None
+    with suppress(RuntimeError):  # no event loop runs in this thread
+        task = asyncio.current_task()
+    return threading.get_ident(), task
 
 
 def _awaits_context(metadata: Mapping[str, Any]) -> bool:

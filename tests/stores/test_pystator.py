@@ -449,6 +449,80 @@ def test_transition_that_is_never_completed_is_dropped_by_disconnect(path: Path)
         assert (store.get_state("a"), store.get_context("a")) == (None, {})
 
 
+@pytest.mark.parametrize("first_done", ["first", "second"])
+def test_two_events_of_one_entity_at_once_keep_each_context_with_its_state(
+    store: PersistedStateStore, path: Path, first_done: str
+) -> None:
+    """The second one begins while the first one, whose state it sees, is in its actions."""
+    seen: list[Any] = []
+
+    async def both() -> None:
+        begun, go = asyncio.Event(), {"paid": asyncio.Event(), "shipped": asyncio.Event()}
+
+        async def act(context: dict[str, Any]) -> None:
+            begun.set()
+            await go[context["step"]].wait()
+
+        config = {**ORDER, "transitions": [{**each, "actions": ["charge"]} for each in ORDER["transitions"]]}
+        driver = orchestrator(store, config, charge=act)
+        tasks = {}
+        for trigger, step in ("pay", "paid"), ("ship", "shipped"):
+            begun.clear()
+            tasks[step] = asyncio.create_task(driver.async_process_event("a", trigger, {"step": step}))
+            await begun.wait()
+        for step in ("paid", "shipped") if first_done == "first" else ("shipped", "paid"):
+            go[step].set()
+            assert (await tasks[step]).success
+            seen.append(reopened(path)["entities"]["a"])
+
+    asyncio.run(both())
+
+    assert [(entry["state"], entry["version"]) for entry in seen][-1] == ("shipped", 2)
+    if first_done == "first":
+        assert [(entry["state"], entry["context"]["step"]) for entry in seen] == [
+            ("paid", "paid"),
+            ("shipped", "shipped"),
+        ]
+
+
+def test_event_that_is_cancelled_in_an_action_does_not_block_the_next(store: PersistedStateStore, path: Path) -> None:
+    async def story() -> None:
+        begun = asyncio.Event()
+
+        async def act(_context: dict[str, Any]) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(orchestrator(store, charge=act).async_process_event("a", "pay", {"step": "paid"}))
+        await begun.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert reopened(path) == {}
+        assert (await orchestrator(store).async_process_event("a", "ship", {"step": "shipped"})).success
+
+    asyncio.run(story())
+
+    entry = reopened(path)["entities"]["a"]
+    assert (entry["state"], entry["context"]["step"]) == ("shipped", "shipped")
+
+
+def test_context_that_another_thread_sets_does_not_complete_a_transition(
+    store: PersistedStateStore, path: Path
+) -> None:
+    seen: list[Any] = []
+
+    def charge(_context: dict[str, Any]) -> None:
+        thread = threading.Thread(target=store.set_context, args=("a", {"note": 1}))
+        thread.start()
+        thread.join()
+        seen.append(reopened(path)["entities"]["a"])
+
+    orchestrator(store, charge=charge).process_event("a", "pay", {"amount": 1})
+
+    assert seen == [{"context": {"note": 1}}]
+    assert reopened(path)["entities"]["a"]["state"] == "paid"
+
+
 def test_other_change_of_an_entity_in_transition_wins_over_it(store: PersistedStateStore, path: Path) -> None:
     orchestrator(store, charge=lambda _: store.set_state("a", "held")).process_event("a", "pay", {"amount": 1})
 
