@@ -47,7 +47,7 @@ from pydantic.v1 import BaseModel, ValidationError
 from persistedstate_stores.constelite import PersistedStateGUIDMap, PersistedStateStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
 UID = "5ef14649-fd40-40a0-a693-de36c855a181"
@@ -148,7 +148,7 @@ RELATED: dict[str, list[Any]] = {
 }
 
 
-def open_store(path: Path, **fields: Any) -> PersistedStateStore:
+def open_store(path: Path | str, **fields: Any) -> PersistedStateStore:
     return PersistedStateStore(uid=UID, name="File store", path=path, **fields)
 
 
@@ -158,23 +158,20 @@ def store(path: Path) -> Iterator[PersistedStateStore]:
         yield store
 
 
-def run(story: Callable[[], Awaitable[Any]]) -> Any:
-    async def told() -> Any:
-        return await story()
-
-    return asyncio.run(told())
+def run(story: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(story)
 
 
 def put(store: Any, model: Any) -> Any:
-    return run(lambda: store.put(model if isinstance(model, Ref) else ref(model)))
+    return run(store.put(model if isinstance(model, Ref) else ref(model)))
 
 
 def get(store: Any, what: Any) -> Any:
-    return run(lambda: store.get(what)).state
+    return run(store.get(what)).state
 
 
 def query(store: Any, model: str, wanted: Any = None, *, states: bool = False) -> list[Any]:
-    return list(run(lambda: store.query(model, states, wanted)))
+    return list(run(store.query(model, states, wanted)))
 
 
 def changed(reference: Any, state: Any) -> Any:
@@ -274,7 +271,7 @@ def test_static_property_is_put_overwritten_and_patched_and_survives_a_restart(p
     with contextlib.closing(open_store(path)) as store:
         assert getattr(get(store, r_pet), name) == first
         put(store, changed(r_pet, Pet(**{name: second})))
-        run(lambda: store.patch(changed(r_other, Pet(**{name: second}))))
+        run(store.patch(changed(r_other, Pet(**{name: second}))))
     with contextlib.closing(open_store(path)) as store:
         for one in r_pet, r_other:
             found = getattr(get(store, one), name)
@@ -288,7 +285,7 @@ def test_dynamic_property_is_overwritten_by_put_and_extended_by_patch(path: Path
         r_put, r_patched, r_unset = (put(store, pet) for pet in (Pet(**{name: first}), Pet(**{name: first}), Pet()))
         put(store, changed(r_put, Pet(**{name: second})))
         for one in r_patched, r_unset:
-            run(lambda one=one: store.patch(changed(one, Pet(**{name: second}))))
+            run(store.patch(changed(one, Pet(**{name: second}))))
     with contextlib.closing(open_store(path)) as store:
         assert getattr(get(store, r_put), name).points == second.points
         assert getattr(get(store, r_patched), name).points == first.points + second.points
@@ -299,7 +296,7 @@ def test_dynamic_property_is_overwritten_by_put_and_extended_by_patch(path: Path
 def test_properties_that_are_not_given_stay(store: PersistedStateStore, method: str) -> None:
     r_pet = put(store, Pet(name="Snowball", age=3, weight=series(float, 4.5), carer=[ref(Keeper(name="Kim"))]))
 
-    run(lambda: getattr(store, method)(changed(r_pet, Pet(age=4))))
+    run(getattr(store, method)(changed(r_pet, Pet(age=4))))
 
     found = get(store, r_pet)
     assert (found.name, found.age, len(found.weight), len(found.carer)) == ("Snowball", 4, 1, 1)
@@ -309,21 +306,21 @@ def test_put_returns_a_reference_without_the_state_and_get_with_it(store: Persis
     r_pet = put(store, Pet(name="Snowball"))
 
     assert (r_pet.state, r_pet.state_model_name, str(r_pet.record.store.uid)) == (None, "Pet", UID)
-    assert run(lambda: store.get(r_pet)).state == Pet(name="Snowball")
+    assert run(store.get(r_pet)).state == Pet(name="Snowball")
 
 
 def test_deleted_record_is_gone_from_the_store_the_file_and_all_relationships(path: Path) -> None:
     with contextlib.closing(open_store(path)) as store:
         r_kim, r_sam = put(store, Keeper(name="Kim")), put(store, Keeper(name="Sam"))
         r_pet = put(store, Pet(carer=[r_kim, r_sam], friends=[r_kim], marks=[1]))
-        run(lambda: store.delete(r_kim))
+        run(store.delete(r_kim))
 
         assert [one.uid for one in get(store, r_pet).carer] == [r_sam.uid]
         assert get(store, r_pet).friends == []
         with pytest.raises(KeyError, match="does not exist"):
             get(store, r_kim)
         with pytest.raises(KeyError, match="does not exist"):
-            run(lambda: store.delete(r_kim))
+            run(store.delete(r_kim))
 
     assert r_kim.uid not in path.read_text(encoding="utf-8")
 
@@ -334,9 +331,9 @@ def test_value_that_yaml_cannot_hold_is_refused_and_nothing_changes(store: Persi
 
     for bad in object(), 1j, "\ud800":
         with pytest.raises((TypeError, ValueError)):
-            run(lambda bad=bad: store.create_model(Pet, {"name": bad}, {}))
+            run(store.create_model(Pet, {"name": bad}, {}))
         with pytest.raises((TypeError, ValueError)):
-            run(lambda bad=bad: store.overwrite_static_props(r_pet.uid, Pet, {"age": 3, "name": bad}))
+            run(store.overwrite_static_props(r_pet.uid, Pet, {"age": 3, "name": bad}))
 
     assert reopened(path) == before
 
@@ -377,7 +374,7 @@ def test_put_replaces_a_relationship_and_deletes_only_what_it_was_composed_of(
     put(store, changed(r_pet, Pet(**{name: [ref(second)]})))
 
     assert names(store, getattr(get(store, r_pet), name)) == [second.name]
-    assert run(lambda: store.uid_exists(r_first.uid, type(first))) is survives
+    assert run(store.uid_exists(r_first.uid, type(first))) is survives
 
 
 @pytest.mark.parametrize(("name", "length"), [("carer", 1), ("friends", 2), ("toys", 2)])
@@ -385,18 +382,18 @@ def test_patch_replaces_associations_and_adds_to_the_others(store: PersistedStat
     first, second = (put(store, model) for model in RELATED[name])
     r_pet = put(store, Pet(**{name: [first]}))
 
-    run(lambda: store.patch(changed(r_pet, Pet(**{name: [second]}))))
-    run(lambda: store.patch(changed(r_pet, Pet(**{name: [second]}))))
+    run(store.patch(changed(r_pet, Pet(**{name: [second]}))))
+    run(store.patch(changed(r_pet, Pet(**{name: [second]}))))
 
     assert [one.uid for one in getattr(get(store, r_pet), name)] == [first.uid, second.uid][-length:]
-    assert run(lambda: store.uid_exists(first.uid, Toy))
+    assert run(store.uid_exists(first.uid, Toy))
 
 
 @pytest.mark.parametrize("method", ["put", "patch"])
 def test_empty_relationship_clears_an_association(store: PersistedStateStore, method: str) -> None:
     r_pet = put(store, Pet(carer=[ref(Keeper(name="Kim"))]))
 
-    run(lambda: getattr(store, method)(changed(r_pet, Pet(carer=[]))))
+    run(getattr(store, method)(changed(r_pet, Pet(carer=[]))))
 
     assert get(store, r_pet).carer == []
 
@@ -405,9 +402,9 @@ def test_delete_takes_along_what_the_record_is_composed_of_and_leaves_the_rest(s
     r_pet = put(store, Pet(**{name: [ref(models[0])] for name, models in RELATED.items()}))
     state = get(store, r_pet)
 
-    run(lambda: store.delete(r_pet))
+    run(store.delete(r_pet))
 
-    left = {name: run(lambda n=name: store.uid_exists(getattr(state, n)[0].uid, Toy)) for name in RELATED}
+    left = {name: run(store.uid_exists(getattr(state, name)[0].uid, Toy)) for name in RELATED}
     assert left == {"carer": True, "twin": True, "toys": False, "friends": True}
 
 
@@ -425,7 +422,7 @@ def test_backrefs_follow_the_relationships_through_put_patch_delete_and_restart(
         put(store, changed(r_first, Pet(carer=[r_sam])))
     assert (pets(r_kim), pets(r_sam)) == (["second"], ["first"])
     with contextlib.closing(open_store(path)) as store:
-        run(lambda: store.delete(r_second))
+        run(store.delete(r_second))
         assert get(store, r_kim).pets is None
 
 
@@ -516,9 +513,12 @@ class SlowGUID(MemoryGUID):
 
 @pytest.mark.parametrize("kind", ["theirs", "slow", "file"])
 def test_guid_map_links_records_of_two_stores(state: PersistedState, kind: str) -> None:
-    guids = {"theirs": MemoryGUID, "slow": SlowGUID, "file": PersistedStateGUIDMap}[kind](
-        **({"state": state} if kind == "file" else {"guid_map": {}})
-    )
+    kinds: dict[str, Callable[[], Any]] = {
+        "theirs": lambda: MemoryGUID(guid_map={}),
+        "slow": lambda: SlowGUID(guid_map={}),
+        "file": lambda: PersistedStateGUIDMap(state=state),
+    }
+    guids = kinds[kind]()
     first, second = PersistedStateStore(uid=UID, state=state), MemoryStore(uid=str(uuid4()))
     for store in first, second:
         store.set_guid_map(guids)
@@ -532,7 +532,7 @@ def test_guid_map_links_records_of_two_stores(state: PersistedState, kind: str) 
     assert get(second, r_first).name == "b"
     found = get(first, r_first)
     assert {one.guid is None for one in (*found.carer, *found.toys)} == {False}
-    run(lambda: first.delete(r_first))
+    run(first.delete(r_first))
     with pytest.raises(ValueError, match="does not have a store record"):
         get(first, r_second)
     assert get(second, r_second).name == "b"
@@ -552,10 +552,10 @@ def test_guid_map_in_the_file_survives_a_restart(path: Path) -> None:
     only_guid = Ref(guid=r_pet.guid, state_model_name="Pet")
 
     assert get(store, only_guid).name == "a"
-    assert run(lambda: guids.guid_exists(r_pet.guid)) is True
-    assert run(lambda: guids.guid_exists(uuid4())) is False
+    assert run(guids.guid_exists(r_pet.guid)) is True
+    assert run(guids.guid_exists(uuid4())) is False
     with pytest.raises(ValueError, match="mismatch"):
-        run(lambda: store.link_record(uid=r_pet.uid, guid=uuid4()))
+        run(store.link_record(uid=r_pet.uid, guid=uuid4()))
     store.close()
     guids.close()
     assert reopened(path)["guids"] == {str(r_pet.guid): {UID: r_pet.uid}}
@@ -599,7 +599,7 @@ def test_trap_b_record_whose_relation_was_unset_is_overwritten(
 ) -> None:
     r_pet, r_other = put(store, Pet(name="a")), put(store, RELATED[name][0])
 
-    run(lambda: getattr(store, method)(changed(r_pet, Pet(**{name: [r_other]}))))
+    run(getattr(store, method)(changed(r_pet, Pet(**{name: [r_other]}))))
 
     assert names(store, getattr(get(store, r_pet), name)) == [RELATED[name][0].name]
 
@@ -607,13 +607,13 @@ def test_trap_b_record_whose_relation_was_unset_is_overwritten(
 def test_trap_c_wrong_model_types_do_no_harm(store: PersistedStateStore) -> None:
     r_pet = put(store, Pet(name="a", toys=[ref(Toy(name="ball"))]))
 
-    assert run(lambda: store.uid_exists(r_pet.uid, Keeper)) is True
+    assert run(store.uid_exists(r_pet.uid, Keeper)) is True
     for wrong in Any, Toy, Keeper:
-        assert type(run(lambda wrong=wrong: store.get_state_by_uid(r_pet.uid, wrong))) is Pet
-    untyped = run(lambda: store.get(ref(Pet, uid=r_pet.uid, store=store).copy(update={"state_model_name": "Any"})))
+        assert type(run(store.get_state_by_uid(r_pet.uid, wrong))) is Pet
+    untyped = run(store.get(ref(Pet, uid=r_pet.uid, store=store).copy(update={"state_model_name": "Any"})))
     assert type(untyped.state) is Pet
-    run(lambda: store.delete_model(uid=r_pet.uid, model_type=Keeper))
-    assert run(lambda: store.uid_exists(r_pet.uid, Pet)) is False
+    run(store.delete_model(uid=r_pet.uid, model_type=Keeper))
+    assert run(store.uid_exists(r_pet.uid, Pet)) is False
 
 
 def test_trap_d_reading_changes_neither_the_file_nor_the_next_reading(store: PersistedStateStore, path: Path) -> None:
@@ -633,9 +633,9 @@ def test_trap_d_model_that_nobody_imported_is_named(path: Path) -> None:
 
     with contextlib.closing(open_store(path)) as store:
         with pytest.raises(ValueError, match="no model 'Unicorn'; import the module"):
-            run(lambda: store.get_state_by_uid("u", Pet))
+            run(store.get_state_by_uid("u", Pet))
         r_toy = put(store, Toy())
-        run(lambda: store.delete(r_toy))
+        run(store.delete(r_toy))
         assert query(store, "Pet") == []
 
 
@@ -658,12 +658,12 @@ def test_trap_f_reference_that_carries_the_store_can_be_copied(store: PersistedS
     assert carried.record.store is not store
     assert copy.deepcopy(store) is store
     assert get(store, carried.copy_ref()).name == "a"
-    assert run(lambda: carried.record.store.get_state_by_uid(r_pet.uid, Pet)).name == "a"
+    assert run(carried.record.store.get_state_by_uid(r_pet.uid, Pet)).name == "a"
 
 
 def test_trap_g_missing_uid_is_a_value_error_and_one_layer_up_a_key_error(store: PersistedStateStore) -> None:
     missing = ref(Pet, uid="nowhere", store=store)
-    steps: list[Callable[[], Awaitable[Any]]] = [
+    steps: list[Callable[[], Coroutine[Any, Any, Any]]] = [
         lambda: store.get_state_by_uid("nowhere", Pet),
         lambda: store.overwrite_static_props("nowhere", Pet, {"age": 1}),
         lambda: store.overwrite_dynamic_props("nowhere", Pet, {}),
@@ -673,11 +673,11 @@ def test_trap_g_missing_uid_is_a_value_error_and_one_layer_up_a_key_error(store:
 
     for step in steps:
         with pytest.raises(ValueError, match="no record nowhere"):
-            run(step)
+            run(step())
     for method in store.get, store.patch, store.delete:
         with pytest.raises(KeyError, match="does not exist"):
-            run(lambda method=method: method(missing))
-    run(lambda: store.delete_model(Pet, "nowhere"))
+            run(method(missing))
+    run(store.delete_model(Pet, "nowhere"))
 
 
 @pytest.mark.stress
@@ -690,7 +690,7 @@ def test_trap_h_one_store_serves_several_loops_and_threads(store: PersistedState
         for step in range(10):
             put(store, Pet(name=f"{number}-{step}", carer=[ref(Keeper(name="Kim"))]))
             r_friend = put(store, Keeper(name=f"{number}-{step}"))
-            run(lambda r=r_friend: store.patch(changed(r_shared, Pet(friends=[r]))))
+            run(store.patch(changed(r_shared, Pet(friends=[r_friend]))))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -792,9 +792,9 @@ def test_unusable_record_is_named_and_left_alone(path: Path, text: str, problem:
 
     with contextlib.closing(open_store(path)) as store:
         with pytest.raises(ValueError, match=problem):
-            run(lambda: store.get_state_by_uid("a", Pet))
+            run(store.get_state_by_uid("a", Pet))
         with pytest.raises(ValueError, match=problem):
-            run(lambda: store.delete_all_relationships("a", Pet, "carer"))
+            run(store.delete_all_relationships("a", Pet, "carer"))
 
     assert path.read_text(encoding="utf-8") == text
 
