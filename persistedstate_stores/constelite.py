@@ -25,6 +25,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef
 from uuid import UUID, uuid4
 
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PersistedStateGUIDMap", "PersistedStateStore"]
 
+#: Seconds between two looks at whether somebody edited the file: a look behind a change of one's own reads it.
+_LOOK_EVERY = 0.1
 _RELATIONSHIPS = (Association, Aggregation, Composition)
 #: What YAML holds as it is; a datetime is a date.
 _STORABLE = (bool, int, float, str, bytes, date)
@@ -66,13 +69,16 @@ class _File:
         self._path, self._options = path, options
         self._given, self._opened = state, state
         self._opening = threading.Lock()
+        self._look_at = 0.0
 
     @contextmanager
     def section(self, name: str) -> Iterator[MutableMapping[str, Any]]:
         """Give a top-level mapping, with the lock of the state held; what changes in it is one record."""
         state = self._state()
         with state._thread_lock:  # noqa: SLF001 - the documented way to hold it
-            state.refresh()
+            if monotonic() >= self._look_at:
+                state.refresh()
+                self._look_at = monotonic() + _LOOK_EVERY
             with state.transaction():
                 if state.get(name) is None:
                     state[name] = {}
@@ -110,7 +116,8 @@ class PersistedStateStore(AsyncBaseStore):
     record that is not there, or whose model's class nobody imported; TypeError for a value that YAML cannot hold.
 
     It puts, patches, gets, deletes and queries (all records of a model and its subclasses, or those with certain
-    properties). What a person saves while the store is open is seen. A deleted record vanishes from all relationships.
+    properties). A deleted record vanishes from all relationships. What a person saves while the store is open is seen
+    within 0.1 s.
 
     No call is interrupted between reading and writing a record, so relationships may be made at once. Each of its
     steps is one record in the file; a put of several states takes several. May be used from several event loops and

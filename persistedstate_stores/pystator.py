@@ -27,11 +27,12 @@ from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
-from datetime import datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistedstate import PersistedState, StateDict, StateList, plain
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PersistedStateStore"]
 
+#: Seconds between two looks at whether somebody edited the file: a look behind a change of one's own reads it.
+_LOOK_EVERY = 0.1
 #: The scheme that a connection string may have; a relative path follows it, or an absolute one with its own slash.
 _SCHEME = "persistedstate:///"
 #: What an orchestrator tells when it makes a transition. It gives the context of that transition next.
@@ -109,6 +112,8 @@ class PersistedStateStore(StateStoreClient):
 
     #: The open state; None while not connected. The name is that of the base class.
     _connection: Any
+    #: When (monotonic seconds) to look whether somebody edited the file.
+    _look_at: float
     #: Transitions whose context is still to come, by entity.
     _begun: dict[str, _Begun]
 
@@ -129,6 +134,7 @@ class PersistedStateStore(StateStoreClient):
         super().__init__(text)
         self._given, self._options = state, options
         self._begun = {}
+        self._look_at = 0.0
 
     # ---- Lifecycle ----
 
@@ -170,12 +176,15 @@ class PersistedStateStore(StateStoreClient):
         self._require_connection()
         state: PersistedState = self._connection
         with state._thread_lock:  # noqa: SLF001 - the documented way to hold it
+            if monotonic() >= self._look_at:
+                state.refresh()
+                self._look_at = monotonic() + _LOOK_EVERY
             yield state
 
     # ---- State ----
 
     def get_state(self, entity_id: str) -> str | None:
-        """Return the entity's state, or None if it has none; sees what a person changed in the file."""
+        """Return the entity's state, or None if it has none; sees, within 0.1 s, what a person changed."""
         return self.get_state_versioned(entity_id)[0]
 
     def set_state(self, entity_id: str, state: str, *, metadata: dict[str, Any] | None = None) -> None:
@@ -184,8 +193,7 @@ class PersistedStateStore(StateStoreClient):
 
     def get_state_versioned(self, entity_id: str) -> tuple[str | None, int | None]:
         """Return state and version (from 1, one more with each new state); None and None if there is no state."""
-        with self._open() as state:
-            state.refresh()
+        with self._open():
             entry = self._entry(entity_id)
             return (entry["state"], entry["version"]) if entry["state"] is not None else (None, None)
 
@@ -498,6 +506,8 @@ def _sorted(values: AbstractSet[Any]) -> list[Any]:
         return sorted(values, key=repr)
 
 
+#: What YAML holds as it is.
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes, date, datetime})
 #: What becomes what, in the file and for whoever asks.
 _CONVERSIONS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
     (Enum, lambda value: value.value),
@@ -514,13 +524,12 @@ def _storable(value: Any, depth: int = 0) -> Any:
     """Return the value with all that YAML cannot hold converted; what no conversion fits stays, to be refused."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"nested more than {_MAX_DEPTH} levels deep, or it holds itself")
+    if type(value) in _PLAIN:
+        return value
     for kinds, convert in _CONVERSIONS:
         if isinstance(value, kinds):
             return _storable(convert(value), depth + 1)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    elif hasattr(value, "model_dump") and not isinstance(value, type):
-        value = value.model_dump()
+    value = _opened(value)
     if isinstance(value, Mapping):
         return {_storable_key(key): _storable(item, depth + 1) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -531,3 +540,12 @@ def _storable(value: Any, depth: int = 0) -> Any:
 def _storable_key(key: Any) -> Any:
     converted = _storable(key)
     return key if isinstance(converted, list | dict) else converted
+
+
+def _opened(value: Any) -> Any:
+    """Return the fields of a dataclass or of a pydantic model, and anything else as it is."""
+    if isinstance(value, type):
+        return value
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return value.model_dump() if hasattr(value, "model_dump") else value

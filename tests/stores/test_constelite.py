@@ -44,6 +44,7 @@ from constelite.store import AsyncBaseStore, BackrefQuery, MemoryStore, Property
 from constelite.store.base_async import GetAllQuery
 from pydantic.v1 import BaseModel, ValidationError
 
+from persistedstate_stores import constelite as adapter
 from persistedstate_stores.constelite import PersistedStateGUIDMap, PersistedStateStore
 
 if TYPE_CHECKING:
@@ -771,7 +772,10 @@ def test_person_edits_the_file_between_two_runs_and_keeps_the_comments(path: Pat
     assert "    age: 3" in lines
 
 
-def test_person_edits_the_file_while_the_store_is_open(store: PersistedStateStore, path: Path) -> None:
+def test_person_edits_the_file_while_the_store_is_open(
+    store: PersistedStateStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "_LOOK_EVERY", 0)
     r_pet = put(store, Pet(name="Snowball"))
     store._file._state().vacuum()
     path.write_text(path.read_text(encoding="utf-8").replace("Snowball", "Coltrane"), encoding="utf-8")

@@ -33,6 +33,7 @@ from pystator.orchestrator import Orchestrator
 from pystator.runtime import EntityAlreadyExists, PyStatorRuntime
 from pystator.stores import base
 
+from persistedstate_stores import pystator as adapter
 from persistedstate_stores.pystator import PersistedStateStore
 
 if TYPE_CHECKING:
@@ -201,7 +202,10 @@ def test_typo_in_the_file_is_refused_with_its_line(path: Path) -> None:
         PersistedStateStore(path).connect()
 
 
-def test_readonly_store_reads_beside_the_writer_and_refuses_to_write(store: PersistedStateStore, path: Path) -> None:
+def test_readonly_store_reads_beside_the_writer_and_refuses_to_write(
+    store: PersistedStateStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "_LOOK_EVERY", 0)
     store.set_state("a", "new")
     with PersistedStateStore(path, _readonly=True) as reader:
         store.set_state("a", "paid")
@@ -949,7 +953,10 @@ def test_person_edits_the_file_between_two_runs_and_keeps_the_comments(path: Pat
     assert [reopened(path)["entities"][name]["state"] for name in ("order-1", "order-2")] == ["shipped", "shipped"]
 
 
-def test_person_moves_an_entity_while_the_store_is_open(store: PersistedStateStore, path: Path) -> None:
+def test_person_moves_an_entity_while_the_store_is_open(
+    store: PersistedStateStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "_LOOK_EVERY", 0)
     orchestrator(store).process_event("a", "pay")
     store._connection.vacuum()
     path.write_text(path.read_text(encoding="utf-8").replace("state: paid", "state: new", 1), encoding="utf-8")
