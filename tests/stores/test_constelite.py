@@ -427,10 +427,18 @@ def test_backrefs_follow_the_relationships_through_put_patch_delete_and_restart(
         assert get(store, r_kim).pets is None
 
 
-def test_relationship_that_must_be_there_is_empty_where_the_file_lacks_it(store: PersistedStateStore) -> None:
-    r_ward = put(store, Ward(carer=[]))
+def test_backrefs_are_only_those_of_the_model_that_they_name(store: PersistedStateStore) -> None:
+    r_kim = put(store, Keeper(name="Kim"))
+    put(store, Ward(carer=[r_kim]))
 
-    assert get(store, r_ward).carer == []
+    assert get(store, r_kim).pets is None
+
+
+def test_relationship_that_must_be_there_is_empty_where_the_file_lacks_it(path: Path) -> None:
+    path.write_text("records:\n  w:\n    model_name: Ward\n", encoding="utf-8")
+
+    with contextlib.closing(open_store(path)) as store:
+        assert run(store.get_state_by_uid("w", Ward)).carer == []
 
 
 def test_state_with_backrefs_can_be_put_back(store: PersistedStateStore, path: Path) -> None:

@@ -439,18 +439,31 @@ def test_event_whose_process_ends_by_kill_in_an_action_did_not_happen(path: Path
         assert store.get_context("a")["amount"] == 2
 
 
+class Broken:
+    """An adapter of invoked services that fails between the state and the context of a transition."""
+
+    def start(self, *_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    stop = start
+
+
+INVOKING = {**ORDER, "states": [{**state, "invoke": [{"id": "i", "src": "x"}]} for state in ORDER["states"]]}
+
+
 def test_transition_that_is_never_completed_is_dropped_by_disconnect(path: Path) -> None:
-    class Broken:
-        def start(self, *_: Any, **__: Any) -> None:
-            raise OSError("no network")
-
-        stop = on_enter = on_exit = start
-
-    config = {**ORDER, "states": [{**state, "invoke": [{"id": "i", "src": "x"}]} for state in ORDER["states"]]}
-    with PersistedStateStore(path) as store, pytest.raises(OSError, match="no network"):
-        orchestrator(store, config, invoke_adapter=Broken()).process_event("a", "pay", {"amount": 1})
-    with PersistedStateStore(path) as store:
+    store = PersistedStateStore(path)
+    with store, pytest.raises(OSError, match="no network"):
+        orchestrator(store, INVOKING, invoke_adapter=Broken()).process_event("a", "pay", {"amount": 1})
+    with store:
         assert (store.get_state("a"), store.get_context("a")) == (None, {})
+
+
+def test_exception_in_a_transaction_undoes_a_transition_that_was_not_completed(store: PersistedStateStore) -> None:
+    with pytest.raises(OSError, match="no network"), store.transaction():
+        orchestrator(store, INVOKING, invoke_adapter=Broken()).process_event("a", "pay", {"amount": 1})
+
+    assert (store.get_state("a"), store.list_entities()) == (None, [])
 
 
 @pytest.mark.parametrize("first_done", ["first", "second"])
