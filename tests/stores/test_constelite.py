@@ -451,6 +451,12 @@ def test_state_with_backrefs_can_be_put_back(store: PersistedStateStore, path: P
     assert len(get(store, r_kim).pets) == 1
 
 
+def test_many_records_are_got_at_once(store: PersistedStateStore) -> None:
+    refs = [put(store, Pet(name=str(n))) for n in range(5)]
+
+    assert [found.name for found in run(store.bulk_get(refs))] == ["0", "1", "2", "3", "4"]
+
+
 # ---- QUERY ----
 
 
@@ -520,14 +526,35 @@ class SlowGUID(MemoryGUID):
         return await super().create_guid(uid=uid, store=store)
 
 
-@pytest.mark.parametrize("kind", ["theirs", "slow", "file"])
-def test_guid_map_links_records_of_two_stores(state: PersistedState, kind: str) -> None:
+@pytest.fixture(params=["theirs", "slow", "file"])
+def guids(request: pytest.FixtureRequest, state: PersistedState) -> Any:
+    """Each kind of GUID map."""
     kinds: dict[str, Callable[[], Any]] = {
         "theirs": lambda: MemoryGUID(guid_map={}),
         "slow": lambda: SlowGUID(guid_map={}),
         "file": lambda: PersistedStateGUIDMap(state=state),
     }
-    guids = kinds[kind]()
+    return kinds[request.param]()
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_guid_of_a_record_stays_through_put_patch_and_get(state: PersistedState, guids: Any, is_given: bool) -> None:
+    store = PersistedStateStore(uid=UID, state=state)
+    store.set_guid_map(guids)
+    r_pet = put(store, Pet(name="a"))
+    guid = r_pet.guid
+
+    for method in store.put, store.patch, store.get:
+        given = changed(r_pet, Pet(name="b"))
+        given.guid = guid if is_given else None
+        assert run(method(given)).guid == guid
+    assert run(store.get(Ref(guid=guid, state_model_name="Pet"))).uid == r_pet.uid
+    r_pet.guid = guid if is_given else None
+    run(store.delete(r_pet))
+    assert run(guids.get_guid(r_pet.uid, store)) is None
+
+
+def test_guid_map_links_records_of_two_stores(state: PersistedState, guids: Any) -> None:
     first, second = PersistedStateStore(uid=UID, state=state), MemoryStore(uid=str(uuid4()))
     for store in first, second:
         store.set_guid_map(guids)
