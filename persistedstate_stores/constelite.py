@@ -23,10 +23,13 @@ import threading
 from collections.abc import Mapping, MutableMapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import deepcopy
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef
+from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef, NamedTuple
 from uuid import UUID, uuid4
 
 from persistedstate import PersistedState, StateDict, StateList, plain
@@ -51,7 +54,7 @@ except ImportError as error:
     raise ImportError(hint) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
 __all__ = ["PersistedStateGUIDMap", "PersistedStateStore"]
 
@@ -103,6 +106,20 @@ class _File:
         return self
 
 
+class _Operation(NamedTuple):
+    """What a put, a patch or a delete does to the records of a file."""
+
+    file: _File
+    #: Its steps, to be done at its end.
+    steps: list[Callable[[Any], object]]
+    #: The records as the steps leave them; None for a deleted one.
+    left: dict[str, dict[str, Any] | None]
+
+
+#: The operation that the present task, or the one that started it, is in.
+_operation: ContextVar[_Operation | None] = ContextVar("_operation", default=None)
+
+
 class PersistedStateStore(AsyncBaseStore):
     """A constelite store in a state file; what put, patch and delete have returned from is in the file.
 
@@ -119,9 +136,9 @@ class PersistedStateStore(AsyncBaseStore):
     properties). A deleted record vanishes from all relationships. What a person saves while the store is open is seen
     within 0.1 s.
 
-    No call is interrupted between reading and writing a record, so relationships may be made at once. Each of its
-    steps is one record in the file; a put of several states takes several. May be used from several event loops and
-    threads.
+    A put, patch or delete is one record in the file, with all the states that it touches: all of it or, if one of them
+    cannot be stored or the process dies, none. Others see it when it is done; those that run at once lose nothing of
+    each other. May be used from several event loops and threads.
     """
 
     _allowed_methods: ClassVar[list[str]] = ["PUT", "PATCH", "GET", "DELETE", "QUERY"]
@@ -151,72 +168,116 @@ class PersistedStateStore(AsyncBaseStore):
         """Close the file, unless the state was given open. A second call does nothing."""
         self._file.close()
 
+    # ---- Operations: one record in the file for each ----
+
+    async def put(self, ref: Any) -> Any:
+        """Create or overwrite a record, with all that it leads to; see constelite's documentation."""
+        return await self._as_one(super().put, ref)
+
+    async def patch(self, ref: Any) -> Any:
+        """Change a record; see constelite's documentation."""
+        return await self._as_one(super().patch, ref)
+
+    async def delete(self, ref: Any) -> None:
+        """Delete a record, with all that it is composed of; see constelite's documentation."""
+        await self._as_one(super().delete, ref)
+
+    async def _as_one(self, method: Callable[[Any], Coroutine[Any, Any, Any]], ref: Any) -> Any:
+        """Keep the steps of an operation, and of those inside it, until its end; then do them, all or none."""
+        if self._operation() is not None:
+            return await method(ref)
+        operation = _Operation(self._file, [], {})
+        token = _operation.set(operation)
+        try:
+            result = await method(ref)
+        finally:
+            _operation.reset(token)
+        with self._file.section("records") as records:
+            for step in operation.steps:
+                step(records)
+        return result
+
+    def _operation(self) -> _Operation | None:
+        """Return the operation that a step is part of, if it is one of this file."""
+        operation = _operation.get()
+        return operation if operation is not None and operation.file is self._file else None
+
+    def _do(self, uid: str, record: dict[str, Any] | None, step: Callable[[Any], object]) -> None:
+        """Do a step now, or with the operation that it is part of, within which `record` is what the step leaves."""
+        operation = self._operation()
+        if operation is None:
+            with self._file.section("records") as records:
+                step(records)
+        else:
+            operation.steps.append(step)
+            operation.left[uid] = record
+
     # ---- Records ----
 
     async def uid_exists(self, uid: str, model_type: Any) -> bool:  # noqa: ARG002 - a uid alone says which record
         """Tell whether there is a record, of whatever model."""
+        operation = self._operation()
+        if operation is not None and uid in operation.left:
+            return operation.left[uid] is not None
         with self._file.section("records") as records:
             return uid in records
 
     async def create_model(self, model_type: Any, static_props: dict[str, Any], dynamic_props: dict[str, Any]) -> str:
         """Make a record and return its uid, a new UUID."""
         uid = str(uuid4())
-        with self._file.section("records") as records:
-            records[uid] = {"model_name": model_type.__name__, **_storable({**static_props, **_points(dynamic_props)})}
+        record = {"model_name": model_type.__name__, **_storable({**static_props, **_points(dynamic_props)})}
+        self._do(uid, record, lambda records: records.__setitem__(uid, record))
         return uid
 
     async def delete_model(self, model_type: Any, uid: str) -> None:  # noqa: ARG002 - constelite may pass a wrong one
         """Remove a record, also from the relationships that lead to it."""
-        with self._file.section("records") as records:
-            if records.pop(uid, None) is None:
-                return
-            for record in records.values():
-                for name in _relationships(record):
-                    if uid in (record.get(name) or ()):
-                        record[name].remove(uid)
+        self._do(uid, None, partial(_remove, uid))
 
     async def overwrite_static_props(self, uid: str, model_type: Any, props: dict[str, Any]) -> None:  # noqa: ARG002
         """Replace these properties and leave the others."""
-        with self._record(uid) as record:
-            for name, value in _storable(props).items():
-                if name not in record or repr(record[name]) != repr(value):
-                    record[name] = value
+        self._change(uid, lambda _: _storable(props))
 
-    async def overwrite_dynamic_props(self, uid: str, model_type: Any, props: dict[str, Any]) -> None:
+    async def overwrite_dynamic_props(self, uid: str, model_type: Any, props: dict[str, Any]) -> None:  # noqa: ARG002
         """Replace the points of these properties."""
-        await self.overwrite_static_props(uid, model_type, _points(props))
+        self._change(uid, lambda _: _storable(_points(props)))
 
     async def extend_dynamic_props(self, uid: str, model_type: Any, props: dict[str, Any]) -> None:  # noqa: ARG002
         """Add points to these properties."""
-        with self._record(uid) as record:
-            for name, points in _storable(_points(props)).items():
-                record[name] = [*(record.get(name) or ()), *points]
+        more = _storable(_points(props))
+        self._change(uid, lambda record: {name: [*(record.get(name) or ()), *more[name]] for name in more})
+
+    def _change(self, uid: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        """Give a record the properties that `change` makes of the present ones; return what they were before."""
+        before = self._read(uid)
+        self._do(uid, {**before, **change(before)}, partial(_update, uid, change))
+        return before
+
+    def _read(self, uid: str) -> dict[str, Any]:
+        """Return a plain copy of a record, as the present operation leaves it."""
+        operation = self._operation()
+        if operation is not None and uid in operation.left:
+            return _plain_record(operation.left, uid)
+        with self._file.section("records") as records:
+            return _plain_record(records, uid)
 
     # ---- Relationships ----
 
     async def delete_all_relationships(self, from_uid: str, from_model_type: Any, rel_from_name: str) -> list[str]:  # noqa: ARG002
         """Empty a relationship, and return the uids that it led to; none if it was unset."""
-        with self._record(from_uid) as record:
-            uids = _uids(record, rel_from_name)
-            if uids:
-                record[rel_from_name] = []
-        return uids
+        before = self._change(from_uid, lambda record: {rel_from_name: []} if _uids(record, rel_from_name) else {})
+        return _uids(before, rel_from_name)
 
     async def create_relationships(self, from_uid: str, from_model_type: Any, inspector: Any) -> None:  # noqa: ARG002
         """Lead a relationship to more records."""
-        name = inspector.from_field_name
-        with self._record(from_uid) as record:
-            uids = _uids(record, name)
-            new = dict.fromkeys(ref.uid for ref in inspector.to_refs or () if ref.uid not in uids)
-            if new or record.get(name) is None:
-                record[name] = [*uids, *new]
+        name, more = inspector.from_field_name, [ref.uid for ref in inspector.to_refs or ()]
+        self._change(from_uid, lambda record: {name: list(dict.fromkeys([*_uids(record, name), *more]))})
 
     # ---- Reading ----
 
     async def get_state_by_uid(self, uid: str, model_type: Any) -> StateModel:
         """Return the state of a record, which tells by itself of what model it is."""
+        record = self._read(uid)
         with self._file.section("records") as records:
-            record = _plain_record(records, uid)
             model = _model(record, uid, model_type)
             leads_to = {name: _targets(records, field, record) for name, field in _fields(model, *_RELATIONSHIPS)}
             leads_from = {name: _sources(records, field, uid) for name, field in _fields(model, Backref)}
@@ -244,14 +305,6 @@ class PersistedStateStore(AsyncBaseStore):
                 if model_type.__name__ in _lineage(record) and _has_properties(model_type, record, wanted)
             ]
         return {uid: await self.get_state_by_uid(uid, model_type) if include_states else None for uid in found}
-
-    @contextmanager
-    def _record(self, uid: str) -> Iterator[StateDict]:
-        """Give a record, to be changed."""
-        with self._file.section("records") as records:
-            if not isinstance(records.get(uid), StateDict):
-                _plain_record(records, uid)
-            yield records[uid]
 
 
 class PersistedStateGUIDMap(AsyncGUIDMap):
@@ -363,12 +416,32 @@ def _model_name(model: Any) -> str:
 
 def _plain_record(records: Mapping[str, Any], uid: str) -> dict[str, Any]:
     """Return a copy of a record, which constelite may change."""
-    if uid not in records:
+    if records.get(uid) is None:
         raise ValueError(f"there is no record {uid}")
+    if isinstance(records[uid], dict):
+        return deepcopy(records[uid])
     if not isinstance(records[uid], StateDict):
         reason = f"records.{uid}: {records[uid]!r} in the file is no mapping; write `model_name: …` below it"
         raise ValueError(reason)  # noqa: TRY004 - a value of the file
     return dict(plain(records[uid]))
+
+
+def _update(uid: str, change: Callable[[dict[str, Any]], dict[str, Any]], records: Any) -> None:
+    """Give a record in the file new properties, writing only those that differ."""
+    present = _plain_record(records, uid)
+    for name, value in change(present).items():
+        if name not in present or repr(present[name]) != repr(value):
+            records[uid][name] = value
+
+
+def _remove(uid: str, records: Any) -> None:
+    """Remove a record from the file, also from the relationships that lead to it."""
+    if records.pop(uid, None) is None:
+        return
+    for record in records.values():
+        for name in _relationships(record):
+            if uid in (record.get(name) or ()):
+                record[name].remove(uid)
 
 
 def _uids(record: Mapping[str, Any], name: str) -> list[str]:

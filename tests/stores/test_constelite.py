@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import itertools
 import socket
 import sys
 import textwrap
@@ -18,7 +19,7 @@ from uuid import uuid4
 
 import pytest
 from checks import records, reopened, run_child
-from processes import PATIENCE, Child
+from processes import PATIENCE, Child, contents_at_each_moment
 from sections import run_section
 
 from persistedstate import PersistedState, StateCorrupt, StateLocked
@@ -186,6 +187,18 @@ def names(store: Any, refs: list[Any]) -> list[str]:
     return [get(store, one).name for one in refs]
 
 
+class SlowGUID(MemoryGUID):
+    """A map that lets other tasks run in each of its calls, as one behind a network does."""
+
+    async def get_guid(self, uid: str, store: Any) -> Any:
+        await asyncio.sleep(0)
+        return await super().get_guid(uid=uid, store=store)
+
+    async def create_guid(self, uid: str, store: Any) -> Any:
+        await asyncio.sleep(0)
+        return await super().create_guid(uid=uid, store=store)
+
+
 # ---- The store itself ----
 
 
@@ -339,13 +352,80 @@ def test_value_that_yaml_cannot_hold_is_refused_and_nothing_changes(store: Persi
     assert reopened(path) == before
 
 
-def test_each_step_is_one_record_in_the_file(store: PersistedStateStore, path: Path) -> None:
-    put(store, Pet(name="Snowball", age=3, marks=[1, 2]))
-    before = records(path)
+def family() -> Any:
+    return Pet(**{name: [ref(copy.deepcopy(model)) for model in models] for name, models in RELATED.items()})
 
-    put(store, Pet(name="Snowball II", age=4, marks=[3]))
 
-    assert records(path) == before + 1
+def test_each_put_patch_and_delete_is_one_record_in_the_file(store: PersistedStateStore, path: Path) -> None:
+    before = records(path) if path.exists() else 0
+    r_pet = put(store, family())
+    put(store, changed(r_pet, family()))
+    run(store.patch(changed(r_pet, Pet(name="a", weight=series(float, 1.5)))))
+    run(store.delete(r_pet))
+
+    assert records(path) == before + 4
+
+
+def test_file_holds_what_a_put_leads_to_before_or_after_it_at_each_moment(path: Path, tmp_path: Path) -> None:
+    with contextlib.closing(open_store(path)) as store:
+        r_pet = put(store, family())
+        old, new = Toy(name="old"), Toy(name="new")
+        put(store, changed(r_pet, Pet(toys=[ref(old)])))
+        seen = []
+        for content in contents_at_each_moment(path, lambda: put(store, changed(r_pet, Pet(toys=[ref(new)])))):
+            moment = tmp_path / "moment"
+            moment.write_bytes(content)
+            found = reopened(moment)["records"]
+            moment.unlink()
+            seen.append([found[uid]["name"] for uid in found[r_pet.uid]["toys"]])
+
+    assert [names for names, _ in itertools.groupby(seen)] == [["old"], ["new"]]
+
+
+@pytest.mark.parametrize("method", ["put", "patch"])
+def test_refused_value_in_one_of_several_states_leaves_all_as_they_were(
+    store: PersistedStateStore, path: Path, method: str
+) -> None:
+    r_toy = put(store, Toy(name="ball"))
+    r_pet = put(store, Pet(name="a", friends=[ref(Keeper(name="Kim"))]))
+    before = reopened(path)
+
+    with pytest.raises(ValueError, match="surrogate"):
+        run(getattr(store, method)(changed(r_pet, Pet(name="b", toys=[changed(r_toy, Toy(name="\ud800"))]))))
+    with pytest.raises(ValueError, match="surrogate"):
+        put(store, Pet(name="c", toys=[ref(Toy(name="\ud800"))]))
+
+    assert reopened(path) == before
+    assert get(store, r_pet).name == "a"
+
+
+def test_others_see_a_put_when_it_is_done(store: PersistedStateStore) -> None:
+    class WaitingGUID(SlowGUID):
+        async def create_guid(self, uid: str, store: Any) -> Any:
+            seen.append([len(await store.query(name, False)) for name in ("Pet", "Toy", "Keeper")])
+            return await super().create_guid(uid=uid, store=store)
+
+    seen: list[Any] = []
+    store.set_guid_map(WaitingGUID(guid_map={}))
+
+    put(store, Pet(name="a", toys=[ref(Toy())]))
+
+    assert seen == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_operation_on_a_record_that_vanished_meanwhile_changes_nothing(store: PersistedStateStore, path: Path) -> None:
+    class DeletingGUID(SlowGUID):
+        async def get_guid(self, uid: str, store: Any) -> Any:
+            store._file._state()["records"].pop(r_pet.uid, None)
+            return await super().get_guid(uid=uid, store=store)
+
+    r_pet = put(store, Pet(name="a"))
+    store.set_guid_map(DeletingGUID(guid_map={}))
+
+    with pytest.raises(ValueError, match="no record"):
+        run(store.patch(changed(r_pet, Pet(name="b"))))
+
+    assert reopened(path) == {"records": {}}
 
 
 # ---- Relationships ----
@@ -512,18 +592,6 @@ def test_other_queries_are_a_value_error(store: PersistedStateStore) -> None:
 
 
 # ---- GUID maps ----
-
-
-class SlowGUID(MemoryGUID):
-    """A map that lets other tasks run in each of its calls, as one behind a network does."""
-
-    async def get_guid(self, uid: str, store: Any) -> Any:
-        await asyncio.sleep(0)
-        return await super().get_guid(uid=uid, store=store)
-
-    async def create_guid(self, uid: str, store: Any) -> Any:
-        await asyncio.sleep(0)
-        return await super().create_guid(uid=uid, store=store)
 
 
 @pytest.fixture(params=["theirs", "slow", "file"])
