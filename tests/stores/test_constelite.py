@@ -413,6 +413,46 @@ def test_others_see_a_put_when_it_is_done(store: PersistedStateStore) -> None:
     assert seen == [[0, 0, 0], [0, 0, 0]]
 
 
+def test_put_in_another_store_inside_of_a_put_is_an_operation_of_its_own(
+    store: PersistedStateStore, tmp_path: Path
+) -> None:
+    class CopyingGUID(SlowGUID):
+        async def create_guid(self, uid: str, store: Any) -> Any:
+            copies.append(await other.put(ref(Toy(name="copy"))))
+            return await super().create_guid(uid=uid, store=store)
+
+    copies: list[Any] = []
+    with contextlib.closing(open_store(tmp_path / "other.state")) as other:
+        store.set_guid_map(CopyingGUID(guid_map={}))
+        put(store, Pet(name="a"))
+        assert names(other, copies) == ["copy"]
+        assert [len(query(one, "Toy")) for one in (store, other)] == [0, 1]
+    (tmp_path / "other.state").unlink()
+
+
+def test_put_that_needs_a_part_which_it_deletes_changes_nothing(store: PersistedStateStore, path: Path) -> None:
+    """Constelite's put deletes the old parts before it looks at the new ones, also where they are the same."""
+    r_toy = put(store, Toy(name="ball"))
+    r_pet = put(store, Pet(name="a", toys=[r_toy]))
+    before = path.read_bytes()
+
+    with pytest.raises(Exception, match="errors in a TaskGroup") as caught:
+        put(store, changed(r_pet, Pet(name="b", toys=[r_toy])))
+
+    assert caught.group_contains(KeyError, match="does not exist")
+    assert path.read_bytes() == before
+
+
+def test_put_of_what_is_there_already_writes_nothing(store: PersistedStateStore, path: Path) -> None:
+    pet = Pet(**{name: values[0] for name, values in STATIC.items()}, weight=DYNAMIC["weight"][0])
+    r_pet = put(store, pet)
+    before = path.read_bytes()
+
+    put(store, changed(r_pet, pet))
+
+    assert path.read_bytes() == before
+
+
 def test_operation_on_a_record_that_vanished_meanwhile_changes_nothing(store: PersistedStateStore, path: Path) -> None:
     class DeletingGUID(SlowGUID):
         async def get_guid(self, uid: str, store: Any) -> Any:
