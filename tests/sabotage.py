@@ -104,7 +104,7 @@ FAULTS = [
     ),
     Fault(
         "no look at the inode after locking",
-        [("if _system.lock(descriptor) and self._is_current(descriptor):", "if _system.lock(descriptor):")],
+        [(" and self._is_current(self.descriptor):\n                return\n", ":\n                return\n")],
     ),
     Fault(
         "no check of the process",
@@ -146,12 +146,7 @@ FAULTS = [
     ),
     Fault(
         "compare an edit with the present snapshot only",
-        [
-            (
-                "        known = self._all(present, first_record)\n",
-                "        known = self._all(present, first_record)[:1]\n",
-            )
-        ],
+        [("by_person=False), *self.past]\n", "by_person=False)]\n")],
     ),
     Fault(
         "replace what was saved in the last moment",

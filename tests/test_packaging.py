@@ -92,10 +92,13 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     files = contents(wheel)
 
+    stores = {f"persistedstate_stores/{file.name}" for file in (ROOT / "persistedstate_stores").glob("*.*")}
     assert {name for name in files if ".dist-info/" not in name} == {
         "persistedstate/__init__.py",
         "persistedstate/py.typed",
+        *stores,
     }
+    assert {"persistedstate_stores/key_value.py", "persistedstate_stores/py.typed"} <= stores
     assert files["persistedstate/__init__.py"] == MODULE.read_bytes()
     assert files["persistedstate/py.typed"] == b""
 

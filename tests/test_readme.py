@@ -59,7 +59,7 @@ class Story:
     def take(self, verb: str, name: str, text: str, line: int) -> None:
         if verb in {"run", "hidden"}:
             with contextlib.redirect_stdout(self.printed):
-                exec(compile("\n" * line + text, str(README), "exec"), self.namespace)  # noqa: S102  # our own README
+                exec(compile("\n" * line + text, str(README), "exec", dont_inherit=True), self.namespace)  # noqa: S102  # our own README
         elif verb == "write":
             Path(name).write_text(text, encoding="utf-8")
         elif verb == "file":

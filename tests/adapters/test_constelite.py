@@ -20,8 +20,8 @@ from uuid import uuid4
 import pytest
 from checks import records, reopened, run_child
 from processes import PATIENCE, Child, contents_at_each_moment
-from sections import run_section
 
+from adapters.sections import run_section
 from persistedstate import PersistedState, StateCorrupt, StateLocked
 
 if sys.version_info < (3, 11) or sys.version_info >= (3, 14):

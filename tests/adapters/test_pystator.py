@@ -18,8 +18,8 @@ from uuid import UUID
 import pytest
 from checks import records, reopened, run_child
 from processes import Child, contents_at_each_moment
-from sections import run_section
 
+from adapters.sections import run_section
 from persistedstate import PersistedState, StateCorrupt, StateLocked, StateReadOnly
 
 pytest.importorskip("sqlalchemy", reason="pystator is not installed as `pystator[api]`: it cannot be imported without")
