@@ -39,9 +39,9 @@ writer or a power cut leaves. It was never acknowledged and is dropped. A *vacuu
 new snapshot, in which every line that need not change is kept byte for byte.
 
 Guaranteed: a change whose statement has returned survives the death of the process (with ``_fsync=True`` also that of
-the machine); a file that cannot be understood is never written to; only one process writes. Not guaranteed: that a
-flipped bit is noticed (there are no checksums, so that people can edit), anything on network file systems that lie
-about locks.
+the machine); a file that cannot be understood is never written to; only one process writes; what a person saves
+meanwhile is merged, or kept beside. Not guaranteed: that a flipped bit is noticed (there are no checksums, so that
+people can edit), anything on network file systems that lie about locks. README.md has the whole table.
 """
 
 from __future__ import annotations
@@ -1506,7 +1506,7 @@ class _Stream:
     def __init__(self, data: bytes) -> None:
         #: How many bytes at the end do not count, because they never became a complete record.
         self.torn = 0
-        #: is_half_rewritten: the file must be rewritten before anything is appended.
+        # Half rewritten, the file must be written anew before anything is appended.
         whole, self.is_half_rewritten = _without_half_rewrite(data)
         whole = _without_hole(whole.rstrip(b"\0"))
         self.text = self._without_torn_tail(self._decoded(whole))
@@ -1829,7 +1829,11 @@ class _Journal:
     """A state file, locked while it is open."""
 
     def __init__(self, path: str) -> None:
-        self.descriptor = self.displaced = self.claimed = -1
+        self.descriptor = -1
+        #: An old file that somebody wrote to while a new one took its place.
+        self.displaced = -1
+        #: A file that somebody put in the place of ours, while ours takes its place.
+        self.claimed = -1
         self.inode: tuple[int, int] | None = None
         self.path = os.path.realpath(path)
         #: There was no file.
@@ -1840,8 +1844,6 @@ class _Journal:
         self.is_half_rewritten = False
         #: The file has a new name on the disk, too, as far as the system could tell.
         self.is_renamed = True
-        #: `displaced` is an old file that somebody wrote to while another one took its place, `claimed` one that
-        #: somebody put in the place of ours, while ours takes its place.
         #: When `append` was last called; when it will look again who else wrote; how the wall clock differs.
         self.wrote_at = self.due_at = self.clock = 0.0
         #: Somebody else may have written.
