@@ -1291,7 +1291,7 @@ class _Document:
             found = loader.mapping()
         except _BadText:
             raise _Odd from None
-        if len(found) != 1 or loader.root.flow_style:
+        if len(found) != 1 or loader.root.flow_style or loader.root.value[0][0].start_mark.column:
             raise _Odd
         key = next(iter(found))
         if key in value:
@@ -1645,9 +1645,13 @@ def _leftover(text: str, *, is_certain: bool) -> int:
     return len(line) if (is_rest and (is_odd or not is_certain)) or is_almost_whole else 0
 
 
+#: What may stand in JSON, but not in YAML.
+_NOT_YAML = re.compile("[\x7f-\x84\x86-\x9f\ufffe\uffff]")
+
+
 def _json_record(text: str) -> Any:
     """Read a record that is JSON; None if it is not."""
-    if text.count("[") + text.count("{") > _MAX_DEPTH or "\\ud" in text:
+    if text.count("[") + text.count("{") > _MAX_DEPTH or "\\ud" in text or _NOT_YAML.search(text):
         return None
     try:
         return _json(text)
@@ -4523,7 +4527,7 @@ class _Remains:
         if problem is None:
             return entry
         first = _start_of(entry)
-        head = entry[: _line_end(entry, first)]
+        head = entry[: entry.find("\n", first) + 1 or len(entry)]
         body = entry[len(head) :]
         if body and _reason(above + head) is None:
             rest = self._block(above + head, body, offset + len(head))
@@ -4595,7 +4599,8 @@ class _Remains:
     def text(self) -> str:
         """Return a snapshot of what is left."""
         self.document.update(self.tree.touched, self.root._items, lambda key: _plain(self.root._items[key]), {})
-        return self.document.text()
+        text = self.document.text()
+        return text if text.endswith("\n") or not text else text + "\n"
 
     def cut_text(self) -> bytes:
         """Return all that was cut, with line numbers and reasons."""
