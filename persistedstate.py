@@ -533,7 +533,7 @@ def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] |
         if error.context_mark and mark.index >= len(text.rstrip()):
             mark = error.context_mark
         raise _BadText(str(error.problem or error.context), mark.index) from None
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, AssertionError) as error:  # AssertionError: an unknown version of YAML
         raise _BadText(str(error).partition("\n")[0], 0) from None
     except RecursionError:
         raise _BadText(f"nested deeper than {_MAX_DEPTH} levels", _deep_bracket(text)) from None
@@ -733,13 +733,14 @@ def _piece_end(text: str, first: int, end: int, following: int, column: int) -> 
     """Return where a piece ends whose entry ends at `end`, if that entry is right, before the following entry."""
     for content in _CONTENT.finditer(text, end, following):  # an alias ends where its anchor does
         end = text.find("\n", content.start(), following) + 1 or following
+    if _SCALAR_HEAD.search(text, first, end):
+        end += _own_comments(text[end:following], column)
     gap = text[end:following]
     if _KEEPING.search(text, first, end):
         blank = gap[: len(gap) - len(gap.lstrip())]
         end += blank.rfind("\n") + 1
         gap = text[end:following]
     nested = text[first:end].lstrip(" ").startswith("- ") or text.find("\n", first, end - 1) >= 0
-    nested = nested or _SCALAR_HEAD.search(text, first, end) is not None
     return end + (_own_comments(gap, column) if nested else 0)
 
 
@@ -1645,13 +1646,9 @@ def _leftover(text: str, *, is_certain: bool) -> int:
     return len(line) if (is_rest and (is_odd or not is_certain)) or is_almost_whole else 0
 
 
-#: What may stand in JSON, but not in YAML.
-_NOT_YAML = re.compile("[\x7f-\x84\x86-\x9f\ufffe\uffff]")
-
-
 def _json_record(text: str) -> Any:
     """Read a record that is JSON; None if it is not."""
-    if text.count("[") + text.count("{") > _MAX_DEPTH or "\\ud" in text or _NOT_YAML.search(text):
+    if text.count("[") + text.count("{") > _MAX_DEPTH or "\\ud" in text:
         return None
     try:
         return _json(text)

@@ -687,7 +687,8 @@ def test_whatever_happens_to_the_bytes_a_repaired_file_opens(chance: random.Rand
             assert bool(asides(path)) or not problems, bytes(data)
             assert check(path) == [], bytes(data)
             assert opens_silently(path), bytes(data)
-            assert oracle.same(oracle.read(path, "ruamel"), value_of(path)), bytes(data)
+            if b"\x7f" not in path.read_bytes():  # in a record, JSON may hold what YAML readers refuse
+                assert oracle.same(oracle.read(path, "ruamel"), value_of(path)), bytes(data)
 
 
 def spoil(data: bytearray, chance: random.Random) -> None:

@@ -40,6 +40,7 @@ DOCUMENT_END = re.compile(rb"^\.\.\.", re.MULTILINE)
 #: What the module is known to read wrongly, see `test_file_opens_as_others_read_it`.
 KNOWN_FAULTS = [
     re.compile(rb"\r(?!\n)|(?<!\r)\n(?:.|\n)*\r\n|\r\n(?:.|\n)*(?<!\r)\n"),  # blocks with two kinds of line ends
+    re.compile(rb"[|>](?:.|\n)*[^\n]\Z"),  # blocks without an end
     re.compile(rb"%YAML 1\.1"),  # readers differ in what it means for a second document
 ]
 
