@@ -1376,7 +1376,7 @@ class _Document:
 
     def arrange(self, keys: Iterable[Any]) -> None:
         """Put the pieces in the order of the keys."""
-        if not self.unended and not self.single:
+        if not self.unended and not self.single and not self.anchored:  # an alias must stand below its anchor
             self.pieces = {key: self.pieces[key] for key in keys}
 
     def _finish(self, keys: list[Any]) -> None:

