@@ -3525,6 +3525,7 @@ class _LiveTree(_Tree):
         touched = {key: False for key, old in edit.saved.value.items() if not _same(old, value.get(key, _GONE))}
         document.update(touched, value, value.__getitem__, {})
         document.arrange(value)
+        value = {key: value[key] for key in document.pieces or value}
         is_new = self.history.is_new(edit.saved, self.document)
         self._renew(document, edit.basis, value, edit.saved if is_new else None)
         self.merges += not _same(mine, value)
