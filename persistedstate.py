@@ -709,10 +709,6 @@ _BLOCK_SCALAR = re.compile(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?$", re.M
 _CONTENT = re.compile(r"^[^\S\n]*[^\s#]", re.MULTILINE)
 
 
-#: The line above a block scalar, whose lines may look like comments.
-_SCALAR_HEAD = re.compile(r"[|>][-+0-9]*[ \t]*(?:#.*)?\n")
-
-
 def _cut(text: str, entries: Sequence[tuple[int, int]], column: int) -> tuple[list[str], str]:
     """Cut a block into the pieces of its entries and the lines behind the last; entries: start and end of each.
 
@@ -733,7 +729,7 @@ def _piece_end(text: str, first: int, end: int, following: int, column: int) -> 
     """Return where a piece ends whose entry ends at `end`, if that entry is right, before the following entry."""
     for content in _CONTENT.finditer(text, end, following):  # an alias ends where its anchor does
         end = text.find("\n", content.start(), following) + 1 or following
-    if _SCALAR_HEAD.search(text, first, end):
+    if _BLOCK_SCALAR.search(text, first, end):  # its lines may look like comments
         end += _own_comments(text[end:following], column)
     gap = text[end:following]
     if _KEEPING.search(text, first, end):
@@ -4429,11 +4425,12 @@ def repair(path: str | os.PathLike[str], *, dry_run: bool = False, wait: float =
         StateLocked: another process has it open. OSError: it cannot be read or written.
     """
     name = os.path.realpath(os.fsdecode(path))
-    data = _read_file(name)[0]
     if dry_run:
+        data = _read_file(name)[0]
         remains = _Remains(data)
         after = len(remains.text().encode()) if remains.problems else len(data)
         return Repair(name, sorted(remains.problems), None, len(data), after)
+    _system.stat(name)  # raises where there is no file: the journal would make one
     journal = _Journal(name)
     try:
         journal.open(None, wait)
