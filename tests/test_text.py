@@ -145,6 +145,7 @@ def test_file_that_somebody_deleted_is_written_anew(path: Path) -> None:
 
     with pytest.warns(RuntimeWarning, match="the file was removed"):
         state.a = 2
-        state.close()
 
+    assert oracle.read(path) == {"a": 2}
+    state.close()
     assert oracle.read(path) == {"a": 2}
