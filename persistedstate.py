@@ -1831,6 +1831,8 @@ class _Journal:
         self.displaced = -1
         #: A file that somebody put in the place of ours, while ours takes its place.
         self.claimed = -1
+        #: The path of the file that is to take the place of ours; an interrupt may leave it behind.
+        self.temporary = ""
         self.inode: tuple[int, int] | None = None
         self.path = os.path.realpath(path)
         #: There was no file.
@@ -1904,9 +1906,9 @@ class _Journal:
         except FileNotFoundError:
             return False
 
-    def _temporary(self, middle: str) -> str:
+    def _temporary_path(self) -> str:
         folder, base = os.path.split(self.path)
-        return os.path.join(folder, f".{base}.{middle}.tmp")
+        return os.path.join(folder, f".{base}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
 
     def _remove_leftovers(self) -> None:
         """Remove what a vacuum that was killed has left; nobody else can be in one, because we hold the lock."""
@@ -2050,10 +2052,12 @@ class _Journal:
         self._rewrite(data, basis)
 
     def _swap(self, data: bytes, basis: _Glance | None, *, is_ours: bool) -> None:
-        path = self._temporary(f"{os.getpid()}-{os.urandom(4).hex()}")
+        self._remove_temporary()
+        self.temporary = path = self._temporary_path()
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
-        new, old, theirs = _above_standard(_system.open(path, flags, 0o600)), self.descriptor, -1
+        new, old, theirs = -1, self.descriptor, -1
         try:
+            new = _above_standard(_system.open(path, flags, 0o600))
             _write_all(new, data)
             theirs = -1 if is_ours else self._claim()
             self._take_over_attributes(path, old if theirs < 0 else theirs, new)
@@ -2066,7 +2070,7 @@ class _Journal:
             _system.replace(path, self.path)
             self._hand_over(new, data, old if theirs < 0 else theirs, basis[2] if basis else 0)
         except BaseException:
-            _surely(self._clean_up, new, path, data)
+            _surely(self._clean_up, new, data)
             raise
         finally:
             for descriptor in {old, self.claimed} - {self.descriptor, self.displaced, -1}:
@@ -2075,7 +2079,7 @@ class _Journal:
 
     def _hand_over(self, new: int, data: bytes, replaced: int, size: int) -> None:
         """Go on with the new file: an append to the old descriptor would succeed and be lost."""
-        self.descriptor = new
+        self.descriptor, self.temporary = new, ""
         self._know(data)
         if size and _system.fstat(replaced).st_size != size:  # an editor opened it in the last moment
             self.displaced = replaced
@@ -2083,19 +2087,24 @@ class _Journal:
         _sync_folder(os.path.dirname(self.path))
         self.is_renamed = True
 
-    def _clean_up(self, new: int, path: str, data: bytes) -> None:
+    def _clean_up(self, new: int, data: bytes) -> None:
         """After an error or interrupt: go on with the new file if it took the place of the old one, else remove it."""
         is_in_place = self.descriptor == new
         with suppress(OSError):
             is_in_place = is_in_place or self._is_current(new)
         if is_in_place:
-            self.descriptor = new
+            self.descriptor, self.temporary = new, ""
             self._know(data)
             return
         with suppress(OSError):
             _system.close(new)
-        with suppress(OSError):
-            _system.unlink(path)
+        self._remove_temporary()
+
+    def _remove_temporary(self) -> None:
+        if self.temporary:
+            with suppress(OSError):
+                _system.unlink(self.temporary)
+            self.temporary = ""
 
     def _claim(self) -> int:
         """Open and lock the file that somebody put in the place of ours; -1 if they only removed ours."""
@@ -2171,6 +2180,7 @@ class _Journal:
 
     def close(self) -> None:
         """Let the file and the lock go."""
+        self._remove_temporary()
         if self.descriptor >= 0:
             if self._is_open():  # an interrupt may have come right behind `close`
                 with suppress(OSError):
@@ -4375,7 +4385,7 @@ def _refuse_in_child() -> None:
         reason = (
             f"opened by process {os.getppid()}; its child {os.getpid()} must open the file itself, after the parent"
         )
-        tree.lock = threading.RLock()
+        tree.lock, tree.journal.temporary = threading.RLock(), ""
         tree.shut(StateError(tree.path, reason))
 
 

@@ -8,8 +8,11 @@ import select
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from typing import TYPE_CHECKING, Any
+
+import persistedstate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -198,6 +201,7 @@ def _interrupt_by_tracing(step: Callable[[], None], action: Callable[[], object]
         action()
     finally:
         sys.settrace(before)
+        _free_registry()
 
 
 def _interrupt_by_monitoring(step: Callable[[], None], action: Callable[[], object], files: frozenset[str]) -> None:
@@ -219,3 +223,13 @@ def _interrupt_by_monitoring(step: Callable[[], None], action: Callable[[], obje
         monitoring.set_events(tool, 0)
         monitoring.register_callback(tool, instruction, None)
         monitoring.free_tool_id(tool)
+        _free_registry()
+
+
+def _free_registry() -> None:
+    """Let other threads open states again.
+
+    Among the instructions that leave a `with` no signal is handled, but the interrupts of these tests come there, too,
+    and then its lock is held for ever.
+    """
+    persistedstate._registry_lock = threading.RLock()

@@ -339,7 +339,6 @@ def edited(look: str) -> Iterator[tuple[Path, Any, Callable[[], object]]]:
         yield path, state, lambda: noticed(look)(state, stage)
 
 
-@pytest.mark.xfail(strict=False, reason="a temporary file or a descriptor may stay until the next opening")
 @pytest.mark.leaves("descriptors")
 @pytest.mark.parametrize("look", ["refresh", "change", "vacuum"])
 @rounds(ci=100, nightly=50_000)
@@ -465,7 +464,6 @@ def test_two_interrupts_in_a_change(chance: random.Random, rounds: int) -> None:
             check_equal(state, path, tuple(contents), (name, number, later))
 
 
-@pytest.mark.xfail(strict=False, reason="a temporary file or a descriptor may stay until the next opening")
 @pytest.mark.leaves("descriptors")
 @pytest.mark.parametrize("what", ["transaction", "vacuum", "rescue"])
 @rounds(ci=150, nightly=100_000)
@@ -497,7 +495,6 @@ def test_two_interrupts_in_what_takes_longer(chance: random.Random, rounds: int,
                 check_equal(state, path, (before,) if what == "vacuum" else (before, after), (first, later))
 
 
-@pytest.mark.xfail(strict=False, reason="a temporary file or a descriptor may stay until the next opening")
 @pytest.mark.leaves("descriptors")
 @rounds(ci=150, nightly=100_000)
 def test_two_interrupts_in_a_merge(chance: random.Random, rounds: int) -> None:
@@ -510,7 +507,6 @@ def test_two_interrupts_in_a_merge(chance: random.Random, rounds: int) -> None:
             check_merge(path, state, (first, later))
 
 
-@pytest.mark.xfail(strict=False, reason="a temporary file or a descriptor may stay until the next opening")
 @pytest.mark.leaves("descriptors")
 @rounds(ci=150, nightly=100_000)
 def test_two_interrupts_in_close(chance: random.Random, rounds: int) -> None:

@@ -495,7 +495,7 @@ CI = settings(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-TestMachine = pytest.mark.xfail(strict=False, reason="order of keys after a merge")(Machine.TestCase)
+TestMachine = Machine.TestCase
 TestMachine.settings = CI
 
 
