@@ -3524,8 +3524,8 @@ class _LiveTree(_Tree):
             self._refuse(edit)
             self._renew(self._renewed(), edit.basis)
             return
-        first_record = self.first_record if self.journal.has_grown_before else ""
-        base, mine = self.history.base(edit.saved, self.document, first_record), _plain(self.root)
+        doubtful = "" if self.journal.has_grown_before else self.first_record
+        base, mine = self.history.base(edit.saved, self.document, self.first_record, doubtful), _plain(self.root)
         value = _merged(base, mine, edit.saved.value)
         document = edit.saved.original.copied()
         touched = {key: False for key, old in edit.saved.value.items() if not _same(old, value.get(key, _GONE))}
@@ -3722,15 +3722,16 @@ class _History:
         """Return the snapshot before the present one, if there was any."""
         return [past.document for past in self.past][:1]
 
-    def base(self, saved: _Saved, present: _Document, first_record: str) -> dict[Any, Any]:
+    def base(self, saved: _Saved, present: _Document, first_record: str, doubtful: str) -> dict[Any, Any]:
         """Return the value of the snapshot that an editor had read.
 
-        The record that followed it tells; without one, the snapshot from which the fewest values differ. Whoever saved
-        the very text of the previous snapshot had read that, if the script changed it since; the text of an older one,
-        or of one that a person has changed since, is what somebody wanted to go back to.
+        The record that followed it tells, unless it is the `doubtful` one, which may have been appended to what they
+        saved; without one, the snapshot from which the fewest values differ. Whoever saved the very text of the
+        previous snapshot had read that, if the script changed it since; the text of an older one, or of one that a
+        person has changed since, is what somebody wanted to go back to.
         """
         known = [_Past(present, first_record, 0, by_person=False), *self.past]
-        if saved.first_record and any(past.first_record == saved.first_record for past in known):
+        if saved.first_record not in ("", doubtful) and any(past.first_record == saved.first_record for past in known):
             known = [past for past in known if past.first_record == saved.first_record]
         else:
             old = [past for place, past in enumerate(known[:_NEAR]) if place > 1 or past.by_person]

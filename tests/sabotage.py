@@ -51,7 +51,7 @@ class Fault(NamedTuple):
     changes: list[tuple[str, str]]
 
 
-HANDED_OVER = "        self.descriptor = new\n        self._know(data)\n        if size"
+HANDED_OVER = '        self.descriptor, self.temporary = new, ""\n        self._know(data)\n        if size'
 SHUT = "        tree.shut(StateError(tree.path, reason))\n"
 FAULTS = [
     Fault("no fsync of the temporary file", [("            _system.fsync(new)\n", "")]),

@@ -458,6 +458,23 @@ def test_the_first_change_behind_a_vacuum_may_notice_a_text_from_before_it(
     check_rest(state, path, {**START, "last_id": 42, "name": "person", "new": 1, "tick": 1})
 
 
+def test_a_first_record_that_came_before_does_not_tell_of_an_older_text(path: Path, state: Any) -> None:
+    """Found by test_state_machine.py: the record of now, written just before the save, was the first one once."""
+    state.update(x=1, y=2)
+    state.vacuum()
+    state.x = 1
+    state.vacuum()
+    del state.x, state.y
+    state.vacuum()
+    state.x = 1
+    state.y = 2
+
+    save(path, path.read_text().replace("last_id: 41", "last_id: 7"))
+    state.refresh()
+
+    check_rest(state, path, {**START, "last_id": 7, "x": 1, "y": 2})
+
+
 def test_a_text_from_before_a_vacuum_saved_as_it_was_changes_nothing(path: Path, state: Any) -> None:
     """Whoever leaves an editor by `:wq` has changed nothing against what the editor had read."""
     state.last_id = 42
