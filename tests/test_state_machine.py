@@ -495,7 +495,7 @@ CI = settings(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-TestMachine = Machine.TestCase
+TestMachine = pytest.mark.timeout(600)(Machine.TestCase)  # it looks for a smaller example for up to five minutes
 TestMachine.settings = CI
 
 
