@@ -3389,7 +3389,8 @@ class _LiveTree(_Tree):
         lock, pending = self.lock, None
         try:
             lock.acquire()
-            if self.halted is not None or heads is not node._heads or version != self.version:
+            is_moved = key is None and length != len(node._items)  # by another thread, before it let the lock go
+            if is_moved or self.halted is not None or heads is not node._heads or version != self.version:
                 return False
             data = f"--- {record}\n".encode()
             pending = self.halted = (self.journal.size, data, node._redo, (key, value, length))
