@@ -74,12 +74,13 @@ from collections.abc import (
 from contextlib import contextmanager, suppress
 from copy import copy
 from datetime import date, datetime, timezone
-from itertools import pairwise, takewhile
-from math import isnan
+from itertools import pairwise, takewhile, zip_longest
+from math import isfinite, isnan
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
     from collections.abc import Callable
 
     #: A function that undoes a step of a transaction, and its arguments.
@@ -3603,17 +3604,7 @@ class _LiveTree(_Tree):
         raise OSError(errno.EBUSY, "somebody keeps writing the file", self.path)
 
     def _renewed(self) -> _Document:
-        """Return the text of the latest snapshot with the present values."""
-        origins: dict[int, Any] = {}
-        values = {key: _plain(value, origins) for key, value in self.root._items.items() if key in self.touched}
-        document = self.document.copied()
-        document.update(self.touched, self.root._items, lambda key: self._value(key, values), origins)
-        return document
-
-    def _value(self, key: Any, values: dict[Any, Any]) -> Any:
-        if key not in values:
-            values[key] = _plain(self.root._items[key])
-        return values[key]
+        return _renewed(self.document, self.root)
 
     def _renew(
         self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
@@ -3773,6 +3764,18 @@ class _LiveTree(_Tree):
             facade._shut(reason)
         if self in _open_trees:
             _open_trees.remove(self)
+
+
+def _renewed(document: _Document, root: _Root) -> _Document:
+    """Return the text of a snapshot with the present values of the tree that was made of it."""
+    touched = root._tree.touched if root._tree is not None else {}
+    origins: dict[int, Any] = {}
+    values = {key: _plain(value, origins) for key, value in root._items.items() if key in touched}
+    renewed = document.copied()
+    renewed.update(
+        touched, root._items, lambda key: values[key] if key in values else _plain(root._items[key]), origins
+    )
+    return renewed
 
 
 class _Edit:
@@ -3973,11 +3976,11 @@ def _parsed(path: str, data: bytes) -> _Stream:
         raise _corrupt(path, data.decode(errors="replace"), problem) from None
 
 
-def _replay(root: _Root, stream: _Stream, path: str) -> None:
-    """Apply the records of a stream to its tree."""
+def _replay(root: _Root, stream: _Stream, path: str, apply: Callable[[StateDict, Any], None] | None = None) -> None:
+    """Apply the records of a stream to its tree; apply: what does it with one, instead of `_apply`."""
     for record, offset in stream.records:
         try:
-            _apply(root, record)
+            (apply or _apply)(root, record)
         except _MISFITS as error:
             raise _corrupt(path, stream.text, _BadText(_misfit(error), offset)) from None
 
@@ -4846,3 +4849,1011 @@ def _with_comments(lines: list[str], first: int, above: int) -> int:
     while first - 1 > above and lines[first - 1].lstrip().startswith("#"):
         first -= 1
     return first
+
+
+# --------------------------------------------------- Command line ----------------------------------------------------
+# Looks at states, changes and mends them from a shell. Commands that read take no lock and write nothing. argparse, and
+# whatever else only one command needs, is imported when it is used: a shell waits for each call.
+
+_HELP = """\
+PATH names a part of a state: keys and indexes, from the top.
+  last_id   jobs[3].name   jobs.3.name   jobs[-1]   'a.b'[c]   "tab\\there"
+A word is a key, or an index in a list. A key with dots, brackets or quotes stands in quotes, '' and \\" inside of them.
+Keys that are no strings are found by what YAML shows: [3], [true], [null]. Where a mapping has both 3 and '3', .3 and
+'3' are the string and [3] is the number; a new key is the same.
+VALUE is YAML: 42, text, '42', [a, b], {name: a, done: false}. In front of a VALUE that begins with a dash write --.
+
+exit codes: 0 done; 1 no (missing, damaged, different); 2 an error; 3 another process has the file; 130 Ctrl-C
+"""
+_NO, _ERROR, _IN_USE, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 130, 141
+#: Seconds between two looks at a file that is followed; and for which `watch` marks what changed.
+_POLL, _JUST_NOW = 0.1, 2.0
+#: So many keys are named where one is missing.
+_NAMED_KEYS = 6
+
+
+class _Refusal(Exception):
+    """What the person who typed the command has to know; and the exit code."""
+
+    def __init__(self, text: str, code: int = _ERROR) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def _complain(text: str) -> None:
+    print(f"persistedstate: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def _complaint(error: Exception) -> tuple[str, int]:
+    """Return what to tell the person who typed the command, and the exit code."""
+    if isinstance(error, StateLocked):
+        holder = f"process {error.pid}" if error.pid else "another process"
+        return f"{error.path}: in use by {holder}; wait for it with --wait SECONDS, or end it", _IN_USE
+    if isinstance(error, StateCorrupt):
+        place = f"{error.path}: line {error.line}, column {error.column}"
+        return f"{place}: {error.reason}: {error.text.strip()!r}; persistedstate repair helps", _ERROR
+    if isinstance(error, OSError) and not isinstance(error, StateError) and error.strerror:
+        name = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        return f"{name}{error.strerror}", _ERROR
+    return str(error), getattr(error, "code", _ERROR)
+
+
+#: What a step of a path may mean, the likeliest first: `.3` is the key "3", or else 3 (a key or an index).
+_PathStep = tuple[Any, ...]
+
+
+def _parse_path(text: str) -> list[_PathStep]:
+    """Read a PATH; see `_HELP`. Whatever `_path_text` writes comes back as the first meaning of each step."""
+    steps: list[_PathStep] = []
+    position = 0
+    try:
+        while position < len(text) or not steps:
+            step, position = _read_step(text, position, is_first=not steps)
+            steps.append(step)
+    except _BadText as problem:
+        done = f"after {text[: problem.offset]!r}" if problem.offset else "at its start"
+        raise _Refusal(f"PATH {text!r} cannot be read {done}: {problem.reason}") from None
+    return steps
+
+
+def _read_step(text: str, position: int, *, is_first: bool) -> tuple[_PathStep, int]:
+    """Return the step at a position, and where the next one begins."""
+    in_brackets = text[position : position + 1] == "["
+    has_dot = not is_first and text[position] == "."
+    if not (is_first or in_brackets or has_dot):
+        raise _BadText("a dot or a bracket must follow", position)
+    start = position + (in_brackets or has_dot)
+    if quoted := re.compile(f"{_DOUBLE}|{_SINGLE}").match(text, start):
+        step, end = (_read_scalar(quoted[0]),), quoted.end()
+    elif word := re.compile(r"[^'\"\[\]][^\[\]]*" if in_brackets else r"[^'\"\[\].][^\[\].]*").match(text, start):
+        step, end = _meanings(word[0], in_brackets=in_brackets), word.end()
+    else:
+        is_quote = text[start : start + 1] in ("'", '"') and start < len(text)
+        raise _BadText("the quotes do not end" if is_quote else "a key or an index is missing", start)
+    if in_brackets and text[end : end + 1] != "]":
+        raise _BadText("] is missing", end)
+    return step, end + in_brackets
+
+
+def _meanings(word: str, *, in_brackets: bool) -> _PathStep:
+    value = _CONSTANTS.get(word, word)
+    with suppress(_Odd):
+        value = _read_scalar(word) if re.fullmatch(_NUMBER, word) else value
+    if type(value) is str or not _is_key(value):
+        return (word,)
+    return (value, word) if in_brackets else (word, value)
+
+
+def _path_text(keys: Iterable[Any]) -> str:
+    """Write keys and indexes as a PATH."""
+    text = ""
+    for key in keys:
+        if type(key) is not str:
+            text += f"[{_scalar(key)}]"
+        elif re.fullmatch(r"[^\W\d][\w-]*", key):
+            text += f".{key}" if text else key
+        else:
+            quoted = "'" + key.replace("'", "''") + "'" if key.isprintable() else _quote(key)
+            text += f"[{quoted}]" if text else quoted
+    return text or "(everything)"
+
+
+def _resolve(node: Any, steps: Iterable[_PathStep]) -> tuple[list[Any], Any]:
+    """Return the keys that a path means in a state, and what is there; raises _Refusal."""
+    keys: list[Any] = []
+    for step in steps:
+        key = _key_in(node, step, keys)
+        node = _content(node)[key]
+        keys.append(key)
+    return keys, node
+
+
+def _key_in(node: Any, step: _PathStep, above: list[Any]) -> Any:
+    """Return the key or index that a step means in a container at the path `above`; raises _Refusal."""
+    items = _content(node)
+    if type(items) is dict:
+        found = [key for wanted in step for key in _twin(items, wanted)]
+        reason = f"there is no such key, only {_named(items)}" if items else "there is no such key, it is empty"
+    elif type(items) is list:
+        found = [index % len(items) for index in step if type(index) is int and -len(items) <= index < len(items)]
+        count = f"{len(items)} item{'s' * (len(items) != 1)}"
+        reason = f"{_path_text(above)} is a list of {count}, the first of which is 0"
+    else:
+        found, reason = [], f"{_path_text(above)} is {_flow_text(items, quoted=False)}, which has no parts"
+    if not found:
+        raise _Refusal(f"{_path_text([*above, step[0]])}: {reason}", _NO)
+    return found[0]
+
+
+def _twin(items: dict[Any, Any], wanted: Any) -> list[Any]:
+    """Return the key that is equal to the wanted one, and of its type: True is not 1."""
+    return [key for key in items if key == wanted and type(key) is type(wanted)] if wanted in items else []
+
+
+def _named(items: Iterable[Any]) -> str:
+    names = [_path_text([key]) for key in items]
+    return ", ".join(names[:_NAMED_KEYS]) + (f" and {len(names) - _NAMED_KEYS} more" if names[_NAMED_KEYS:] else "")
+
+
+class _Change(NamedTuple):
+    """One difference at a path: what was there and what is there now, `_GONE` for nothing; or a `note` instead."""
+
+    path: tuple[Any, ...]
+    old: Any
+    new: Any
+    note: str = ""
+
+
+def _changes(old: Any, new: Any, path: tuple[Any, ...] = ()) -> Iterator[_Change]:
+    """Yield, path by path, what differs between two plain values; the order of keys does not count."""
+    if type(old) is dict and type(new) is dict:
+        yield from _mapping_changes(old, new, path)
+    elif type(old) is list and type(new) is list:
+        yield from _list_changes(old, new, path)
+    elif old is not new and (old is _GONE or new is _GONE or not _same(old, new)):
+        yield _Change(path, old, new)
+
+
+def _mapping_changes(old: dict[Any, Any], new: dict[Any, Any], path: tuple[Any, ...]) -> Iterator[_Change]:
+    was = {(type(key), key): value for key, value in old.items()}
+    now = {(type(key), key): value for key, value in new.items()}
+    for kind_and_key in [*was, *(added for added in now if added not in was)]:
+        below = (*path, kind_and_key[1])
+        yield from _changes(was.get(kind_and_key, _GONE), now.get(kind_and_key, _GONE), below)
+
+
+def _list_changes(old: list[Any], new: list[Any], path: tuple[Any, ...]) -> Iterator[_Change]:
+    origins = _origins(old, new)
+    kept = [index for index in origins if index is not None]
+    for index in sorted(set(range(len(old))).difference(kept)):
+        yield _Change((*path, index), old[index], _GONE)
+    if kept != sorted(kept):
+        yield _Change(path, old, new, f"in another order: {_flow_text(kept, quoted=False)}")
+    for index, (origin, value) in enumerate(zip(origins, new, strict=True)):
+        yield from _changes(_GONE if origin is None else old[origin], value, (*path, index))
+
+
+def _told(root: StateDict, record: Any) -> Iterator[_Change]:
+    """Apply a record, and yield what it changes; raises as `_apply` does."""
+    if isinstance(record, list) and record[:1] == ["transaction"]:
+        _, records = record
+        for inner in records:
+            yield from _told(root, inner)
+        return
+    changes: list[_Change] = []
+    with suppress(*_MISFITS):  # which `_apply` will name
+        operation, path, *arguments = record
+        node: Any = root
+        for key in path:
+            node = node[key]
+        changes += _TELLERS[operation](_content(node), tuple(path), *arguments)
+    _apply(root, record)
+    yield from changes
+
+
+def _told_set(items: Any, path: tuple[Any, ...], key: Any, value: Any) -> list[_Change]:
+    old = _plain(items.get(key, _GONE) if type(items) is dict else items[key])
+    return list(_changes(old, value, (*path, key))) or [_Change((*path, key), old, value)]
+
+
+def _told_splice(items: Any, path: tuple[Any, ...], start: int, stop: int, values: list[Any]) -> list[_Change]:
+    old = [_plain(item) for item in items[start:stop]]
+    both = [(*pair, start + offset) for offset, pair in enumerate(zip_longest(old, values, fillvalue=_GONE))]
+    return [_Change((*path, index), was, now) for was, now, index in both]
+
+
+def _told_insert(items: Any, path: tuple[Any, ...], index: int, value: Any) -> list[_Change]:
+    start, _, _ = slice(index, None).indices(len(items))
+    return [_Change((*path, start), _GONE, value)]
+
+
+def _told_update(items: Any, path: tuple[Any, ...], mapping: dict[Any, Any]) -> list[_Change]:
+    return [change for key, value in mapping.items() for change in _told_set(items, path, key, value)]
+
+
+_TELLERS: dict[str, Callable[..., list[_Change]]] = {
+    "set": _told_set,
+    "delete": lambda items, path, key: [_Change((*path, key), _plain(items[key]), _GONE)],
+    "insert": _told_insert,
+    "splice": _told_splice,
+    "order": lambda _, path, indexes: [_Change(path, None, None, f"in another order: {indexes}")],
+    "update": _told_update,
+    "clear": lambda items, path: [_Change(path, _plain_items(items), type(items)())],
+}
+
+
+def _plain_items(items: Any) -> Any:
+    """Return a plain copy of what a node holds."""
+    if type(items) is dict:
+        return {key: _plain(item) for key, item in items.items()}
+    return [_plain(item) for item in items]
+
+
+class _Teller(_Follower):
+    """A follower that tells what changed: record by record, and by path where the file was renewed meanwhile."""
+
+    def __init__(self, path: str) -> None:
+        self.news: list[_Change] = []
+        #: What was read last: the stream, its value without and with the records.
+        self.stream: _Stream | None = None
+        self.snapshot = ""
+        self.latest = _Root({}, _Tree())
+        self.shown: dict[Any, Any] = {}
+        super().__init__(path, {})
+
+    def _value(self, data: bytes) -> tuple[dict[Any, Any], int]:
+        stream = _parsed(self.path, data)
+        is_renewed = self.stream is not None and not self._goes_on(stream)
+        known = iter(self.stream.records if self.stream and not is_renewed else [])
+        news = list(_changes(self.shown, stream.value)) if is_renewed else []
+        snapshot = stream.document.text()
+        latest = _Root(stream.value, _Tree())
+
+        def apply(root: StateDict, record: Any) -> None:
+            if next(known, None) is None:
+                news.extend(_told(root, record))
+            else:
+                _apply(root, record)
+
+        _replay(latest, stream, self.path, apply)
+        self.stream, self.snapshot, self.latest, self.shown = stream, snapshot, latest, _plain(latest)
+        self.news += news
+        return _plain(latest), len(data) - stream.torn
+
+    def _goes_on(self, stream: _Stream) -> bool:
+        """Tell whether a stream is the one that was read last, with more records or none behind."""
+        before = self.stream
+        return (
+            before is not None
+            and stream.text.startswith(before.text)
+            and len(stream.records) >= len(before.records)
+            and stream.document.text() == self.snapshot
+        )
+
+    def take_news(self) -> list[_Change]:
+        """Return what changed since the last time."""
+        news, self.news = self.news, []
+        return news
+
+    def text(self, steps: Sequence[_PathStep] = ()) -> str:
+        return _text_of(self.stream.document, self.latest, steps) if self.stream else ""
+
+
+def _looks(follower: _Follower, name: str) -> Iterator[str]:
+    """Look at a file again and again; yield why it cannot be read, "" if it can."""
+    while True:
+        started = _system.now()
+        trouble = ""
+        try:
+            follower.refresh()
+        except FileNotFoundError:
+            trouble = f"{name} is gone; waiting for it to come back"
+        except (OSError, StateCorrupt) as error:
+            trouble = f"{_complaint(error)[0]}; waiting for it to change"
+        yield trouble
+        _system.sleep(max(_POLL, 2 * (_system.now() - started)))
+
+
+class _Style:
+    """How standard output is written: with colours on a terminal, with arrows where the encoding has them."""
+
+    def __init__(self) -> None:
+        self.is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self.has_colours = self.is_terminal and not os.environ.get("NO_COLOR")
+        self.arrow, self.more = "→", "…"
+        try:
+            (self.arrow + self.more).encode(sys.stdout.encoding)
+        except UnicodeEncodeError:
+            self.arrow, self.more = "->", "..."
+
+    def paint(self, text: str, colour: str) -> str:
+        """Return a text in a colour: red, green, yellow or dim."""
+        code = {"red": 31, "green": 32, "yellow": 33, "dim": 2}[colour]
+        return f"\x1b[{code}m{text}\x1b[0m" if self.has_colours else text
+
+    def line(self, change: _Change) -> str:
+        """Write a change on one line: `~ last_id: 41 → 42`."""
+        path = _path_text(change.path)
+        old, new = ("" if side is _GONE else _flow_text(side, quoted=False) for side in (change.old, change.new))
+        if change.note:
+            return f"~ {path}: {change.note}"
+        if change.old is _GONE or change.new is _GONE:
+            return f"{'+' if change.old is _GONE else '-'} {path}: {old}{new}"
+        return f"~ {path}: {old} {self.arrow} {new}"
+
+    def print(self, changes: Iterable[_Change]) -> None:
+        for change in changes:
+            line = self.line(change)
+            print(self.paint(line, {"+": "green", "-": "red", "~": "yellow"}[line[0]]))
+        sys.stdout.flush()
+
+
+def _read_state(path: str) -> tuple[_Document, _Root]:
+    """Read a file, without a lock: the text of its snapshot, and the state with all records applied."""
+    stream = _parsed(path, _read_file(path)[0])
+    root = _Root(stream.value, _Tree(path))
+    _replay(root, stream, path)
+    return stream.document, root
+
+
+def _text_of(document: _Document, root: _Root, steps: Sequence[_PathStep]) -> str:
+    """Return the text that a vacuum would write, or a part of it; raises _Refusal where there is none."""
+    keys, node = _resolve(root, steps)
+    document = _renewed(document, root)
+    text = _excerpt(document, keys, _plain(root), _plain(node)) if keys else document.text() or "{}"
+    return text if text.endswith("\n") else f"{text}\n"
+
+
+def _excerpt(document: _Document, keys: list[Any], state: Any, value: Any) -> str:
+    """Return the text of a part, with its comments, at the left margin; where that cannot be cut out, it is new."""
+    if not isinstance(value, (dict, list)) or not value:
+        return _inline(value)
+    with suppress(_Odd, _BadText, LookupError):
+        text = _cut_out(document, keys, state)
+        whole = f"part:\n{text}" if type(value) is list else text
+        found = _Document.read(whole)[1]
+        if _same(found["part"] if type(value) is list else found, value):
+            return text
+    return _block(value, 0)
+
+
+def _cut_out(document: _Document, keys: list[Any], state: Any) -> str:
+    """Return the lines below the entry that a path leads to, or its value in flow style."""
+    piece = document.pieces[keys[0]]
+    editor = _Editor(document.version, document._anchors_above(keys[0]), {}, odd=keys[0] in document.odd)
+    parts, state = editor._anatomy(piece), state[keys[0]]
+    for key in keys[1:]:
+        pieces, _ = editor._split(parts.below, type(state))
+        parts = editor._anatomy(pieces[list(state).index(key) if type(state) is dict else key])
+        state = state[key]
+    if parts.value:
+        raise _Odd
+    return re.sub(rf"^ {{0,{_column(parts.below)}}}", "", parts.below, flags=re.MULTILINE)
+
+
+def _as_json(value: Any) -> Any:
+    """Return what JSON can say: what it cannot becomes a string, as YAML shows it (bytes: in base64)."""
+    if isinstance(value, dict):
+        named = {key if type(key) is str else _scalar(key): _as_json(item) for key, item in value.items()}
+        if len(named) != len(value):
+            raise _Refusal("JSON cannot hold both a number and the same digits as keys of one mapping")
+        return named
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    if isinstance(value, bytes):
+        return b2a_base64(value, newline=False).decode()
+    is_plain = value is None or isinstance(value, (str, bool, int)) or (type(value) is float and isfinite(value))
+    return value if is_plain else _scalar(value)
+
+
+def _json_text(value: Any, indent: int | None) -> str:
+    from json import dumps
+
+    return dumps(_as_json(value), ensure_ascii=False, indent=indent)
+
+
+def _show(options: Namespace) -> int:
+    document, root = _read_state(options.file)
+    steps = _parse_path(options.path) if options.path is not None else []
+    if options.json:
+        print(_json_text(_plain(_resolve(root, steps)[1]), 2))
+    else:
+        sys.stdout.write(_text_of(document, root, steps))
+    return 0
+
+
+def _get(options: Namespace) -> int:
+    steps = _parse_path(options.path)
+    value = _plain(_resolve(_read_state(options.file)[1], steps)[1])
+    print(_json_text(value, None) if options.json else value if type(value) is str else _flow_text(value, quoted=False))
+    return 0
+
+
+@contextmanager
+def _opened(options: Namespace) -> Iterator[PersistedState]:
+    """Open a file that is there for a change."""
+    try:
+        _system.stat(options.file)
+    except FileNotFoundError:
+        raise _Refusal(f"{options.file}: no such file; to begin with an empty state: touch {options.file}") from None
+    with PersistedState(options.file, _wait=options.wait) as state:
+        try:
+            yield state
+        except (TypeError, ValueError) as error:
+            raise error if isinstance(error, StateError) else _Refusal(str(error)) from None
+
+
+def _set(options: Namespace) -> int:
+    *above, last = _parse_path(options.path)
+    value = _yaml_value(options.value)
+    with _opened(options) as state:
+        keys, node = _resolve(state, above)
+        is_new = type(_content(node)) is dict and not any(_twin(_content(node), wanted) for wanted in last)
+        key = last[0] if is_new else _key_in(node, last, keys)
+        node[key] = value
+    return 0
+
+
+def _delete(options: Namespace) -> int:
+    steps = _parse_path(options.path)
+    with _opened(options) as state:
+        keys, _ = _resolve(state, steps)
+        del _resolve(state, steps[:-1])[1][keys[-1]]
+    return 0
+
+
+def _append(options: Namespace) -> int:
+    steps, value = _parse_path(options.path), _yaml_value(options.value)
+    with _opened(options) as state:
+        keys, node = _resolve(state, steps)
+        if not isinstance(node, StateList):
+            kind = "a mapping" if isinstance(node, StateDict) else _flow_text(node, quoted=False)
+            raise _Refusal(f"{_path_text(keys)} is {kind}, no list: nothing can be appended")
+        node.append(value)
+    return 0
+
+
+def _yaml_value(text: str) -> Any:
+    """Read a VALUE; ruamel.yaml is asked only where it is more than a simple scalar."""
+    with suppress(_Odd):
+        if re.fullmatch(_SCALAR, text):
+            return _read_scalar(text)
+    try:
+        loader = _Loader(text)
+        end = 0 if loader.root is None else _node_end(loader.root, text)
+        if text[end:].lstrip().startswith("#"):
+            raise _BadText("here a comment begins", end)
+        return None if loader.root is None else loader.value(loader.root, 1)
+    except _BadText as problem:
+        place = f"from character {problem.offset + 1} on"
+        raise _Refusal(f"VALUE {text!r} cannot be read {place}: {problem.reason}; text may need quotes") from None
+
+
+def _log(options: Namespace) -> int:
+    teller, style = _Teller(options.file), _Style()
+    style.print(teller.take_news())
+    if options.follow:
+        _tell_on(teller, options.file, style, teller.take_news)
+    return 0
+
+
+def _watch(options: Namespace) -> int:
+    teller, style = _Teller(options.file), _Style()
+    steps = _parse_path(options.path) if options.path is not None else []
+    if style.is_terminal:
+        _Screen(options.file, steps, teller, style).run()
+        return 0
+    before = _part(teller, steps)
+    sys.stdout.write(_part_text(teller, steps))
+    sys.stdout.flush()
+
+    def news() -> list[_Change]:
+        nonlocal before
+        old, before = before, _part(teller, steps)
+        return list(_changes(old, before, tuple(step[0] for step in steps)))
+
+    _tell_on(teller, options.file, style, news)
+    return 0
+
+
+def _tell_on(teller: _Teller, name: str, style: _Style, news: Callable[[], list[_Change]]) -> None:
+    """Print what changes, until Ctrl-C."""
+    said = ""
+    with suppress(KeyboardInterrupt):
+        for trouble in _looks(teller, name):
+            if trouble and trouble != said:
+                _complain(trouble)
+            said = trouble
+            style.print(news())
+
+
+def _part(teller: _Teller, steps: Sequence[_PathStep]) -> Any:
+    """Return the part of a state that is watched, `_GONE` where it is missing."""
+    try:
+        return _resolve(teller.shown, steps)[1]
+    except _Refusal:
+        return _GONE
+
+
+def _part_text(teller: _Teller, steps: Sequence[_PathStep]) -> str:
+    try:
+        return teller.text(steps)
+    except _Refusal as missing:
+        return f"# {missing}\n"
+
+
+def _check(options: Namespace) -> int:
+    problems = check(options.file)
+    for problem in problems:
+        print(f"{options.file}: {problem}")
+    if not problems:
+        print(f"{options.file}: sound")
+    return _NO if problems else 0
+
+
+def _repair(options: Namespace) -> int:
+    done = repair(options.file, dry_run=options.dry_run, wait=options.wait)
+    for problem in done.problems:
+        print(f"{options.file}: {problem}")
+    if not done.problems:
+        print(f"{options.file}: sound, nothing to repair")
+    else:
+        verb = "would be" if options.dry_run else "is"
+        print(f"{options.file}: {verb} {_sizes(done.before, done.after)}, and opens")
+        damaged = os.path.join(os.path.dirname(options.file), os.path.basename(done.damaged or "")) or ""
+        beside = f"{options.file}.damaged-<time>" if options.dry_run else damaged
+        print(f"{options.file}: what was cut {'would be' if options.dry_run else 'is'} in {beside}")
+    return 0
+
+
+def _sizes(before: int, after: int) -> str:
+    return f"{before} {_Style().arrow} {after} bytes"
+
+
+def _vacuum(options: Namespace) -> int:
+    with _opened(options) as state:
+        before = _system.stat(options.file).st_size
+        state.vacuum()
+    print(f"{options.file}: {_sizes(before, _system.stat(options.file).st_size)}")
+    return 0
+
+
+def _diff(options: Namespace) -> int:
+    one, other = (_plain(_read_state(name)[1]) for name in (options.file, options.other))
+    changes = list(_changes(one, other))
+    _Style().print(changes)
+    return _NO if changes else 0
+
+
+class _Screen:
+    """A terminal on which a state is drawn again as it changes; the lines that changed just now are marked."""
+
+    def __init__(self, name: str, steps: Sequence[_PathStep], teller: _Teller, style: _Style) -> None:
+        self.name, self.steps, self.teller, self.style = name, steps, teller, style
+        self.lines = self._read()
+        self.part = _part(teller, steps)
+        #: The numbers of marked lines, since when; the first line that the window shows; and what is drawn.
+        self.marked: set[int] = set()
+        self.since = 0.0
+        self.top = 0
+        self.news = ""
+        self.drawn: list[str] = []
+
+    def _read(self) -> list[str]:
+        self.stream = self.teller.stream
+        return _part_text(self.teller, self.steps).expandtabs().split("\n")[:-1]
+
+    def run(self) -> None:
+        """Draw until Ctrl-C; the terminal is then as it was."""
+        import signal
+
+        restored = _silent_keyboard()
+        before = {
+            number: signal.getsignal(number) for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if number
+        }
+        for number in before:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
+        try:
+            print("\x1b[?1049h\x1b[?25l\x1b[?7l", end="", flush=True)  # another screen, no cursor, no wrapping
+            with suppress(KeyboardInterrupt):
+                for trouble in _looks(self.teller, self.name):
+                    self.look()
+                    self.draw(trouble)
+        finally:
+            print("\x1b[?7h\x1b[?25h\x1b[?1049l", end="", flush=True)
+            restored()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def look(self) -> None:
+        """Note what changed since the last look."""
+        now = _system.now()
+        lines = self._read() if self.teller.stream is not self.stream else self.lines
+        if lines != self.lines:
+            part = _part(self.teller, self.steps)
+            changes = list(_changes(self.part, part, tuple(step[0] for step in self.steps)))
+            origins = _origins(self.lines, lines)
+            self.marked = {
+                number for number, (origin, line) in enumerate(zip(origins, lines, strict=True))
+                if origin is None or self.lines[origin] != line
+            }  # fmt: skip
+            self.lines, self.part, self.since = lines, part, now
+            self.news = "   ".join(map(self.style.line, changes))
+        elif now - self.since > _JUST_NOW:
+            self.marked, self.news = set(), ""
+
+    def draw(self, trouble: str) -> None:
+        """Draw what differs from what is on the screen."""
+        columns, rows = os.get_terminal_size(sys.stdout.fileno())
+        frame = [f"{columns} {rows}", *self._frame(columns, max(rows, 3), trouble)]
+        if frame != self.drawn:
+            self.drawn = frame
+            rest = "\x1b[K\r\n".join(frame[1:])
+            print(f"\x1b[H{rest}\x1b[K\x1b[J", end="", flush=True)
+
+    def _frame(self, columns: int, rows: int, trouble: str) -> list[str]:
+        """Return the lines of the screen: a title, a window of the state with the marks, and the latest news."""
+        height = rows - 2
+        self._scroll(height)
+        shown = range(self.top, min(self.top + height, len(self.lines)))
+        place = f", lines {self.top + 1} to {shown.stop} of {len(self.lines)}" if len(shown) < len(self.lines) else ""
+        window = [self._line(number, columns) for number in shown]
+        window += [""] * (height - len(window))
+        title = self.style.paint(self._fit(f"{self.name}{place}, Ctrl-C ends", columns), "dim")
+        last = self.style.paint(self._fit(trouble or self.news, columns), "red" if trouble else "yellow")
+        return [title, *window, last]
+
+    def _scroll(self, height: int) -> None:
+        """Move the window to the first marked line, if it does not show any."""
+        if self.marked and not any(self.top <= number < self.top + height for number in self.marked):
+            self.top = min(self.marked) - height // 3
+        self.top = max(0, min(self.top, len(self.lines) - height))
+
+    def _line(self, number: int, columns: int) -> str:
+        is_marked = number in self.marked
+        line = self._fit(f"{'>' if is_marked else ' '} {self.lines[number]}", columns)
+        return self.style.paint(line, "yellow") if is_marked else line
+
+    def _fit(self, line: str, columns: int) -> str:
+        return line if len(line) <= columns else line[: max(columns - len(self.style.more), 0)] + self.style.more
+
+
+def _silent_keyboard() -> Callable[[], None]:
+    """Keep what is typed from showing up on the screen, where the system can; return what undoes that."""
+    try:
+        import termios
+    except ImportError:
+        return lambda: None
+    try:
+        before = termios.tcgetattr(sys.stdin)
+        silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+    except (termios.error, OSError, ValueError):  # no terminal
+        return lambda: None
+    return lambda: termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+_DEMO_ITEMS = 300
+#: Seconds after which a run of the demo that does not get on is given up.
+_DEMO_PATIENCE = 60.0
+_DEMO_SCRIPT = f"""\
+import time
+
+from persistedstate import PersistedState
+
+STATE = PersistedState("example.state", last_id=0, processed=[], stats={{"even": 0, "odd": 0}})
+
+print("starting at id", STATE.last_id + 1, flush=True)
+for current_id in range(STATE.last_id + 1, {_DEMO_ITEMS + 1}):
+    time.sleep(0.002)  # the work
+    with STATE.transaction():
+        STATE.last_id = current_id
+        STATE.processed.append(f"item {{current_id}}")
+        STATE.stats["odd" if current_id % 2 else "even"] += 1
+STATE.close()
+"""
+
+
+def _demo(_: Namespace) -> int:
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory(prefix="persistedstate-demo-") as folder:
+        return _Demo(folder).run()
+
+
+class _Demo:
+    """The main job before your eyes: a script is killed, started again, interrupted, started again, and finishes."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.state = os.path.join(folder, "example.state")
+        home = os.path.dirname(os.path.abspath(__file__))
+        if os.path.basename(__file__).startswith("__init__."):
+            home = os.path.dirname(home)
+        #: The script shall find this very module.
+        self.environ = {**os.environ, "PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])}
+
+    def run(self) -> int:
+        """Run the script three times and report what was seen; 1 when it is not as promised."""
+        from signal import SIGINT, SIGTERM, default_int_handler, signal
+
+        signal(SIGINT, default_int_handler)  # a shell's background job would hand down "ignored"
+        script = os.path.join(self.folder, "resumable.py")
+        with open(script, "w", encoding="utf-8") as file:
+            file.write(_DEMO_SCRIPT)
+        print("A resumable script, resumable.py:\n")
+        self._print_file(script, head=99, tail=0)
+        kill = getattr(sys.modules["signal"], "SIGKILL", SIGTERM)
+        interrupt = SIGTERM if os.name == "nt" else SIGINT
+        return self._report(
+            [
+                self._run_script(_DEMO_ITEMS // 3, kill),
+                self._run_script(_DEMO_ITEMS * 2 // 3, interrupt),
+                self._run_script(),
+            ]
+        )
+
+    def _run_script(self, stop_at: int = 0, stop_with: Any = None) -> tuple[int, int, str]:
+        """Run the script, stopped once the file shows an id; return its first id, the file's last one, and its end."""
+        from subprocess import PIPE, Popen
+
+        print("$ python resumable.py")
+        command = [sys.executable, "resumable.py"]
+        options: dict[str, Any] = {"cwd": self.folder, "env": self.environ, "text": True}
+        with Popen(command, stdout=PIPE, stderr=PIPE, **options) as process:  # noqa: S603 - it is our own
+            if stop_with is not None:
+                self._await_id(stop_at, process)
+                process.send_signal(stop_with)
+            output, errors = process.communicate(timeout=_DEMO_PATIENCE)
+        print("\n".join([output.strip(), *errors.splitlines()[-1:]]))
+        end = f"was stopped by {stop_with.name}" if stop_with else "finished"
+        print(f"[{stop_with.name} was sent when the file showed id {stop_at}]" if stop_with else "[finished]")
+        if not output or (process.returncode != 0) is (stop_with is None):
+            raise _Refusal(f"the script ended with {process.returncode}: {errors}")
+        print("\nThe file that it left:\n")
+        self._print_file(self.state, head=8, tail=4)
+        return int(output.split()[-1]), self._last_id(), end
+
+    def _await_id(self, wanted: int, process: Any) -> None:
+        """Return as soon as an id is in the file, without asking the process that writes it."""
+        deadline = _system.now() + _DEMO_PATIENCE
+        while self._last_id() < wanted:
+            if process.poll() is not None or _system.now() > deadline:
+                process.kill()
+                raise _Refusal(f"the script did not reach id {wanted}: {process.communicate()[1]}")
+            _system.sleep(0.001)
+
+    def _last_id(self) -> int:
+        """Return the newest `last_id` in the file's text, be it in the snapshot or in a record."""
+        try:
+            found = re.findall(rb'last_id(?:: |",)(\d+)', _read_file(self.state)[0])
+        except FileNotFoundError:
+            return 0
+        return int(found[-1]) if found else 0
+
+    @staticmethod
+    def _print_file(path: str, head: int, tail: int) -> None:
+        """Print a file, without its middle when it is long."""
+        lines = _read_file(path)[0].decode().splitlines()
+        hidden = len(lines) - head - tail
+        if hidden > 1:
+            lines[head : len(lines) - tail] = [f"... {hidden} more lines ..."]
+        print("\n".join(f"    {line}" for line in lines), end="\n\n", flush=True)
+
+    def _report(self, runs: list[tuple[int, int, str]]) -> int:
+        """Compare what the file says in the end, read by another program's eyes, with what was promised."""
+        from ruamel.yaml import YAML
+
+        content = YAML(typ="safe", pure=True).load(_read_file(self.state)[0])
+        numbers = [int(item.split()[1]) for item in content["processed"]]
+        missing = set(range(1, _DEMO_ITEMS + 1)).difference(numbers)
+        beside = sorted({*os.listdir(self.folder)} - {"resumable.py", "example.state"})
+        print("What was seen (the file read with ruamel.yaml):\n")
+        for number, (first, last, end) in enumerate(runs, 1):
+            print(f"    run {number} started at id {first} and {end} with id {last} in the file")
+        print(f"    {len(numbers)} items: {len(numbers) - len(set(numbers))} repeated, {len(missing)} missing")
+        print(f"    statistics in the file: {content['stats']}")
+        print(f"    files left beside it: {', '.join(beside) or 'none'}")
+        half = _DEMO_ITEMS // 2
+        is_resumed = all(later[0] == earlier[1] + 1 for earlier, later in pairwise(runs))
+        is_complete = numbers == list(range(1, _DEMO_ITEMS + 1)) and content["last_id"] == _DEMO_ITEMS
+        is_right = is_resumed and is_complete and content["stats"] == {"even": half, "odd": half} and not beside
+        print(f"\n{'As' if is_right else 'NOT as'} promised: each run went on where the one before it ended.")
+        return 0 if is_right else 1
+
+
+class _Command(NamedTuple):
+    """A command: what runs it, the names of its arguments in `_ARGUMENTS`, what it does, and an example."""
+
+    run: Callable[[Namespace], int]
+    arguments: str
+    does: str
+    example: str
+
+
+_COMMANDS = {
+    "show": _Command(
+        _show,
+        "FILE [PATH] --json",
+        "print the present state, or a part of it, as YAML with its comments",
+        "persistedstate show example.state\n  persistedstate show --json example.state jobs | jq .",
+    ),
+    "get": _Command(
+        _get,
+        "FILE PATH --json",
+        "print one value, plain, for shell scripts; exit code 1 where it is missing",
+        'last=$(persistedstate get example.state last_id)\n  persistedstate get example.state "jobs[0].name"',
+    ),
+    "set": _Command(
+        _set,
+        "FILE PATH VALUE --wait",
+        "set a value; the key may be new",
+        'persistedstate set example.state last_id 41\n  persistedstate set example.state "jobs[0]" "{name: a}"',
+    ),
+    "delete": _Command(
+        _delete,
+        "FILE PATH --wait",
+        "remove a key, or an item of a list",
+        'persistedstate delete example.state "jobs[0]"',
+    ),
+    "append": _Command(
+        _append,
+        "FILE PATH VALUE --wait",
+        "add an item to the end of a list",
+        'persistedstate append example.state jobs "{name: b, done: false}"',
+    ),
+    "log": _Command(
+        _log,
+        "FILE --follow",
+        "print the changes since the last vacuum; where a vacuum came between two looks, what differs",
+        "persistedstate log example.state\n  persistedstate log --follow example.state | grep last_id",
+    ),
+    "watch": _Command(
+        _watch,
+        "FILE [PATH]",
+        "draw the state again as it changes, and mark what changed just now; Ctrl-C ends",
+        "persistedstate watch example.state\n  persistedstate watch example.state jobs",
+    ),
+    "check": _Command(
+        _check,
+        "FILE",
+        "tell every problem of a file, with line and column; exit code 1 if there is any",
+        "persistedstate check example.state",
+    ),
+    "repair": _Command(
+        _repair,
+        "FILE --dry-run --wait",
+        "make a damaged file open again; keep what can be kept, and the rest beside it",
+        "persistedstate repair --dry-run example.state",
+    ),
+    "vacuum": _Command(
+        _vacuum,
+        "FILE --wait",
+        "renew the snapshot, so that the file holds no records",
+        "persistedstate vacuum example.state",
+    ),
+    "diff": _Command(
+        _diff,
+        "FILE OTHER",
+        "tell what differs between two states, by path; exit code 1 if anything does",
+        "persistedstate diff yesterday.state today.state",
+    ),
+    "demo": _Command(
+        _demo,
+        "",
+        "run a script in a temporary folder, stop it twice, and see it go on",
+        "persistedstate demo",
+    ),
+}  # fmt: skip
+
+
+def _seconds(text: str) -> float:
+    from argparse import ArgumentTypeError
+
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not seconds >= 0:
+        raise ArgumentTypeError(f"{text!r} is no number of seconds")
+    return seconds
+
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "FILE": {"metavar": "FILE", "help": "a state file"},
+    "OTHER": {"metavar": "OTHER", "help": "another one"},
+    "PATH": {"metavar": "PATH", "help": "what is meant in it, such as jobs[3].name; persistedstate --help tells more"},
+    "[PATH]": {
+        "metavar": "PATH",
+        "nargs": "?",
+        "help": "a part of it, such as jobs[3].name; persistedstate --help tells more",
+    },
+    "VALUE": {"metavar": "VALUE", "help": "YAML: 42, text, [a, b], {name: a}"},
+    "--json": {"action": "store_true", "help": "as JSON; what it cannot say becomes a string"},
+    "--wait": {
+        "type": _seconds,
+        "default": 0.0,
+        "metavar": "SECONDS",
+        "help": "how long to wait for another process that has the file (default: not at all)",
+    },
+    "--follow": {"action": "store_true", "help": "go on with what changes from now on, until Ctrl-C"},
+    "--dry-run": {"action": "store_true", "help": "only tell what would be done"},
+}
+
+
+def _parser() -> ArgumentParser:
+    from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+    class Parser(ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(_ERROR, f"persistedstate: {message}; see {self.prog} --help\n")
+
+    def layout(prog: str) -> RawDescriptionHelpFormatter:
+        return RawDescriptionHelpFormatter(prog, width=100)  # to ask for the terminal's costs 5 ms each time
+
+    parser = Parser(
+        prog="persistedstate",
+        description="Look at state files, change them, watch them, mend them.",
+        epilog=_HELP,
+        formatter_class=layout,
+    )
+    parser.add_argument("--version", action="version", version=f"persistedstate {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, prog="persistedstate")
+    for name, command in _COMMANDS.items():
+        example = f"example:\n  {command.example}"
+        added = commands.add_parser(
+            name, help=command.does, description=command.does, epilog=example, formatter_class=layout
+        )
+        for argument in command.arguments.split():
+            added.add_argument(argument.strip("[]").lower(), **_ARGUMENTS[argument])
+    return parser
+
+
+def _main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    _prepare_output()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *_: _complain(str(message))
+            code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return _PIPE_CLOSED
+    except OSError as error:  # what was to be printed last was not
+        _complain(f"nothing more can be written: {error.strerror}")
+        return _ERROR
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    try:
+        return _COMMANDS[options.command].run(options)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except (_Refusal, StateError, OSError) as error:
+        text, code = _complaint(error)
+        for name in filter(None, [getattr(options, "file", ""), getattr(options, "other", "")]):
+            text = text.replace(os.path.realpath(name), name)
+        _complain(text)
+        return code
+
+
+def _prepare_output() -> None:
+    """See to it that any text can be printed, whatever the encoding, and that line ends are those of the state."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process lives
+        with suppress(AttributeError):  # a test's
+            getattr(sys, name).reconfigure(errors="backslashreplace", newline="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -20,10 +20,10 @@ TREE = ast.parse(SOURCE)
 
 #: The sections in the order in which a reader meets them. Each is opened by a line such as `# ---- Text ----`;
 #: others may stand between them, and what comes before the first banner belongs to "Head".
-SECTIONS = ["Errors", "Text", "Journal", "Nodes", "State"]
+SECTIONS = ["Errors", "Text", "Journal", "Nodes", "State", "Repair", "Command line"]
 BANNER = re.compile(r"^# -{2,} (\w[\w ]*) -{2,}$", re.MULTILINE)
 
-LINE_BUDGET = 4_900
+LINE_BUDGET = 5_950
 MEDIAN_LENGTH, NINE_IN_TEN, LONGEST = 6, 18, 40
 
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
