@@ -1,0 +1,7 @@
+"""What `python -m persistedstate` runs where the wheel was installed; the single file runs itself."""
+
+import sys
+
+from persistedstate import _main
+
+sys.exit(_main())
