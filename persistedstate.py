@@ -4970,18 +4970,20 @@ def _resolve(node: Any, steps: Iterable[_PathStep]) -> tuple[list[Any], Any]:
 
 def _key_in(node: Any, step: _PathStep, above: list[Any]) -> Any:
     """Return the key or index that a step means in a container at the path `above`; raises _Refusal."""
-    items = _content(node)
+    items, shown = _content(node), step[0]
     if type(items) is dict:
         found = [key for wanted in step for key in _twin(items, wanted)]
         reason = f"there is no such key, only {_named(items)}" if items else "there is no such key, it is empty"
     elif type(items) is list:
-        found = [index % len(items) for index in step if type(index) is int and -len(items) <= index < len(items)]
+        indexes = [index for index in step if type(index) is int]
+        found = [index % len(items) for index in indexes if -len(items) <= index < len(items)]
+        shown = (indexes or step)[0]
         count = f"{len(items)} item{'s' * (len(items) != 1)}"
         reason = f"{_path_text(above)} is a list of {count}, the first of which is 0"
     else:
         found, reason = [], f"{_path_text(above)} is {_flow_text(items, quoted=False)}, which has no parts"
     if not found:
-        raise _Refusal(f"{_path_text([*above, step[0]])}: {reason}", _NO)
+        raise _Refusal(f"{_path_text([*above, shown])}: {reason}", _NO)
     return found[0]
 
 
@@ -5365,6 +5367,20 @@ def _tell_on(teller: _Teller, name: str, style: _Style, news: Callable[[], list[
                 _complain(trouble)
             said = trouble
             style.print(news())
+            if not _has_reader():
+                raise BrokenPipeError
+
+
+def _has_reader() -> bool:
+    """Tell whether somebody still reads what is printed; True where the system does not tell."""
+    import select
+
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return not any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError):
+        return True
 
 
 def _part(teller: _Teller, steps: Sequence[_PathStep]) -> Any:

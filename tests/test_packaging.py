@@ -22,6 +22,7 @@ MODULE = ROOT / "persistedstate.py"
 
 #: Modules that a script should not pay for only because it keeps a state.
 HEAVY = {
+    "argparse",
     "asyncio",
     "ctypes",
     "email",
@@ -95,6 +96,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     stores = {f"persistedstate_stores/{file.name}" for file in (ROOT / "persistedstate_stores").glob("*.*")}
     assert {name for name in files if ".dist-info/" not in name} == {
         "persistedstate/__init__.py",
+        "persistedstate/__main__.py",
         "persistedstate/py.typed",
         *stores,
     }
@@ -253,3 +255,38 @@ def test_installed_wheel_works(installed: Path, tmp_path: Path) -> None:
 
     assert Path(printed.strip()).parts[-2:] == ("persistedstate", "__init__.py")
     assert (tmp_path / "example.state").read_text(encoding="utf-8") == "count: 1\n"
+
+
+@pytest.mark.parametrize("command", ["console script", "-m"])
+def test_installed_command_line_works(command: str, installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "example.state").write_text("count: 1\n", encoding="utf-8")
+    start = [installed, "-m", "persistedstate"] if command == "-m" else [installed.parent / "persistedstate"]
+
+    assert run(*start, "get", "example.state", "count", cwd=tmp_path) == "1\n"
+    assert run(*start, "--version", cwd=tmp_path) == f"persistedstate {persistedstate.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [["persistedstate.py"], ["-m", "persistedstate"]])
+def test_command_line_of_a_vendored_file_works(command: list[str], tmp_path: Path) -> None:
+    shutil.copy(MODULE, tmp_path)
+    (tmp_path / "example.state").write_text("count: 1\n", encoding="utf-8")
+
+    assert run(sys.executable, *command, "get", "example.state", "count", cwd=tmp_path) == "1\n"
+
+
+def test_getting_a_value_needs_neither_of_the_dependencies(tmp_path: Path) -> None:
+    """Nor what argparse imports only to ask for the width of the terminal: a shell waits for each call."""
+    (tmp_path / "example.state").write_text(
+        'count: 1  # so far\nname: ada\n--- ["set",[],"count",2]\n', encoding="utf-8"
+    )
+    statements = textwrap.dedent(
+        f"""\
+        sys.path.insert(0, {str(ROOT)!r})
+        from persistedstate import _main
+        _main(["get", "example.state", "name"])
+        """
+    )
+
+    imported = imported_by(statements, cwd=tmp_path)
+
+    assert imported.isdisjoint(HEAVY - {"argparse"} | {"shutil", "tempfile", "signal"})

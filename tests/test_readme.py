@@ -8,6 +8,8 @@ say what a reader need not see:
 - ``<!-- write: NAME -->`` before a block: it becomes the file NAME (to be opened, or a hand edit);
 - ``<!-- file: NAME -->`` before a block: the file NAME must hold exactly that text by then;
 - ``<!-- prints -->`` before a block: the Python since the last such block must have printed exactly that text;
+- a ```` ```console ```` block is a session in a shell: what stands below each ``$ `` line must be what it prints, errors
+  included, with 4711 for the number of any process;
 - ``<!-- not run: REASON -->`` before a ```` ```python ```` block: it is not run.
 
 Only blank lines may stand between such a comment and its block. States still open at the end are closed.
@@ -15,11 +17,18 @@ Only blank lines may stand between such a comment and its block. States still op
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import doctest
+import functools
 import inspect
 import io
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +53,8 @@ def steps(text: str) -> list[tuple[str, str, str, int]]:
     found = []
     for match in STEP.finditer(text):
         part = "hidden" if match["hidden"] is not None else "block"
-        verb = match["verb"] or ("hidden" if part == "hidden" else "run" if match["language"] == "python" else "")
+        verbs = {"python": "run", "console": "console"}
+        verb = match["verb"] or ("hidden" if part == "hidden" else verbs.get(match["language"], ""))
         found.append((verb, match["name"] or "", match[part], text.count("\n", 0, match.start(part))))
     return found
 
@@ -64,12 +74,35 @@ class Story:
             Path(name).write_text(text, encoding="utf-8")
         elif verb == "file":
             assert Path(name).read_text(encoding="utf-8") == text, f"README.md:{line}: {name} differs"
+        elif verb == "console":
+            assert session(text) == text, f"README.md:{line}: the session went differently"
         elif verb == "prints":
             assert self.printed.getvalue() == text, f"README.md:{line}: what was printed differs"
             self.printed = io.StringIO()
 
     def close(self) -> None:
         close_states(self.namespace)
+
+
+def session(text: str) -> str:
+    """Type the commands of a session into a shell; return the session that comes of it."""
+    environ = {**os.environ, "PATH": os.pathsep.join([installed_command(), os.environ["PATH"]])}
+    typed = []
+    for command in re.findall(r"^\$ (.*)$", text, re.MULTILINE):
+        done = subprocess.run(["sh", "-c", f"({command}) 2>&1"], env=environ, stdout=subprocess.PIPE, check=False)
+        typed.append(f"$ {command}\n{done.stdout.decode()}")
+    return re.sub(r"process \d+", "process 4711", "".join(typed))
+
+
+@functools.cache
+def installed_command() -> str:
+    """Return a folder with a command `persistedstate` that runs this module, as an installation has one."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    script = folder / "persistedstate"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{persistedstate.__file__}" "$@"\n', encoding="utf-8")
+    script.chmod(0o755)
+    return str(folder)
 
 
 def close_states(namespace: dict[str, Any]) -> None:
@@ -87,7 +120,7 @@ def test_readme_examples_do_what_it_says(tmp_path: Path, monkeypatch: pytest.Mon
         for step in todo:
             story.take(*step)
 
-    assert {"run", "file"} <= {verb for verb, *_ in todo}
+    assert {"run", "file", "console"} <= {verb for verb, *_ in todo}
 
 
 def test_readme_shows_code_and_the_file_it_leaves_on_the_first_screen() -> None:
