@@ -4884,17 +4884,17 @@ def _complain(text: str) -> None:
     print(f"persistedstate: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
-def _complaint(error: Exception) -> tuple[str, int]:
-    """Return what to tell the person who typed the command, and the exit code."""
+def _complaint(error: Exception, name: str) -> tuple[str, int]:
+    """Return what to tell the person who typed the command with a file's name, and the exit code."""
     if isinstance(error, StateLocked):
         holder = f"process {error.pid}" if error.pid else "another process"
         return f"{error.path}: in use by {holder}; wait for it with --wait SECONDS, or end it", _IN_USE
     if isinstance(error, StateCorrupt):
         place = f"{error.path}: line {error.line}, column {error.column}"
-        return f"{place}: {error.reason}: {error.text.strip()!r}; persistedstate repair helps", _ERROR
+        line = f": {error.text.strip()!r}" if error.text.strip() else ""
+        return f"{place}: {error.reason}{line}; persistedstate repair helps", _ERROR
     if isinstance(error, OSError) and not isinstance(error, StateError) and error.strerror:
-        name = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        return f"{name}{error.strerror}", _ERROR
+        return f"{os.fsdecode(error.filename or name)}: {error.strerror}", _ERROR
     return str(error), getattr(error, "code", _ERROR)
 
 
@@ -5060,8 +5060,8 @@ def _told_set(items: Any, path: tuple[Any, ...], key: Any, value: Any) -> list[_
 
 def _told_splice(items: Any, path: tuple[Any, ...], start: int, stop: int, values: list[Any]) -> list[_Change]:
     old = [_plain(item) for item in items[start:stop]]
-    both = [(*pair, start + offset) for offset, pair in enumerate(zip_longest(old, values, fillvalue=_GONE))]
-    return [_Change((*path, index), was, now) for was, now, index in both]
+    pairs = enumerate(zip_longest(old, values, fillvalue=_GONE), start)
+    return [change for index, (was, now) in pairs for change in _changes(was, now, (*path, index))]
 
 
 def _told_insert(items: Any, path: tuple[Any, ...], index: int, value: Any) -> list[_Change]:
@@ -5151,7 +5151,7 @@ def _looks(follower: _Follower, name: str) -> Iterator[str]:
         except FileNotFoundError:
             trouble = f"{name} is gone; waiting for it to come back"
         except (OSError, StateCorrupt) as error:
-            trouble = f"{_complaint(error)[0]}; waiting for it to change"
+            trouble = f"{_complaint(error, name)[0]}; waiting for it to change"
         yield trouble
         _system.sleep(max(_POLL, 2 * (_system.now() - started)))
 
@@ -5834,11 +5834,11 @@ def _main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = lambda message, *_: _complain(str(message))
             code = _run(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:  # not everything could be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return _PIPE_CLOSED
-    except OSError as error:  # what was to be printed last was not
-        _complain(f"nothing more can be written: {error.strerror}")
+        if isinstance(error, BrokenPipeError):
+            return _PIPE_CLOSED
+        _complain(f"standard output: {error.strerror}")
         return _ERROR
     return code
 
@@ -5855,7 +5855,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except (_Refusal, StateError, OSError) as error:
-        text, code = _complaint(error)
+        sys.stdout.flush()  # raises if it is that which failed
+        text, code = _complaint(error, getattr(options, "file", ""))
         for name in filter(None, [getattr(options, "file", ""), getattr(options, "other", "")]):
             text = text.replace(os.path.realpath(name), name)
         _complain(text)

@@ -8,8 +8,8 @@ say what a reader need not see:
 - ``<!-- write: NAME -->`` before a block: it becomes the file NAME (to be opened, or a hand edit);
 - ``<!-- file: NAME -->`` before a block: the file NAME must hold exactly that text by then;
 - ``<!-- prints -->`` before a block: the Python since the last such block must have printed exactly that text;
-- a ```` ```console ```` block is a session in a shell: what stands below each ``$ `` line must be what it prints, errors
-  included, with 4711 for the number of any process;
+- a ```` ```console ```` block is a session in a shell: what stands below each ``$ `` line must be what it prints,
+  errors included, with 4711 for the number of any process;
 - ``<!-- not run: REASON -->`` before a ```` ```python ```` block: it is not run.
 
 Only blank lines may stand between such a comment and its block. States still open at the end are closed.

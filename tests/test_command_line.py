@@ -1,0 +1,970 @@
+"""The command line, as people and scripts use it: real processes, pipes and terminals, on files that others change."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import oracle
+import pytest
+from checks import scratch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from processes import DROP_PRIVILEGES, PATIENCE, Child, listing
+
+import persistedstate
+from persistedstate import PersistedState, _main, _parse_path, _path_text, _Refusal, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Terminal = pytest.importorskip("terminal", reason="needs pyte and pseudo-terminals").Terminal
+
+DATA = Path(__file__).resolve().parent / "data"
+COMMAND = [sys.executable, "-m", "persistedstate"]
+CASES = sorted(path.name for path in DATA.iterdir() if path.is_dir())
+#: Settings of the person who runs the tests stay outside.
+ENVIRON = {key: value for key, value in os.environ.items() if key.startswith(("HOME", "LANG", "LC_", "PATH", "TMP"))}
+ENVIRON |= {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
+
+#: For `Child`: the command line in a process that talks by lines.
+BY_LINES = "import sys; from persistedstate import _main; sys.exit(_main(sys.argv[1:]))"
+
+#: A script that has the file open: executes each line that it is told, then answers "done".
+SCRIPT = """
+    import sys
+    from persistedstate import PersistedState
+    STATE = PersistedState(sys.argv[1])
+    print("open")
+    for line in sys.stdin:
+        exec(line)
+        print("done")
+    STATE.close()
+"""
+
+#: A script that never rests: two counters whose sum is always 0, a list, and a vacuum now and then.
+BUSY = """
+    import select, sys
+    from persistedstate import PersistedState
+    STATE = PersistedState(sys.argv[1], up=0, down=0, last=[])
+    print("open")
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        with STATE.transaction():
+            STATE.up += 1
+            STATE.down -= 1
+            STATE.last = [*STATE.last[-5:], {"number": STATE.up}]
+        if STATE.up % 20 == 0:
+            STATE.vacuum()
+    STATE.close()
+"""
+
+#: Becomes somebody without privileges, who cannot read what is not imported yet.
+AS_NOBODY = "import argparse, gettext, io, json, select" + DROP_PRIVILEGES
+
+CONFIG = """\
+# how the importer is set up
+
+# seconds between two tries
+retry:   0x1E      # thirty
+hosts: [alpha, beta]   # first one wins
+
+jobs:
+    - name: fetch   # nightly
+      done: false
+    # the slow one
+    - name: parse
+      done: true
+'a.b': {c: deep, 3: number, '3': text}
+"""
+
+
+def run(*arguments: object, environ: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command and return what it printed; whatever went wrong, it is one line, and never a traceback."""
+    command = [*COMMAND, *map(str, arguments)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", **options}
+    done = subprocess.run(command, env=environ or ENVIRON, timeout=PATIENCE, check=False, **options)
+    assert done.stderr is None or len(done.stderr.splitlines()) <= 1, done.stderr
+    return done
+
+
+def printed(*arguments: object, code: int = 0) -> str:
+    """Return what a command prints that ends with an exit code, and without errors."""
+    done = run(*arguments)
+    assert (done.returncode, done.stderr) == (code, "")
+    return done.stdout
+
+
+def complaint(*arguments: object, code: int = 2) -> str:
+    """Return the one line that a command prints instead of doing anything."""
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    return done.stderr
+
+
+def tell(script: Child, line: str) -> None:
+    script.tell(line)
+    script.expect("done")
+
+
+@pytest.fixture
+def config(path: Path) -> Path:
+    path.write_text(CONFIG, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def script(path: Path) -> Iterator[Child]:
+    """A script that has the file `path` open."""
+    path.touch()
+    with Child(SCRIPT, path) as child:
+        child.expect("open")
+        yield child
+
+
+# ---- Paths ----
+
+KEYS = st.one_of(st.text(), st.integers(), st.booleans(), st.none(), st.floats(allow_nan=False))
+
+
+@given(st.lists(KEYS, min_size=1))
+def test_path_that_was_written_reads_back(keys: list[Any]) -> None:
+    read = [step[0] for step in _parse_path(_path_text(keys))]
+
+    assert list(map(repr, read)) == list(map(repr, keys))
+
+
+@given(st.text(st.sampled_from("ab3.[]'\"\\ -")))
+def test_any_text_is_a_path_or_refused(text: str) -> None:
+    with suppress(_Refusal):
+        assert _parse_path(text)
+
+
+VALUES = st.recursive(
+    st.one_of(st.integers(), st.text(max_size=5), st.none()),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the path of everything in a plain value."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in pairs:
+        yield (*above, key), item
+        yield from paths(item, (*above, key))
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_everything_in_a_state_is_found_by_its_path(state: dict[Any, Any]) -> None:
+    for keys, value in paths(state):
+        found, node = persistedstate._resolve(state, _parse_path(_path_text(keys)))
+
+        assert list(map(repr, found)) == list(map(repr, keys))
+        assert node is value
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("jobs[3].name", [("jobs",), (3, "3"), ("name",)]),
+        ("jobs.3.name", [("jobs",), ("3", 3), ("name",)]),
+        ("jobs[-1]", [("jobs",), (-1, "-1")]),
+        ("'a.b'[c]", [("a.b",), ("c",)]),
+        ("'it''s'", [("it's",)]),
+        ('x."tab\\there"', [("x",), ("tab\there",)]),
+        ("x['3']", [("x",), ("3",)]),
+        ("[true].null", [(True, "true"), ("null", None)]),
+        ("[1.5].on", [(1.5, "1.5"), ("on",)]),
+        ("John Smith.e-mail", [("John Smith",), ("e-mail",)]),
+        ("x.it's", [("x",), ("it's",)]),
+        ("007", [("007",)]),
+    ],
+)
+def test_path_is_read(text: str, steps: list[tuple[Any, ...]]) -> None:
+    assert _parse_path(text) == steps
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "reason"),
+    [
+        ("", "at its start", "a key or an index is missing"),
+        ("jobs[3", "after 'jobs[3'", "] is missing"),
+        ("jobs[3]name", "after 'jobs[3]'", "a dot or a bracket must follow"),
+        ("a..b", "after 'a.'", "a key or an index is missing"),
+        ("a.", "after 'a.'", "a key or an index is missing"),
+        ("jobs[]", "after 'jobs['", "a key or an index is missing"),
+        ("x.'abc", "after 'x.'", "the quotes do not end"),
+        ("'a'b", "after \"'a'\"", "a dot or a bracket must follow"),
+        ("a]", "after 'a'", "a dot or a bracket must follow"),
+    ],
+)
+def test_path_that_cannot_be_read_shows_where_it_stopped(
+    text: str, where: str, reason: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = _main(["get", str(config), text])
+
+    assert code == 2
+    assert capsys.readouterr().err == f"persistedstate: PATH {text!r} cannot be read {where}: {reason}\n"
+
+
+# ---- What differs ----
+
+
+def unordered(value: Any) -> Any:
+    """Return a value in which the order of keys does not show, and the type of everything does."""
+    if isinstance(value, dict):
+        return frozenset((repr(key), unordered(item)) for key, item in value.items())
+    return tuple(map(unordered, value)) if isinstance(value, list) else repr(value)
+
+
+STATES = st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3)
+
+
+@given(STATES, STATES)
+def test_nothing_differs_exactly_where_states_are_alike(one: Any, other: Any) -> None:
+    changes = list(persistedstate._changes(one, other))
+
+    assert (not changes) == (unordered(one) == unordered(other))
+
+
+@settings(deadline=None)
+@given(STATES, STATES)
+def test_log_of_each_record_tells_what_a_comparison_tells(one: Any, other: Any) -> None:
+    """Whatever differs after a record is named by it, or stands within what it names."""
+    with scratch() as path, PersistedState(path) as state:
+        state.update(one)
+        state.vacuum()
+        before = plain(state)
+        state.update(other)
+        changes = persistedstate._Teller(str(path)).news
+
+    for change in persistedstate._changes(before, {**before, **other}):
+        assert any(change.path[: len(told.path)] == told.path for told in changes)
+
+
+# ---- show ----
+
+
+def test_show_prints_the_state_with_comments_and_records(config: Path) -> None:
+    with config.open("a") as file:
+        file.write('--- ["set",["jobs",0],"done",true]\n--- ["delete",[],"retry"]\n--- ["set",[],"last_id",41]\n')
+
+    text = printed("show", config)
+
+    assert text == (
+        CONFIG.replace("# seconds between two tries\nretry:   0x1E      # thirty\n", "").replace(
+            "done: false", "done: true"
+        )
+        + "last_id: 41\n"
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_show_prints_what_a_vacuum_would_write(case: str, path: Path, capsysbinary: Any) -> None:
+    shutil.copy(DATA / case / "before.yaml", path)
+    with PersistedState(path) as state:
+        state["added key"] = 1
+        shutil.copy(path, path.with_name("x.copy"))
+    vacuumed = path.read_bytes()
+    path.with_name("x.copy").rename(path)
+
+    assert _main(["show", str(path)]) == 0
+
+    shown = capsysbinary.readouterr().out
+    assert shown.rstrip(b"\n") == vacuumed.rstrip(b"\n")
+    assert path.read_bytes() != vacuumed
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_show_prints_parts_that_read_as_what_they_are(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = DATA / case / "before.yaml"
+    document, root = persistedstate._read_state(str(path))
+    state = plain(root)
+
+    for keys, value in paths(state):
+        text = persistedstate._text_of(document, root, [(key,) for key in keys])
+
+        found = persistedstate._yaml_value(text.rstrip("\n")) if not isinstance(value, (dict, list)) else None
+        if isinstance(value, (dict, list)):
+            [found] = persistedstate._Document.read(f"part:\n{textwrap.indent(text, '  ')}")[1].values()
+        assert oracle.same(found, value), (keys, text)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ("retry", "30\n"),
+        ("hosts", "- alpha\n- beta\n"),
+        ("jobs", "- name: fetch   # nightly\n  done: false\n# the slow one\n- name: parse\n  done: true\n"),
+        ("jobs[0]", "name: fetch   # nightly\ndone: false\n"),
+        ("'a.b'[3]", "number\n"),
+        ("'a.b'.3", "text\n"),
+    ],
+)
+def test_show_prints_a_part_with_its_comments(part: str, text: str, config: Path) -> None:
+    assert printed("show", config, part) == text
+
+
+def test_show_prints_json(config: Path) -> None:
+    config.write_text('when: 2024-05-01\ndata: !!binary "AAE="\nrate: .inf\n3: three\nname: "süß"\n', encoding="utf-8")
+
+    shown = json.loads(printed("show", config, "--json"))
+
+    assert shown == {"when": "2024-05-01", "data": "AAE=", "rate": ".inf", "3": "three", "name": "süß"}
+
+
+def test_json_refuses_to_lose_a_key(config: Path) -> None:
+    assert "as keys of one mapping" in complaint("show", "--json", config, "'a.b'")
+
+
+def test_empty_file_is_an_empty_mapping(path: Path) -> None:
+    path.touch()
+
+    assert printed("show", path) == "{}\n"
+    assert printed("show", path, "--json") == "{}\n"
+
+
+# ---- get ----
+
+
+@pytest.mark.parametrize(
+    ("value", "shown", "as_json"),
+    [
+        ("text", "text", '"text"'),
+        ("two\nlines", "two\nlines", '"two\\nlines"'),
+        ("41", "41", '"41"'),
+        (41, "41", "41"),
+        (0.5, "0.5", "0.5"),
+        (float("nan"), ".nan", '".nan"'),
+        (True, "true", "true"),
+        (None, "null", "null"),
+        (["a", "b c", {"k": None}], '[a, "b c", {k: null}]', '["a", "b c", {"k": null}]'),
+        ({}, "{}", "{}"),
+    ],
+)
+def test_get_prints_a_value(
+    value: Any, shown: str, as_json: str, state: PersistedState, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state.value = value
+
+    codes = _main(["get", str(path), "value"]), _main(["get", "--json", str(path), "value"])
+
+    assert codes == (0, 0)
+    assert capsys.readouterr().out == f"{shown}\n{as_json}\n"
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("nothing", "nothing: there is no such key, only retry, hosts, jobs, 'a.b'"),
+        ("jobs[7].name", "jobs[7]: jobs is a list of 2 items, the first of which is 0"),
+        ("jobs.name", "jobs.name: jobs is a list of 2 items, the first of which is 0"),
+        ("retry.seconds", "retry.seconds: retry is 30, which has no parts"),
+        ("'a.b'[true]", "'a.b'[true]: there is no such key, only c, [3], '3'"),
+    ],
+)
+def test_get_tells_what_is_missing(part: str, said: str, config: Path) -> None:
+    assert complaint("get", config, part, code=1) == f"persistedstate: {said}\n"
+
+
+def test_get_serves_a_shell_script(config: Path) -> None:
+    shell = 'name=$("$0" -m persistedstate get x.state "jobs[0].name") && echo "<$name>"'
+
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable], cwd=config.parent, env=ENVIRON, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "<fetch>\n"
+
+
+# ---- set, delete, append ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "before", "after"),
+    [
+        (["set", "last_id", "-5"], "last_id: 1  # so far\n", "last_id: -5  # so far\n"),
+        (["set", "name", "ada"], "last_id: 1\n", "last_id: 1\nname: ada\n"),
+        (["set", "name", "'42'"], "", 'name: "42"\n'),
+        (["set", "jobs[0].done", "true"], "jobs:\n- name: a  # x\n", "jobs:\n- name: a  # x\n  done: true\n"),
+        (["set", "jobs.1", "{k: 1}"], "jobs: [a, b]\n", "jobs: [a, {k: 1}]\n"),
+        (["set", "items", "1"], "", "items: 1\n"),
+        (["set", "x.3", "a"], "x: {}\n", 'x:\n  "3": a\n'),
+        (["set", "x[3]", "a"], "x: {}\n", "x:\n  3: a\n"),
+        (["set", "x.3", "a"], "x: {3: b}\n", "x: {3: a}\n"),
+        (["set", "when", "2024-05-01"], "", "when: 2024-05-01\n"),
+        (["set", "nothing", ""], "", "nothing: null\n"),
+        (["set", "--", "dash", "-x"], "", 'dash: "-x"\n'),
+        (["delete", "jobs[-1]"], "jobs:\n- a  # one\n- b\n", "jobs:\n- a  # one\n"),
+        (["delete", "[3]"], "3: a\n'3': b\n", "'3': b\n"),
+        (["append", "jobs", "{name: b}"], "jobs:\n- a\n", "jobs:\n- a\n- name: b\n"),
+        (["append", "a.b", "[1, 2]"], "a:\n  b: []\n", "a:\n  b:\n  - - 1\n    - 2\n"),
+    ],
+)
+def test_change_of_a_file(arguments: list[str], before: str, after: str, path: Path) -> None:
+    path.write_text(before, encoding="utf-8")
+    place = arguments.index("--") + 1 if "--" in arguments else 1
+
+    assert printed(*arguments[:place], path, *arguments[place:]) == ""
+
+    assert path.read_text(encoding="utf-8") == after
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "code"),
+    [
+        (["set", "X", "a.b.c", "1"], "a: there is no such key, only retry, hosts, jobs, 'a.b'", 1),
+        (["set", "X", "retry.x", "1"], "retry.x: retry is 30, which has no parts", 1),
+        (["set", "X", "jobs[2]", "1"], "jobs[2]: jobs is a list of 2 items, the first of which is 0", 1),
+        (["set", "X", "a", "[1"], "VALUE '[1' cannot be read from character 1 on", 2),
+        (["set", "X", "a", "b: c: d"], "VALUE 'b: c: d' cannot be read from character 5 on", 2),
+        (["set", "X", "a", "#fff"], "VALUE '#fff' cannot be read from character 1 on: here a comment begins", 2),
+        (["set", "X", "a", "!!python/name:os.system x"], "the tag", 2),
+        (["set", "X", "a", "[" * 101 + "]" * 101], "nested deeper than 100 levels", 2),
+        (["set", "X", "a", "--wait", "soon", "1"], "argument --wait: 'soon' is no number of seconds", 2),
+        (["delete", "X", "nothing"], "nothing: there is no such key", 1),
+        (["append", "X", "retry", "1"], "retry is 30, no list: nothing can be appended", 2),
+        (["append", "X", "'a.b'", "1"], "'a.b' is a mapping, no list: nothing can be appended", 2),
+        (["append", "X", "nothing", "1"], "nothing: there is no such key", 1),
+        (["set", "none.state", "a", "1"], "none.state: no such file; to begin with an empty state: touch none.s", 2),
+        (["delete", "none.state", "a"], "none.state: no such file", 2),
+        (["vacuum", "none.state"], "none.state: no such file", 2),
+        (["repair", "none.state"], "none.state: No such file or directory", 2),
+        (["get", "none.state", "a"], "none.state: No such file or directory", 2),
+        (["log", "--follow", "none.state"], "none.state: No such file or directory", 2),
+        (["watch", "none.state"], "none.state: No such file or directory", 2),
+        (["show", "."], ".: Is a directory", 2),
+        (["set", ".", "a", "1"], ".: Is a directory", 2),
+        (["check", "/dev/null"], "/dev/null: not a regular file", 2),
+        (["diff", "X", "none.state"], "none.state: No such file or directory", 2),
+        (["get", "X"], "the following arguments are required: PATH; see persistedstate get --help", 2),
+        (["frobnicate"], "invalid choice: 'frobnicate'", 2),
+        ([], "required: COMMAND; see persistedstate --help", 2),
+    ],
+)
+def test_mistake_is_told_in_one_line(arguments: list[str], said: str, code: int, config: Path) -> None:
+    done = run(*["x.state" if argument == "X" else argument for argument in arguments], cwd=config.parent)
+
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith("persistedstate: ")
+    assert said in done.stderr
+    assert config.read_text(encoding="utf-8") == CONFIG
+    assert listing(config.parent) == ["x.state"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["show"], ["log"], ["watch"], ["get", "a"], ["set", "a", "1"], ["diff", "x.state"]]
+)
+def test_damaged_file_is_told_with_line_and_column(arguments: list[str], path: Path) -> None:
+    path.write_text("a: 1\nb: ]\n", encoding="utf-8")
+
+    done = run(arguments[0], "x.state", *arguments[1:], cwd=path.parent)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("persistedstate: x.state: line 2, column 4: ")
+    assert done.stderr.endswith(": 'b: ]'; persistedstate repair helps\n")
+
+
+def test_file_in_use_is_told_with_the_pid(script: Child, path: Path) -> None:
+    tell(script, "STATE.a = [1]")
+    for arguments in [
+        ["set", path, "a", "2"],
+        ["delete", path, "a"],
+        ["append", path, "a", "2"],
+        ["vacuum", path],
+        ["repair", path],
+    ]:
+        said = complaint(*arguments, code=3)
+        assert (
+            said
+            == f"persistedstate: {path}: in use by process {script.pid}; wait for it with --wait SECONDS, or end it\n"
+        )
+
+
+def test_waiting_for_a_file_in_use(script: Child, path: Path) -> None:
+    with Child(BY_LINES, "set", path, "a", "2", "--wait", PATIENCE) as command:
+        tell(script, "STATE.a = 1")
+        script.finish()
+        command.finish()
+
+    assert oracle.read(path) == {"a": 2}
+
+
+@pytest.fixture
+def public(config: Path) -> Iterator[Path]:
+    """A state file that a user without privileges could reach."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(shutil.copy(config, folder))
+        Path(folder).chmod(0o755)
+
+
+def test_reading_needs_no_permission_to_write_and_leaves_nothing(public: Path) -> None:
+    public.chmod(0o444)
+    public.parent.chmod(0o555)
+    code = AS_NOBODY + textwrap.dedent(
+        """
+        sys.stdout, out = io.StringIO(), sys.stdout
+        for command in [["show"], ["get", "retry"], ["log"], ["check"], ["diff", sys.argv[1]], ["set", "retry", "1"]]:
+            code = persistedstate._main([command[0], sys.argv[1], *command[1:]])
+            print(command[0], code, file=out)
+        print(sys.stdout.getvalue().count("retry"), file=out)
+        """
+    )
+
+    with Child(code, public) as child:
+        for line in ["show 0", "get 0", "log 0", "check 0", "diff 0", "set 2", "1"]:
+            child.expect(line)
+
+    assert listing(public.parent) == [public.name]
+    assert public.read_text(encoding="utf-8") == CONFIG
+
+
+def test_unreadable_file_is_told(public: Path) -> None:
+    public.chmod(0)
+    code = AS_NOBODY + "sys.stderr = sys.stdout\nprint(persistedstate._main(['get', sys.argv[1], 'retry']))"
+
+    with Child(code, public) as child:
+        child.expect(f"persistedstate: {public}: Permission denied")
+        child.expect("2")
+
+
+# ---- While a script writes ----
+
+
+def test_reading_commands_see_whole_states_of_a_busy_file(path: Path) -> None:
+    with Child(BUSY, path) as script:
+        script.expect("open")
+        for _ in range(3):
+            shown = json.loads(printed("show", path, "--json"))
+            assert shown["up"] == -shown["down"]
+            assert shown["up"] == (shown["last"] or [{"number": 0}])[-1]["number"]
+            assert int(printed("get", path, "up")) >= shown["up"]
+            assert printed("check", path) == f"{path}: sound\n"
+            assert all(line.startswith(("~ ", "+ ", "- ")) for line in printed("log", path).splitlines())
+            assert run("diff", path, path).returncode in {0, 1}
+        script.finish()
+
+
+def test_following_a_busy_file_misses_nothing(path: Path) -> None:
+    """Each line goes on where the one before it ended, across dozens of vacuums."""
+    path.write_text("up: 0\ndown: 0\nlast: []\n", encoding="utf-8")
+    with Child(BY_LINES, "log", "--follow", path) as follower, Child(BUSY, path) as script:
+        script.expect("open")
+        last = 0
+        while last < 300:
+            line = follower.line()
+            if line.startswith("~ up: "):
+                old, new = map(int, line.removeprefix("~ up: ").split(" → "))
+                assert old == last < new
+                last = new
+        script.finish()
+        final = oracle.read(path)["up"]
+        while last < final:
+            line = follower.line()
+            last = int(line.rpartition(" ")[2]) if line.startswith("~ up: ") else last
+        assert last == final
+        follower.send_signal(signal.SIGINT)
+        follower.finish()
+
+
+# ---- log ----
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        ("STATE.k = 2", ["~ k: 1 → 2"]),
+        ("STATE.k = 1", ["~ k: 1 → 1"]),
+        ("STATE['a key'] = 'x y'", ["+ 'a key': \"x y\""]),
+        ("del STATE.k", ["- k: 1"]),
+        ("STATE.jobs.append({'name': 'c'})", ["+ jobs[2]: {name: c}"]),
+        ("STATE.jobs.insert(0, 'z')", ["+ jobs[0]: z"]),
+        ("STATE.jobs[0] = 'z'", ["~ jobs[0]: a → z"]),
+        ("del STATE.jobs[-1]", ["- jobs[1]: b"]),
+        ("STATE.jobs[:] = ['a', 'x', 'z']", ["~ jobs[1]: b → x", "+ jobs[2]: z"]),
+        ("STATE.jobs.extend(['c', 'd'])", ["+ jobs[2]: c", "+ jobs[3]: d"]),
+        ("STATE.jobs.reverse()", ["~ jobs: in another order: [1, 0]"]),
+        ("STATE.jobs.clear()", ["~ jobs: [a, b] → []"]),
+        ("STATE.jobs = ['a', 'c']", ["~ jobs[1]: b → c"]),
+        ("STATE.update(k=2, m=3)", ["~ k: 1 → 2", "+ m: 3"]),
+        ("STATE.clear()", ["~ (everything): {k: 1, jobs: [a, b]} → {}"]),
+        ("with STATE.transaction(): STATE.k += 1; STATE.k += 1", ["~ k: 1 → 2", "~ k: 2 → 3"]),
+    ],
+)
+def test_log_tells_each_change(change: str, lines: list[str], path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = PersistedState(path, k=1, jobs=["a", "b"])
+    state.vacuum()
+    exec(change, {"STATE": state})  # noqa: S102 - our own
+
+    assert _main(["log", str(path)]) == 0
+
+    state.close()
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_log_leaves_out_what_was_never_complete(path: Path) -> None:
+    path.write_text('a: 1\n--- ["set",[],"a",2]\n--- ["set",[],"a",', encoding="utf-8")
+
+    assert printed("log", path) == "~ a: 1 → 2\n"
+
+
+def test_following_goes_on_across_vacuums_and_removals(script: Child, path: Path) -> None:
+    tell(script, "STATE.a = 1")
+    with Child(BY_LINES, "log", "--follow", path) as follower:
+        follower.expect("+ a: 1")
+        tell(script, "STATE.a = 2")
+        follower.expect("~ a: 1 → 2")
+        tell(script, "STATE.vacuum()")
+        tell(script, "STATE.a = 3")
+        follower.expect("~ a: 2 → 3")
+        tell(script, "STATE.a = 4; STATE.b = [1]; STATE.vacuum(); STATE.b.append(2); STATE.vacuum()")
+        follower.expect("~ a: 3 → 4")
+        assert "b" in follower.line()
+        script.finish()
+        path.unlink()
+        path.with_name("x.new").write_text("a: 4\nb: [1, 2]\nc: yes\n", encoding="utf-8")
+        path.with_name("x.new").rename(path)
+        while (line := follower.line()) != '+ c: "yes"':
+            assert line == "+ b[1]: 2"
+        follower.send_signal(signal.SIGINT)
+        follower.finish()
+
+
+def test_following_tells_that_the_file_is_gone_or_damaged(path: Path) -> None:
+    path.write_text("a: 1\n", encoding="utf-8")
+    code = "import sys; sys.stderr = sys.stdout\n" + BY_LINES
+    with Child(code, "log", "--follow", path) as follower:
+        with path.open("a") as file:
+            file.write('--- ["set",[],"a",2]\n')
+        follower.expect("~ a: 1 → 2")
+        path.unlink()
+        follower.expect(f"persistedstate: {path} is gone; waiting for it to come back")
+        path.with_name("x.new").write_text("a: [\nb: 1\n", encoding="utf-8")
+        path.with_name("x.new").rename(path)
+        assert follower.line().startswith(f"persistedstate: {path}: line 1, column 4: ")
+        path.with_name("x.new").write_text("a: 3\n", encoding="utf-8")
+        path.with_name("x.new").rename(path)
+        follower.expect("~ a: 2 → 3")
+
+
+def test_following_ends_when_nobody_reads_any_more(path: Path) -> None:
+    path.write_text('a: 1\n--- ["set",[],"a",2]\n', encoding="utf-8")
+    shell = '"$0" -m persistedstate log --follow x.state | head -n 1'
+
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable],
+        cwd=path.parent, env=ENVIRON, capture_output=True, encoding="utf-8", timeout=PATIENCE, check=True,
+    )  # fmt: skip
+
+    assert (done.stdout, done.stderr) == ("~ a: 1 → 2\n", "")
+
+
+def test_following_in_a_terminal(script: Child, path: Path) -> None:
+    tell(script, "STATE.last_id = 41")
+    with Terminal([*COMMAND, "log", "--follow", str(path)], ENVIRON) as terminal:
+        terminal.until_shown("+ last_id: 41")
+        tell(script, "STATE.last_id = 42; STATE.vacuum()")
+        terminal.until_shown("~ last_id: 41 → 42")
+        tell(script, "STATE.jobs = ['a']; del STATE.last_id; STATE.vacuum()")
+        terminal.until_shown("+ jobs: [a]", "- last_id: 42")
+        terminal.press("\x03")
+        terminal.finish()
+
+        assert {"green", "red", "brown"} <= terminal.colours  # brown is pyte's name for yellow
+
+
+# ---- watch ----
+
+
+def test_watch_draws_the_state_and_marks_what_changed(script: Child, path: Path) -> None:
+    tell(script, "STATE.update(last_id=41, jobs=[{'name': 'a', 'done': False}])")
+    with Terminal([*COMMAND, "watch", str(path)], ENVIRON) as terminal:
+        terminal.until_shown("last_id: 41")
+        assert terminal.lines[1:5] == ["  last_id: 41", "  jobs:", "  - name: a", "    done: false"]
+        assert terminal.lines[0].endswith("Ctrl-C ends") or "…" in terminal.lines[0]
+
+        tell(script, "STATE.jobs[0]['done'] = True")
+        terminal.until_shown("~ jobs[0].done: false → true")
+        assert terminal.lines[1:5] == ["  last_id: 41", "  jobs:", "  - name: a", ">   done: true"]
+        assert "brown" in terminal.colours
+
+        tell(script, "STATE.vacuum(); STATE.jobs.append({'name': 'b'})")
+        terminal.until_shown("+ jobs[1]: {name: b}")
+        assert terminal.lines[1:6] == ["  last_id: 41", "  jobs:", "  - name: a", "    done: true", "> - name: b"]
+        terminal.until(lambda: ">" not in "".join(terminal.lines))  # that was a while ago
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_watch_leaves_the_terminal_as_it_was(number: signal.Signals, code: int, config: Path) -> None:
+    with Terminal([*COMMAND, "watch", str(config)], ENVIRON) as terminal:
+        terminal.until_shown("retry")
+        assert (terminal.echoes_at_first, terminal.echoes) == (True, False)
+        if number == signal.SIGINT:
+            terminal.press("\x03")
+        else:
+            terminal.send_signal(number)
+        terminal.finish(code)
+
+        assert terminal.written.startswith(b"\x1b[?1049h\x1b[?25l\x1b[?7l")
+        assert terminal.written.endswith(b"\x1b[?7h\x1b[?25h\x1b[?1049l")
+        assert terminal.echoes
+
+
+def test_watch_fits_the_window(script: Child, path: Path) -> None:
+    tell(script, "STATE.update(numbers=list(range(100)), long='x' * 200)")
+    with Terminal([*COMMAND, "watch", str(path)], ENVIRON, columns=70, rows=8) as terminal:
+        terminal.until(lambda: "lines 1 to 6 of 102" in terminal.lines[0] or "…" in terminal.lines[0])
+        assert terminal.lines[1:7] == ["  numbers:", *(f"  - {number}" for number in range(5))]
+
+        tell(script, "STATE.numbers[70] = 'here'")
+        terminal.until_shown("> - here", "~ numbers[70]: 70 → here")
+
+        tell(script, "STATE.long = 'y' * 200")
+        terminal.until_shown("> long: yyy")
+        [line] = [line for line in terminal.lines if "> long: yyy" in line]
+        assert len(line) == 70
+        assert line.endswith("y…")
+
+        terminal.resize(30, 5)
+        terminal.until(lambda: any(line.startswith("> long") and len(line) == 30 for line in terminal.lines[1:4]))
+        terminal.resize(40, 20)
+        terminal.until(lambda: sum(line.startswith("  - 9") for line in terminal.lines) == 10)
+
+
+def test_watch_of_a_part_that_comes_and_goes(script: Child, path: Path) -> None:
+    with Terminal([*COMMAND, "watch", "x.state", "jobs[0]"], ENVIRON, cwd=path.parent) as terminal:
+        terminal.until_shown("# jobs: there is no such key")
+        tell(script, "STATE.jobs = [{'name': 'a'}]; STATE.other = 1")
+        terminal.until_shown("> name: a")
+        assert not any("other" in line for line in terminal.lines)
+        script.finish()
+        path.unlink()
+        terminal.until_shown("is gone; waiting")
+        path.write_text("jobs: [{name: again}]\n", encoding="utf-8")
+        terminal.until_shown("> name: again")
+
+
+def test_watch_without_colours(config: Path) -> None:
+    with Terminal([*COMMAND, "watch", str(config)], {**ENVIRON, "NO_COLOR": "1"}, rows=20) as terminal:
+        terminal.until_shown("retry")
+        config.write_text(CONFIG.replace("0x1E", "0x1F"), encoding="utf-8")
+        terminal.until_shown("> retry:   0x1F      # thirty")
+
+        assert terminal.colours == {"default"}
+        assert b"\x1b[33m" not in terminal.written
+
+
+def test_watch_prints_lines_into_a_pipe(script: Child, path: Path) -> None:
+    tell(script, "STATE.a = {'b': 1}; STATE.c = 1")
+    with Child(BY_LINES, "watch", path, "a") as watcher:
+        watcher.expect("b: 1")
+        tell(script, "STATE.c = 2; STATE.a['b'] = 2")
+        watcher.expect("~ a.b: 1 → 2")
+        tell(script, "STATE.vacuum(); del STATE.a")
+        watcher.expect("- a: {b: 2}")
+        watcher.send_signal(signal.SIGINT)
+        watcher.finish()
+
+
+# ---- check, repair, vacuum, diff, demo ----
+
+
+def test_check_tells_every_problem(path: Path) -> None:
+    path.write_text('a: 1\nb: [\nc: 2\nd: "x\n--- ["set",[],"a",2]\n', encoding="utf-8")
+
+    said = printed("check", path, code=1).splitlines()
+
+    assert [line.split(": ")[1] for line in said if not line.startswith(" ")] == [
+        "line 2, column 5",
+        "line 4, column 4",
+    ]
+    assert said[1] == "    b: ["
+    assert path.read_text(encoding="utf-8").startswith("a: 1\nb: [\n")
+
+
+@pytest.mark.leaves("files")
+def test_repair_tells_what_it_did(path: Path) -> None:
+    damaged = "# mine\na: 1\nb: [\nc: 2\n"
+    path.write_text(damaged, encoding="utf-8")
+
+    dry = printed("repair", "--dry-run", path)
+    assert path.read_text(encoding="utf-8") == damaged
+    said = printed("repair", path)
+
+    assert "line 3, column 5" in said
+    assert f"{path}: would be {len(damaged)} → 17 bytes" in dry
+    assert f"{path}: is {len(damaged)} → 17 bytes" in said
+    [aside] = [name for name in listing(path.parent) if ".damaged-" in name]
+    assert said.endswith(f"what was cut is in {path.parent / aside}\n")
+    assert (path.parent / aside).read_text().endswith("b: [\n")
+    assert path.read_text(encoding="utf-8") == "# mine\na: 1\nc: 2\n"
+    assert printed("repair", path) == f"{path}: sound, nothing to repair\n"
+
+
+def test_vacuum_tells_the_sizes(path: Path) -> None:
+    text = 'a: 1  # one\n--- ["set",[],"a",2]\n'
+    path.write_text(text, encoding="utf-8")
+
+    assert printed("vacuum", path) == f"{path}: {len(text)} → 12 bytes\n"
+
+    assert path.read_text(encoding="utf-8") == "a: 2  # one\n"
+
+
+def test_diff_tells_what_differs(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.state", tmp_path / "other.state"
+    one.write_text("last_id: 41\njobs: [{name: a}, b, c]\ngone: 1\nkind: 1\n", encoding="utf-8")
+    other.write_text(
+        'new: [x]\nkind: 1.0\njobs: [{name: z}, c]\nlast_id: 41\n--- ["set",[],"last_id",42]\n', encoding="utf-8"
+    )
+
+    said = printed("diff", one, other, code=1)
+
+    assert said.splitlines() == [
+        "~ last_id: 41 → 42",
+        "- jobs[1]: b",
+        "~ jobs[0].name: a → z",
+        "- gone: 1",
+        "~ kind: 1 → 1.0",
+        "+ new: [x]",
+    ]
+    assert printed("diff", one, one) == ""
+
+
+def test_demo_shows_that_a_script_goes_on() -> None:
+    said = printed("demo")
+
+    assert said.count("$ python resumable.py") == 3
+    assert "300 items: 0 repeated, 0 missing" in said
+    assert said.endswith("As promised: each run went on where the one before it ended.\n")
+
+
+# ---- Terminals, pipes, encodings ----
+
+
+def test_reader_that_goes_away_is_no_error(path: Path) -> None:
+    PersistedState(path, numbers=list(range(50_000))).close()
+    for arguments in ["show", path], ["get", path, "numbers"], ["show", "--json", path]:
+        with subprocess.Popen([*COMMAND, *map(str, arguments)], env=ENVIRON, stdout=-1, stderr=-1) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.read(5)
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")  # noqa: PTH110
+def test_output_that_cannot_be_written_is_told(config: Path) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123
+        done = run("show", config, stdout=full)
+
+    assert (done.returncode, done.stderr) == (
+        2,
+        "persistedstate: standard output: No space left on device\n",
+    )
+
+
+def test_closed_output_is_no_error(config: Path) -> None:
+    shell = '"$0" -m persistedstate show x.state >&-'
+
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable], cwd=config.parent, env=ENVIRON, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", '~ a: 1 -> "\\xdf"'), ("latin-1", '~ a: 1 -> "ß"')])
+def test_output_that_knows_few_characters(encoding: str, shown: str, path: Path) -> None:
+    path.write_text('a: 1\n--- ["set",[],"a","ß"]\n', encoding="utf-8")
+
+    done = run("log", path, environ={**ENVIRON, "PYTHONIOENCODING": encoding}, encoding=encoding)
+
+    assert (done.returncode, done.stdout) == (0, f"{shown}\n")
+
+
+@pytest.mark.parametrize(
+    ("extra", "colours"),
+    [({}, {"brown"}), ({"NO_COLOR": "1"}, set()), ({"TERM": "dumb"}, set())],
+)
+def test_colours_are_for_terminals_that_have_them(extra: dict[str, str], colours: set[str], path: Path) -> None:
+    path.write_text('a: 1\n--- ["set",[],"a",2]\n', encoding="utf-8")
+
+    with Terminal([*COMMAND, "log", str(path)], {**ENVIRON, **extra}) as terminal:
+        terminal.finish()
+
+    assert terminal.lines[0] == "~ a: 1 → 2"
+    assert terminal.colours - {"default"} == colours
+    assert "\x1b" not in printed("log", path)
+
+
+def test_warning_is_one_line(path: Path) -> None:
+    path.write_text('a: 1\n--- ["set",[],"a",', encoding="utf-8")
+
+    done = run("set", path, "b", "2")
+
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"persistedstate: {path}: dropped 18 bytes")
+    assert path.read_text(encoding="utf-8") == "a: 1\nb: 2\n"
+
+
+def test_ctrl_c_ends_without_a_traceback(script: Child, path: Path) -> None:
+    with Terminal([*COMMAND, "set", str(path), "a", "1", "--wait", "60"], ENVIRON) as terminal:
+        opened = Path(f"/proc/{terminal.pid}/fd")
+        terminal.until(lambda: any(str(link.resolve()) == str(path) for link in opened.iterdir()))  # it waits by now
+        terminal.press("\x03")
+        terminal.finish(code=130)
+
+        assert terminal.lines[:2] == ["^C", ""]
+    tell(script, "STATE.a = 2")
+
+
+# ---- Help ----
+
+
+@pytest.mark.parametrize("command", persistedstate._COMMANDS)
+def test_help_of_each_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main([command, "--help"]) == 0
+
+    shown = capsys.readouterr().out
+    assert "example:\n  persistedstate " in shown or "example:\n  last=$(persistedstate" in shown
+
+
+def test_examples_are_commands() -> None:
+    lines = [line for command in persistedstate._COMMANDS.values() for line in command.example.splitlines()]
+
+    for line in lines:
+        words = shlex.split(line.strip().removeprefix("last=$(").removesuffix(")"))
+        words = words[: words.index("|")] if "|" in words else words
+        assert words[0] == "persistedstate"
+        assert persistedstate._parser().parse_args(words[1:]).command in persistedstate._COMMANDS
+
+
+def test_help_of_all_explains_paths_and_exit_codes() -> None:
+    shown = printed("--help")
+
+    assert "jobs[3].name" in shown
+    assert "exit codes: 0 done" in shown
+    assert all(f"\n    {command}" in shown for command in persistedstate._COMMANDS)
+
+
+def test_command_without_arguments_from_sys_argv(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["persistedstate", "get", str(config), "retry"])
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+
+    assert _main() == 0
+    assert out.getvalue() == "30\n"
