@@ -4868,8 +4868,8 @@ exit codes: 0 done; 1 no (missing, damaged, different); 2 an error; 3 another pr
 _NO, _ERROR, _IN_USE, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 130, 141
 #: Seconds between two looks at a file that is followed; and for which `watch` marks what changed.
 _POLL, _JUST_NOW = 0.1, 2.0
-#: So many keys are named where one is missing.
-_NAMED_KEYS = 6
+#: So many keys are named where one is missing, and so many characters of a line shown in which something is wrong.
+_NAMED_KEYS, _LONG_LINE = 6, 80
 
 
 class _Refusal(Exception):
@@ -4884,6 +4884,12 @@ def _complain(text: str) -> None:
     print(f"persistedstate: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
+def _shown(text: str) -> str:
+    """Return what a terminal can show of a line of a file, which may be anything."""
+    text = "".join(character if character.isprintable() else " " for character in text.strip())
+    return text if len(text) <= _LONG_LINE else f"{text[:_LONG_LINE]} [...]"
+
+
 def _complaint(error: Exception, name: str) -> tuple[str, int]:
     """Return what to tell the person who typed the command with a file's name, and the exit code."""
     if isinstance(error, StateLocked):
@@ -4891,7 +4897,7 @@ def _complaint(error: Exception, name: str) -> tuple[str, int]:
         return f"{error.path}: in use by {holder}; wait for it with --wait SECONDS, or end it", _IN_USE
     if isinstance(error, StateCorrupt):
         place = f"{error.path}: line {error.line}, column {error.column}"
-        line = f": {error.text.strip()!r}" if error.text.strip() else ""
+        line = f": {_shown(error.text)}" if error.text.strip() else ""
         return f"{place}: {error.reason}{line}; persistedstate repair helps", _ERROR
     if isinstance(error, OSError) and not isinstance(error, StateError) and error.strerror:
         return f"{os.fsdecode(error.filename or name)}: {error.strerror}", _ERROR
@@ -4981,7 +4987,7 @@ def _key_in(node: Any, step: _PathStep, above: list[Any]) -> Any:
         count = f"{len(items)} item{'s' * (len(items) != 1)}"
         reason = f"{_path_text(above)} is a list of {count}, the first of which is 0"
     else:
-        found, reason = [], f"{_path_text(above)} is {_flow_text(items, quoted=False)}, which has no parts"
+        found, reason = [], f"{_path_text(above)} is {_shown(_flow_text(items, quoted=False))}, which has no parts"
     if not found:
         raise _Refusal(f"{_path_text([*above, shown])}: {reason}", _NO)
     return found[0]
@@ -5164,7 +5170,7 @@ class _Style:
         self.has_colours = self.is_terminal and not os.environ.get("NO_COLOR")
         self.arrow, self.more = "→", "…"
         try:
-            (self.arrow + self.more).encode(sys.stdout.encoding)
+            (self.arrow + self.more).encode(sys.stdout.encoding or "utf-8")
         except UnicodeEncodeError:
             self.arrow, self.more = "->", "..."
 
@@ -5309,7 +5315,7 @@ def _append(options: Namespace) -> int:
     with _opened(options) as state:
         keys, node = _resolve(state, steps)
         if not isinstance(node, StateList):
-            kind = "a mapping" if isinstance(node, StateDict) else _flow_text(node, quoted=False)
+            kind = "a mapping" if isinstance(node, StateDict) else _shown(_flow_text(node, quoted=False))
             raise _Refusal(f"{_path_text(keys)} is {kind}, no list: nothing can be appended")
         node.append(value)
     return 0
@@ -5400,25 +5406,27 @@ def _part_text(teller: _Teller, steps: Sequence[_PathStep]) -> str:
 
 def _check(options: Namespace) -> int:
     problems = check(options.file)
-    for problem in problems:
-        print(f"{options.file}: {problem}")
+    _print_problems(options.file, problems)
     if not problems:
         print(f"{options.file}: sound")
     return _NO if problems else 0
 
 
+def _print_problems(name: str, problems: Iterable[Problem]) -> None:
+    for line, column, reason, text in problems:
+        print(f"{name}: line {line}, column {column}: {reason}\n    {_shown(text)}".rstrip())
+
+
 def _repair(options: Namespace) -> int:
-    done = repair(options.file, dry_run=options.dry_run, wait=options.wait)
-    for problem in done.problems:
-        print(f"{options.file}: {problem}")
-    if not done.problems:
-        print(f"{options.file}: sound, nothing to repair")
+    name, is_dry = options.file, options.dry_run
+    done = repair(name, dry_run=is_dry, wait=options.wait)
+    _print_problems(name, done.problems)
+    if done.problems:
+        beside = os.path.join(os.path.dirname(name), os.path.basename(done.damaged or f"{name}.damaged-<time>"))
+        print(f"{name}: {'would be ' if is_dry else ''}repaired, {_sizes(done.before, done.after)}")
+        print(f"{name}: what {'would be' if is_dry else 'was'} cut {'would be' if is_dry else 'is'} in {beside}")
     else:
-        verb = "would be" if options.dry_run else "is"
-        print(f"{options.file}: {verb} {_sizes(done.before, done.after)}, and opens")
-        damaged = os.path.join(os.path.dirname(options.file), os.path.basename(done.damaged or "")) or ""
-        beside = f"{options.file}.damaged-<time>" if options.dry_run else damaged
-        print(f"{options.file}: what was cut {'would be' if options.dry_run else 'is'} in {beside}")
+        print(f"{name}: sound, nothing to repair")
     return 0
 
 
@@ -5830,7 +5838,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
     _prepare_output()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always")
+            warnings.simplefilter("always", RuntimeWarning)  # the module's own
             warnings.showwarning = lambda message, *_: _complain(str(message))
             code = _run(arguments)
         sys.stdout.flush()

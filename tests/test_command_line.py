@@ -70,7 +70,7 @@ BUSY = """
 """
 
 #: Becomes somebody without privileges, who cannot read what is not imported yet.
-AS_NOBODY = "import argparse, gettext, io, json, select" + DROP_PRIVILEGES
+AS_NOBODY = "import io, json, select, persistedstate; persistedstate._parser()" + DROP_PRIVILEGES
 
 CONFIG = """\
 # how the importer is set up
@@ -474,7 +474,7 @@ def test_damaged_file_is_told_with_line_and_column(arguments: list[str], path: P
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("persistedstate: x.state: line 2, column 4: ")
-    assert done.stderr.endswith(": 'b: ]'; persistedstate repair helps\n")
+    assert done.stderr.endswith(": b: ]; persistedstate repair helps\n")
 
 
 def test_file_in_use_is_told_with_the_pid(script: Child, path: Path) -> None:
@@ -805,8 +805,8 @@ def test_repair_tells_what_it_did(path: Path) -> None:
     said = printed("repair", path)
 
     assert "line 3, column 5" in said
-    assert f"{path}: would be {len(damaged)} → 17 bytes" in dry
-    assert f"{path}: is {len(damaged)} → 17 bytes" in said
+    assert f"{path}: would be repaired, {len(damaged)} → 17 bytes" in dry
+    assert f"{path}: repaired, {len(damaged)} → 17 bytes" in said
     [aside] = [name for name in listing(path.parent) if ".damaged-" in name]
     assert said.endswith(f"what was cut is in {path.parent / aside}\n")
     assert (path.parent / aside).read_text().endswith("b: [\n")
