@@ -42,6 +42,8 @@ Guaranteed: a change whose statement has returned survives the death of the proc
 the machine); a file that cannot be understood is never written to; only one process writes; what a person saves
 meanwhile is merged, or kept beside. Not guaranteed: that a flipped bit is noticed (there are no checksums, so that
 people can edit), anything on network file systems that lie about locks. README.md has the whole table.
+
+``python -m persistedstate --help`` shows the command line: look at a state, change it, follow it, mend it.
 """
 
 from __future__ import annotations
@@ -4886,8 +4888,12 @@ def _complain(text: str) -> None:
 
 def _shown(text: str) -> str:
     """Return what a terminal can show of a line of a file, which may be anything."""
-    text = "".join(character if character.isprintable() else " " for character in text.strip())
+    text = _printable(text.strip())
     return text if len(text) <= _LONG_LINE else f"{text[:_LONG_LINE]} [...]"
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _complaint(error: Exception, name: str) -> tuple[str, int]:
@@ -5465,7 +5471,8 @@ class _Screen:
 
     def _read(self) -> list[str]:
         self.stream = self.teller.stream
-        return _part_text(self.teller, self.steps).expandtabs().split("\n")[:-1]
+        text = _part_text(self.teller, self.steps).removeprefix("\ufeff").replace("\r\n", "\n").expandtabs()
+        return [_printable(line) for line in text.removesuffix("\n").split("\n")]
 
     def run(self) -> None:
         """Draw until Ctrl-C; the terminal is then as it was."""
@@ -5523,7 +5530,7 @@ class _Screen:
         place = f", lines {self.top + 1} to {shown.stop} of {len(self.lines)}" if len(shown) < len(self.lines) else ""
         window = [self._line(number, columns) for number in shown]
         window += [""] * (height - len(window))
-        title = self.style.paint(self._fit(f"{self.name}{place}, Ctrl-C ends", columns), "dim")
+        title = self.style.paint(self._fit(f"{os.path.basename(self.name)}{place}, Ctrl-C ends", columns), "dim")
         last = self.style.paint(self._fit(trouble or self.news, columns), "red" if trouble else "yellow")
         return [title, *window, last]
 
