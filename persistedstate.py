@@ -5468,6 +5468,7 @@ class _Screen:
         self.top = 0
         self.news = ""
         self.drawn: list[str] = []
+        self.restore_keyboard: Callable[[], None] = lambda: None
 
     def _read(self) -> list[str]:
         self.stream = self.teller.stream
@@ -5478,23 +5479,46 @@ class _Screen:
         """Draw until Ctrl-C; the terminal is then as it was."""
         import signal
 
-        restored = _silent_keyboard()
-        before = {
-            number: signal.getsignal(number) for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if number
-        }
-        for number in before:
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
+        wanted: dict[str, Any] = {"SIGTERM": self._end, "SIGHUP": self._end, "SIGTSTP": self._pause}
+        handlers = {getattr(signal, name): handler for name, handler in wanted.items() if hasattr(signal, name)}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
-            print("\x1b[?1049h\x1b[?25l\x1b[?7l", end="", flush=True)  # another screen, no cursor, no wrapping
+            self._enter()
             with suppress(KeyboardInterrupt):
                 for trouble in _looks(self.teller, self.name):
                     self.look()
                     self.draw(trouble)
         finally:
-            print("\x1b[?7h\x1b[?25h\x1b[?1049l", end="", flush=True)
-            restored()
+            self._leave()
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    @staticmethod
+    def _end(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    def _pause(self, number: int, _: object) -> None:
+        """Ctrl-Z: give the terminal back until the shell lets the command go on."""
+        import signal
+
+        self._leave()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        signal.signal(number, self._pause)
+        self._enter()
+
+    def _enter(self) -> None:
+        self.drawn, self.restore_keyboard = [], _silent_keyboard()
+        self._put("\x1b[?1049h\x1b[?25l\x1b[?7l")  # another screen, no cursor, no wrapping
+
+    def _leave(self) -> None:
+        self._put("\x1b[?7h\x1b[?25h\x1b[?1049l")
+        self.restore_keyboard()
+
+    @staticmethod
+    def _put(text: str) -> None:
+        """Write to the terminal past Python's buffer, which a signal handler must not touch."""
+        _write_all(sys.stdout.fileno(), text.encode(sys.stdout.encoding, "backslashreplace"))
 
     def look(self) -> None:
         """Note what changed since the last look."""
@@ -5520,7 +5544,7 @@ class _Screen:
         if frame != self.drawn:
             self.drawn = frame
             rest = "\x1b[K\r\n".join(frame[1:])
-            print(f"\x1b[H{rest}\x1b[K\x1b[J", end="", flush=True)
+            self._put(f"\x1b[H{rest}\x1b[K\x1b[J")
 
     def _frame(self, columns: int, rows: int, trouble: str) -> list[str]:
         """Return the lines of the screen: a title, a window of the state with the marks, and the latest news."""
@@ -5812,7 +5836,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _parser() -> ArgumentParser:
+def _parser(words: Sequence[str] = ()) -> ArgumentParser:
+    """Return what parses these words, or any; to know the arguments of all commands costs 5 ms more."""
     from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
     class Parser(ArgumentParser):
@@ -5830,7 +5855,8 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"persistedstate {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, prog="persistedstate")
-    for name, command in _COMMANDS.items():
+    for name in words[:1] if words and words[0] in _COMMANDS else _COMMANDS:
+        command = _COMMANDS[name]
         example = f"example:\n  {command.example}"
         added = commands.add_parser(
             name, help=command.does, description=command.does, epilog=example, formatter_class=layout
@@ -5860,7 +5886,8 @@ def _main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        options = _parser().parse_args(arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        options = _parser(words).parse_args(words)
     except SystemExit as end:
         return int(end.code or 0)
     try:

@@ -103,7 +103,7 @@ class Terminal:
         """Wait until the command ends, with this exit code."""
         self.until(lambda: self._process.poll() is not None)
         self._take(0)
-        assert self._process.returncode == code, "\n".join(self.lines)
+        assert self._process.returncode == code, "\n".join([str(self._process.returncode), *self.lines])
 
     def __enter__(self) -> Terminal:
         return self

@@ -745,6 +745,20 @@ def test_watch_leaves_the_terminal_as_it_was(number: signal.Signals, code: int, 
 
 
 @in_a_terminal
+def test_watch_gives_the_terminal_back_while_it_is_stopped(config: Path) -> None:
+    with Terminal([*COMMAND, "watch", str(config)], ENVIRON) as terminal:
+        terminal.until_shown("retry")
+        terminal.send_signal(signal.SIGTSTP)
+        terminal.until(lambda: terminal.written.count(b"\x1b[?1049h") == 2)  # without a shell it goes on at once
+        assert b"\x1b[?7h\x1b[?25h\x1b[?1049l\x1b[?1049h\x1b[?25l\x1b[?7l" in terminal.written
+        terminal.until(lambda: terminal.written.count(b"retry") == 2)
+        terminal.press("\x03")
+        terminal.finish()
+
+        assert terminal.echoes
+
+
+@in_a_terminal
 def test_watch_fits_the_window(script: Child, path: Path) -> None:
     tell(script, "STATE.update(numbers=list(range(100)), long='x' * 200)")
     with Terminal([*COMMAND, "watch", str(path)], ENVIRON, columns=70, rows=8) as terminal:
