@@ -99,11 +99,11 @@ class Terminal:
         """Send a signal to the command."""
         self._process.send_signal(number)
 
-    def finish(self, code: int = 0) -> None:
-        """Wait until the command ends, with this exit code."""
+    def finish(self, *codes: int) -> None:
+        """Wait until the command ends with one of these exit codes, 0 if there are none."""
         self.until(lambda: self._process.poll() is not None)
         self._take(0)
-        assert self._process.returncode == code, "\n".join([str(self._process.returncode), *self.lines])
+        assert self._process.returncode in (codes or (0,)), "\n".join([str(self._process.returncode), *self.lines])
 
     def __enter__(self) -> Terminal:
         return self
