@@ -578,8 +578,16 @@ def test_reading_commands_see_whole_states_of_a_busy_file(path: Path) -> None:
 
 def test_following_a_busy_file_misses_nothing(path: Path) -> None:
     """Each line goes on where the one before it ended, across dozens of vacuums."""
-    path.write_text("up: 0\ndown: 0\nlast: []\n", encoding="utf-8")
-    with Child(BY_LINES, "log", "--follow", path) as follower, Child(BUSY, path) as script:
+    path.write_text('up: 0\ndown: 0\nlast: []\n--- ["set",[],"down",0]\n', encoding="utf-8")
+    with Child(BY_LINES, "log", "--follow", path) as follower:
+        follower.expect("~ down: 0 → 0")
+        follow_a_busy_file(follower, path)
+        follower.send_signal(signal.SIGINT)
+        follower.finish()
+
+
+def follow_a_busy_file(follower: Child, path: Path) -> None:
+    with Child(BUSY, path) as script:
         script.expect("open")
         last = 0
         while last < 300:
@@ -594,8 +602,6 @@ def test_following_a_busy_file_misses_nothing(path: Path) -> None:
             line = follower.line()
             last = int(line.rpartition(" ")[2]) if line.startswith("~ up: ") else last
         assert last == final
-        follower.send_signal(signal.SIGINT)
-        follower.finish()
 
 
 # ---- log ----
