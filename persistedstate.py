@@ -226,6 +226,7 @@ _TAGS = {
     )
 }  # fmt: skip
 _MERGE = "tag:yaml.org,2002:merge"
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 @cache
@@ -399,9 +400,14 @@ def _is_key(key: Any) -> bool:
 
 
 def _json(text: str) -> Any:
-    from json import loads
+    return _decoder().decode(text)
 
-    return loads(text, object_pairs_hook=_unique, parse_constant=float)
+
+@cache
+def _decoder() -> Any:
+    from json import JSONDecoder
+
+    return JSONDecoder(object_pairs_hook=_unique, parse_constant=float)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -1514,7 +1520,7 @@ _NOTHING = re.compile(r"\ufeff?(?:[ \t]*(?:#.*|%.*)?\r?\n)*")
 
 def _without_half_rewrite(data: bytes) -> tuple[bytes, bool]:
     """Undo or complete a rewrite within the file (see `_Journal.replace`, and 26.1's) that was interrupted, if any."""
-    for match in reversed(list(_REWRITE.finditer(data))):
+    for match in reversed(list(_REWRITE.finditer(data)) if _MARK.encode() in data else []):
         new = data[match.end() :][: int(match[1])]
         if len(new) == int(match[1]) and b"\0" not in new:
             return new, True
@@ -1562,10 +1568,10 @@ class _Stream:
             self.torn = len(data) - len(self.text.encode())
         if self.text.endswith(_CUT):
             raise _BadText("not UTF-8; the file ends in the middle of a character", len(self.text) - 1)
-        self.document, self.value, chunks = self._first_document(self.text)
-        self.records: list[tuple[Any, int]] = []
-        for chunk, offset in chunks:
-            if not self._read_chunk(chunk, offset):
+        self.document, self.value, marks = self._first_document(self.text)
+        self.records = _json_records(self.text, marks)
+        for mark, end in pairwise([*marks, len(self.text)]) if not self.records else ():
+            if not self._read_chunk(self.text[mark + 3 : end], mark + 3):
                 break
 
     @staticmethod
@@ -1591,12 +1597,12 @@ class _Stream:
             return text[:start]
         return text
 
-    def _first_document(self, text: str) -> tuple[_Document, dict[Any, Any], list[tuple[str, int]]]:
+    def _first_document(self, text: str) -> tuple[_Document, dict[Any, Any], list[int]]:
+        """Return the snapshot, its value, and where the later documents begin."""
         first = 0 if text.startswith("---") else text.find("\n---") + 1 or len(text)
         marks = [match.start() for match in _SEPARATOR.finditer(text, first)]
         if marks and _NOTHING.fullmatch(text, 0, marks[0]) and not text[marks[0] + 3 :].lstrip().startswith("["):
             del marks[0]
-        ends = [*marks[1:], len(text)][: len(marks)]
         snapshot = text[: marks[0]] if marks else text
         if marks and text.startswith("---\n[", marks[0]):  # 26.1 begins a record with a line feed
             snapshot = snapshot.removesuffix("\n")
@@ -1608,7 +1614,7 @@ class _Stream:
                 raise
             document, value = _Document.read(whole)
             self.is_half_rewritten = True
-        return document, value, [(text[mark + 3 : end], mark + 3) for mark, end in zip(marks, ends, strict=True)]
+        return document, value, marks
 
     def _read_chunk(self, chunk: str, offset: int) -> bool:
         """Take over one later document; False where 26.1 died while it wrote a new snapshot right behind the record."""
@@ -1697,12 +1703,42 @@ def _leftover(text: str, *, is_certain: bool) -> int:
 
 def _json_record(text: str) -> Any:
     """Read a record that is JSON; None if it is not."""
-    if text.count("[") + text.count("{") > _MAX_DEPTH or "\\ud" in text:
+    if _is_nested(text) or "\\ud" in text:
         return None
     try:
         return _json(text)
     except ValueError:
         return None
+
+
+#: Is put between records that are read together.
+_BETWEEN = '"--- between two records"'
+
+
+def _json_records(text: str, marks: list[int]) -> list[tuple[Any, int]]:
+    """Read records and their offsets at once, in a fifth of the time that they would take one by one.
+
+    None at all unless each is a list in JSON. That each begins and ends where it should is seen from what is put
+    between: all of that would not be found, in its places, if a record were open or if there were two in one.
+    """
+    if not marks or "\\ud" in text or _BETWEEN in text:
+        return []
+    joined = text[marks[0] + 4 :].replace("\n---\n", "\n--- ").replace("\n--- ", f",{_BETWEEN},")
+    try:
+        found = _json(f"[{joined}]")
+    except (ValueError, RecursionError):
+        return []
+    records, between = found[::2], found[1::2]
+    if len(records) != len(marks) or between.count(_BETWEEN[1:-1]) != len(marks) - 1 or {*map(type, records)} != {list}:
+        return []
+    if any(end - mark > _MAX_DEPTH and _is_nested(text[mark:end]) for mark, end in pairwise([*marks, len(text)])):
+        return []
+    return [(record, mark + 4) for record, mark in zip(records, marks, strict=True)]
+
+
+def _is_nested(text: str) -> bool:
+    """Tell whether JSON may be nested too deep."""
+    return text.count("[") + text.count("{") > _MAX_DEPTH and _deep_bracket(_STRING.sub("", text)) > 0
 
 
 def _is_record(text: str) -> bool:
@@ -3868,11 +3904,14 @@ def _parsed(path: str, data: bytes) -> _Stream:
 
 def _replay(root: _Root, stream: _Stream, path: str) -> None:
     """Apply the records of a stream to its tree."""
-    for record, offset in stream.records:
-        try:
+    offset = 0
+    try:
+        for record, offset in stream.records:  # noqa: B007 - the last one tells where it went wrong
             _apply(root, record)
-        except _MISFITS as error:
-            raise _corrupt(path, stream.text, _BadText(_misfit(error), offset)) from None
+    except _MISFITS as error:
+        offset += len(stream.text[offset:]) - len(stream.text[offset:].lstrip())
+        raise _corrupt(path, stream.text, _BadText(_misfit(error), offset)) from None
+    root._show_all()
 
 
 #: What it raises to apply a record to a state in which it does not fit.
@@ -3885,30 +3924,34 @@ def _misfit(error: Exception) -> str:
 
 def _apply(root: StateDict, record: Any) -> None:
     """Apply one record; raises LookupError, TypeError or ValueError if it does not fit the state."""
-    if not isinstance(record, list) or not record or not isinstance(record[0], str):
+    if type(record) is not list or not record or type(record[0]) is not str:
         raise TypeError("a record is a list that begins with an operation")
-    operation, *arguments = record
-    if operation == "transaction":
-        (records,) = arguments
+    if record[0] == "transaction":
+        _, records = record
         for inner in records:
             _apply(root, inner)
         return
-    path, *arguments = arguments
-    if not isinstance(path, list):
+    operation, path, *arguments = record
+    if type(path) is not list:
         raise TypeError("a path is a list of keys and indexes")
     node: Any = root
     for key in path:
         node = node._items[key]
         if not isinstance(node, _Node):
             raise TypeError(f"{key!r} is no container")
-    handler = _OPERATIONS.get((operation, type(node) if type(node) is not _Root else StateDict))
+    handler = _OPERATIONS.get((operation, type(node._items)))
     if handler is None:
         raise ValueError(f"unknown operation {operation!r}")
     handler(node, *arguments)
 
 
 def _replay_set(node: StateDict, key: Any, value: Any) -> None:
-    node._put(_storable_key(key), node._grown(node._checked(value, key), key))
+    is_simple = type(value) is int and type(key) is str and key.isascii()
+    if is_simple and not isinstance(node._items.get(key), _Node):  # nothing to check or detach: a third of the time
+        node._touch_key(key)
+        node._items[key] = value
+    else:
+        node._put(_storable_key(key), node._grown(node._checked(value, key), key))
 
 
 def _replay_delete(node: StateDict, key: Any) -> None:
@@ -3953,16 +3996,16 @@ def _replay_insert(node: StateList, index: int, value: Any) -> None:
 
 
 _OPERATIONS: dict[tuple[str, type], Callable[..., None]] = {
-    ("set", StateDict): _replay_set,
-    ("set", StateList): _replay_item,
-    ("delete", StateDict): _replay_delete,
-    ("delete", StateList): _replay_removal,
-    ("insert", StateList): _replay_insert,
-    ("splice", StateList): _replay_splice,
-    ("order", StateList): _replay_order,
-    ("update", StateDict): _replay_update,
-    ("clear", StateDict): StateDict._empty,
-    ("clear", StateList): lambda node: node._splice(0, len(node._items), [], len(node._items)),
+    ("set", dict): _replay_set,
+    ("set", list): _replay_item,
+    ("delete", dict): _replay_delete,
+    ("delete", list): _replay_removal,
+    ("insert", list): _replay_insert,
+    ("splice", list): _replay_splice,
+    ("order", list): _replay_order,
+    ("update", dict): _replay_update,
+    ("clear", dict): StateDict._empty,
+    ("clear", list): lambda node: node._splice(0, len(node._items), [], len(node._items)),
 }
 
 
