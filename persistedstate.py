@@ -480,13 +480,9 @@ class _Scanner:
         if match[0][:1] not in " \t-]}:,?." and match[5] is not None:
             self._start(match.start(), None, last, odd=True)
         elif self.entries:
-            self._give_up_entry()
+            self.entries[-1].odd = True
         else:
             raise _Odd
-
-    def _give_up_entry(self) -> None:
-        self.entries[-1].odd = True
-        del self.stack[1:]
 
     def _start(self, start: int, key: Any, last: re.Match[str] | None, *, odd: bool) -> None:
         if key in self.root and not odd:
@@ -528,7 +524,7 @@ class _Scanner:
             elif raw_value is not None and self.hole is not None:
                 self._fill(*self.hole, raw_value)
         except _Odd:
-            self._give_up_entry()
+            self.entries[-1].odd = True
 
     def _level(self, column: int, kind: type) -> Any:
         """Return the container of that kind whose entries stand in that column, a new one if there is none yet."""
@@ -1773,24 +1769,22 @@ def _json_record(text: str) -> Any:
         return None
 
 
-#: Is put between records that are read together.
-_BETWEEN = '"--- between two records"'
-
-
 def _json_records(text: str, marks: list[int]) -> list[tuple[Any, int]]:
     """Read records and their offsets at once, in a fifth of the time; none unless each is a list in JSON.
 
-    Each is whole, and there are no two in one, if all that is put between them is found in its places.
+    Each is whole, and there are no two in one, if every NaN that is put between them is found in its place.
     """
-    if not marks or "\\ud" in text or _BETWEEN in text:
+    journal = text[marks[0] + 4 :] if marks else ""
+    if not journal or "\\ud" in journal or "NaN" in journal:
         return []
-    joined = text[marks[0] + 4 :].replace("\n---\n", "\n--- ").replace("\n--- ", f",{_BETWEEN},")
+    joined = journal.replace("\n---\n", "\n--- ").replace("\n--- ", ",NaN,")
     try:
         found = _json(f"[{joined}]")
     except (ValueError, RecursionError):
         return []
     records, between = found[::2], found[1::2]
-    if len(records) != len(marks) or between.count(_BETWEEN[1:-1]) != len(marks) - 1 or {*map(type, records)} != {list}:
+    are_between = len(found) == 2 * len(marks) - 1 and all(map(operator.ne, between, between))
+    if not are_between or {*map(type, records)} != {list}:
         return []
     if any(end - mark > _MAX_DEPTH and _is_nested(text[mark:end]) for mark, end in pairwise([*marks, len(text)])):
         return []
@@ -4040,7 +4034,7 @@ def _replay(root: _Root, stream: _Stream, path: str) -> None:
         for record, offset in stream.records:  # noqa: B007 - the last one tells where it went wrong
             _apply(root, record)
     except _MISFITS as error:
-        offset += len(stream.text[offset:]) - len(stream.text[offset:].lstrip())
+        offset = len(stream.text) - len(stream.text[offset:].lstrip())
         raise _corrupt(path, stream.text, _BadText(_misfit(error), offset)) from None
     root._show_all()
 
