@@ -2605,11 +2605,14 @@ class _Node(_Holder):
 
     def _touch(self, key: Any = _GONE, *, gone: bool = False) -> None:
         """Note what is about to change; key: where it is one entry of a mapping."""
-        if self._tree is not None:
-            self._tree.touch(self._locate()[1])
-            marks = self._tree.marked.setdefault(id(self), (self, {}))[1]
-            if key is not _GONE and (gone or key not in marks):
-                marks[key] = gone
+        tree = self._tree
+        if tree is not None:
+            tree.touch(self._locate()[1])
+            marks = tree.marked.get(id(self))
+            if marks is None:
+                marks = tree.marked[id(self)] = (self, {})
+            if key is not _GONE and (gone or key not in marks[1]):
+                marks[1][key] = gone
 
     def _adopt(self, child: Any, key: Any) -> None:
         """Attach a child again that was removed."""
@@ -3290,21 +3293,14 @@ class StateList(_Node, MutableSequence[Any]):
         """Replace items[start:stop], if the list still has the length that it had when that was decided."""
         if len(self._items) != length:
             return
-        old = self._items[start:stop]
+        old, born = self._items[start:stop], self._born
         if self._tree is not None:
             self._tree.on_undo(self._unsplice, start, values, old, length)
             self._touch()
             self._detach_others(old, values)
-        born = self._begin()
+            self._born = self._tree.generation  # should an interrupt come before `_note`, all values are compared
         self._items[start:stop] = values
         self._note((start, len(old), len(values)), length, born)
-
-    def _begin(self) -> int:
-        """Begin a change; if an interrupt comes before it is noted, the vacuum will compare the values."""
-        born = self._born
-        if self._tree is not None:
-            self._born = self._tree.generation
-        return born
 
     def _note(self, edit: Any, length: int, born: int) -> None:
         """Log where items come from, so that the vacuum knows whose comments are whose, and what it need not read."""
@@ -3326,7 +3322,8 @@ class StateList(_Node, MutableSequence[Any]):
 
     def _forget(self) -> None:
         self._log = None
-        self._begin()
+        if self._tree is not None:
+            self._born = self._tree.generation
 
     def _origin(self) -> tuple[int, list[int | None]]:
         """Return the length in the latest snapshot, and the index there of each item; -1 if that is not known.
@@ -3355,12 +3352,12 @@ class StateList(_Node, MutableSequence[Any]):
 
     def _arrange(self, items: list[Any], indexes: list[int]) -> None:
         """Put some of the items, those at the indexes, in the place of all."""
-        length = len(self._items)
+        length, born = len(self._items), self._born
         if self._tree is not None:
             self._tree.on_undo(self._arrange_back, list(self._items))
             self._touch()
             self._detach_others(self._items, items)
-        born = self._begin()
+            self._born = self._tree.generation
         self._items[:] = items
         self._note(indexes, length, born)
 
