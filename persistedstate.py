@@ -77,11 +77,15 @@ from datetime import date, datetime, timezone
 from functools import cache
 from itertools import compress, count, pairwise, takewhile
 from math import isnan
+from threading import get_ident
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    #: A function that undoes a step of a transaction, and its arguments.
+    _Undo = tuple[Callable[..., None], tuple[Any, ...]]
 
 __version__ = "27.0"
 __all__ = [
@@ -2448,11 +2452,13 @@ class _Tree:
         self.marked: dict[int, tuple[_Node, dict[Any, bool]]] = {}
         #: The open transactions: how many records and steps of undoing there were before each.
         self.levels: list[tuple[int, int]] = []
-        self.undo: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self.undo: list[_Undo] = []
         self.is_undoing = False
         #: How many changes there have been; and when the one under way looked where it belongs. A signal handler that
         #: changes the state in between makes them differ.
         self.version = self.started = 0
+        #: The nodes that know the beginnings of records; a vacuum makes them forget.
+        self.primed: list[_Node] = []
         #: The root's entries that can be read as attributes.
         self.attributes: dict[str, Any] = {}
         #: Names that are something else there.
@@ -2484,6 +2490,24 @@ class _Tree:
         else:
             self.touched[key] = before
 
+    def assign(self, node: _Node, key: str | None, value: Any) -> bool:  # noqa: ARG002 - a tree with a file uses them
+        """Put a scalar in the place of a scalar, or append it where `key` is None, if there is a short way to do so."""
+        return False
+
+    def prime(self, node: _Node, key: str | None, head: str) -> None:
+        """Let a node know how the record of a change begins that it is likely to make again."""
+        if node._heads is _NO_HEADS:
+            if len(self.primed) >= _MOST_PRIMED:
+                self.forget_heads()
+            self.primed.append(node)
+            node._heads = {}
+        node._heads[key] = head
+
+    def forget_heads(self) -> None:
+        for node in self.primed:
+            node._heads = _NO_HEADS
+        self.primed.clear()
+
 
 class _Holder:
     """What can be taken for the dict or list that it holds."""
@@ -2513,13 +2537,19 @@ class _Holder:
         return bool(self._items == _content(other))
 
 
+#: What a node knows that is not primed; never changed.
+_NO_HEADS: dict[str | None, str] = {}
+#: How many nodes may be primed; each then holds a dict of its own.
+_MOST_PRIMED = 1000
+
+
 class _Node(_Holder):
     """A container of the tree, or one that was removed from it.
 
     Then `_tree` is None, and it is as plain as any other.
     """
 
-    __slots__ = ("_born", "_items", "_key", "_parent", "_place", "_tree")
+    __slots__ = ("_born", "_heads", "_items", "_key", "_parent", "_place", "_tree")
 
     _tree: _Tree | None
     _parent: _Node | None
@@ -2529,9 +2559,14 @@ class _Node(_Holder):
     _place: tuple[str, Any] | None
     #: The generation of the snapshot that was the latest when the node came to be.
     _born: int
+    #: For keys that hold a scalar, and in a list, as None, for `append`: the record of the change up to what is new.
+    #: Only while the node has its `_place`, and what lies there is marked as changed since the latest snapshot: then
+    #: nothing but the record and the one change of `_items` is left to do.
+    _heads: dict[str | None, str]
 
     def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
         self._items, self._tree, self._parent, self._key, self._place = items, tree, parent, key, None
+        self._heads = _NO_HEADS
         self._born = tree.generation if tree else 0
 
     def __repr__(self) -> str:
@@ -2618,8 +2653,17 @@ class _Node(_Holder):
         """Attach a child again that was removed."""
         if isinstance(child, _Node) and self._tree is not None:
             child._tree, child._parent, child._key, child._place = self._tree, self, key, None
+            child._heads = _NO_HEADS
             for key_below, item in child._pairs():
                 child._adopt(item, key_below)
+
+    def _redo(self, key: Any, value: Any, length: int) -> None:
+        """Make the change of which `_heads` tells, if the node still has that length; may be called twice."""
+        raise NotImplementedError
+
+    def _redo_undoably(self, undo: list[_Undo], key: Any, value: Any) -> None:
+        """Make such a change in a transaction, and note what undoes it."""
+        raise NotImplementedError
 
     def _pairs(self) -> Iterable[tuple[Any, Any]]:
         raise NotImplementedError
@@ -2661,6 +2705,7 @@ def _detach(child: Any) -> None:
         if child._tree is not None:
             child._tree.on_undo(child._restore, child._items.copy())
         child._tree = child._parent = child._place = None
+        child._heads = _NO_HEADS
         for _, item in child._pairs():
             _detach(item)
 
@@ -2723,6 +2768,12 @@ def _copy(value: Any) -> Any:
 
 
 _AS_THEY_ARE = frozenset({type(None), bool, float, bytes, date})
+#: What the short way of a change takes.
+_TEXTS: dict[type, Callable[[Any], str]] = {
+    str: lambda text: _quote(_storable_text(text)),
+    **dict.fromkeys((type(None), bool, float), _scalar),
+}
+_SCALARS = frozenset(_TEXTS) | {int}
 
 
 def _storable(value: Any, depth: int) -> Any:
@@ -2885,6 +2936,9 @@ class StateDict(_Node, MutableMapping[Any, Any]):
         return self._items.get(key, default)
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        tree = self._tree
+        if tree is not None and type(key) is str and key in self._heads and tree.assign(self, key, value):
+            return
         with self._lock():
             if isinstance(value, _Node) and self._items.get(key, _GONE) is value:
                 return
@@ -2892,6 +2946,21 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             value = self._checked(value, key)
             rest = "" if self._tree is None else f",{_flow(key)},{_flow(value)}"
             self._commit("set", rest, self._put, key, self._grown(value, key))
+            self._prime(key, value)
+
+    def _redo(self, key: Any, value: Any, _length: int) -> None:
+        self._items[key] = value
+
+    def _redo_undoably(self, undo: list[_Undo], key: Any, value: Any) -> None:
+        undo.append((self._unput, (key, self._items[key], None)))
+        self._redo(key, value, 0)
+
+    def _prime(self, key: Any, value: Any) -> None:
+        tree = self._tree
+        if tree is not None and self._place is not None and type(key) is str and type(value) in _SCALARS:
+            above, top = self._place
+            if (key if top is _GONE else top) in tree.touched:
+                tree.prime(self, key, f'["set",[{above}],{_flow(key)},')
 
     def __delitem__(self, key: Any) -> None:
         with self._lock():
@@ -2963,6 +3032,8 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             self._touch_key(key)
             if old is not value:
                 _detach(old)
+        if isinstance(value, _Node):
+            self._heads = _NO_HEADS
         self._items[key] = value
 
     def _put_all(self, changes: dict[Any, Any]) -> None:
@@ -2980,6 +3051,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
                 self._tree.on_undo(self._unput, last if last == key else key, old, order)
             self._touch_key(key, gone=True)
             _detach(old)
+        self._heads = _NO_HEADS
         del self._items[key]
 
     def _empty(self) -> None:
@@ -2988,6 +3060,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             for key, item in self._items.items():
                 self._touch_key(key, gone=True)
                 _detach(item)
+        self._heads = _NO_HEADS
         self._items.clear()
 
     def _touch_key(self, key: Any, *, gone: bool = False) -> None:
@@ -3010,6 +3083,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             self._adopt(item, key)
 
     def _restore(self, items: dict[Any, Any]) -> None:
+        self._heads = _NO_HEADS
         self._items.clear()
         self._items.update(items)
 
@@ -3026,6 +3100,15 @@ class _Root(StateDict):
             if type(item) in (dict, list):
                 items[key] = _grow(item, tree, self, key)
         self._show_all()
+
+    def _redo(self, key: Any, value: Any, _length: int) -> None:
+        self._items[key] = value
+        if self._tree is not None:
+            self._tree.attributes[key] = value
+
+    def _prime(self, key: Any, value: Any) -> None:
+        if self._tree is not None and key in self._tree.attributes:
+            super()._prime(key, value)
 
     def _put(self, key: Any, value: Any) -> None:
         super()._put(key, value)
@@ -3092,7 +3175,8 @@ class StateList(_Node, MutableSequence[Any]):
 
     __slots__ = ("_log",)
     _items: list[Any]
-    #: Since which generation, from which length, which insertions, deletions, reorderings and replacements happened.
+    #: Since which generation, from which length, which insertions, deletions, reorderings and replacements happened,
+    #: each with the length before it. What was added at the end is not noted: it is what the list grew by in between.
     _log: tuple[int, int, list[Any]] | None
 
     def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
@@ -3186,8 +3270,26 @@ class StateList(_Node, MutableSequence[Any]):
             self._replace("insert", rest, start, start, [value])
 
     def append(self, value: Any) -> None:
+        tree = self._tree
+        if tree is not None and self._heads and tree.assign(self, None, value):
+            return
         with self._lock():
             self.insert(len(self._items), value)
+            self._prime()
+
+    def _redo(self, _key: Any, value: Any, length: int) -> None:
+        if len(self._items) == length:
+            self._items.append(value)
+
+    def _redo_undoably(self, undo: list[_Undo], _key: Any, value: Any) -> None:
+        length = len(self._items)
+        undo.append((self._unsplice, (length, [value], [], length)))
+        self._items.append(value)
+
+    def _prime(self) -> None:
+        tree = self._tree
+        if tree is not None and self._place is not None and self._place[1] in tree.touched:
+            tree.prime(self, None, f'["insert",[{self._place[0]}],')
 
     def extend(self, values: Iterable[Any]) -> None:
         with self._lock():
@@ -3312,12 +3414,12 @@ class StateList(_Node, MutableSequence[Any]):
         replaces = type(edit) is tuple and edit[1] and edit[2]
         if len(edits) > 1000 + len(self._items) or (replaces and edit[1] != edit[2]):
             return  # the vacuum will compare the values
-        if not replaces:
-            edits.append(edit)
-        else:
-            if not edits or type(edits[-1]) is not set:
-                edits.append(set())
-            edits[-1].update(range(edit[0], edit[0] + edit[1]))
+        if replaces:
+            places = edits.pop()[1] if edits and type(edits[-1][1]) is set else set()
+            places.update(range(edit[0], edit[0] + edit[1]))
+            edits.append((length, places))
+        elif type(edit) is list or edit[0] < length:
+            edits.append((length, edit))
         self._born = born
 
     def _forget(self) -> None:
@@ -3335,7 +3437,8 @@ class StateList(_Node, MutableSequence[Any]):
             return -1, []
         length, edits = self._log[1:] if self._log and self._log[0] == generation else (len(self._items), [])
         origin: list[int | None] = list(range(length))
-        for edit in edits:
+        for length_then, edit in edits:
+            origin += [None] * (length_then - len(origin))
             if type(edit) is list:
                 origin = [origin[index] for index in edit]
             elif type(edit) is tuple:
@@ -3344,7 +3447,8 @@ class StateList(_Node, MutableSequence[Any]):
                 for index in edit:
                     was = origin[index]
                     origin[index] = was if was is None or was < 0 else ~was
-        return (length, origin) if len(origin) == len(self._items) else (-1, [])
+        missing = len(self._items) - len(origin)
+        return (length, origin + [None] * missing) if missing >= 0 else (-1, [])
 
     def _scatter(self, indexes: Iterable[int], values: list[Any]) -> None:
         for index, value in zip(indexes, values, strict=True):
@@ -3422,6 +3526,8 @@ class _LiveTree(_Tree):
         #: The records of the open transactions, and the asyncio task that opened them, if one did.
         self.records: list[str] = []
         self.task: Any = None
+        #: The thread that opened them.
+        self.owner = 0
         self.halted: Any = None
         #: Why the file may lack what is in memory, until a new snapshot has been written.
         self.trouble: OSError | StateLocked | None = None
@@ -3464,12 +3570,65 @@ class _LiveTree(_Tree):
             self.resume()
         if not self.levels:
             self._write(record, apply, *arguments)
-            self._after_append()
+            if self.fsync or self.journal.size > self.limit or self.journal.is_suspicious:
+                self._after_append()
             return
-        self._check_task()
-        self._check_version()
+        if self.task is not None:
+            self._check_task()
+        if self.started != self.version:
+            self._refuse_change()
+        self.version += 1
         self.records.append(record)
         apply(*arguments)
+
+    def assign(self, node: _Node, key: str | None, value: Any) -> bool:  # noqa: C901, PLR0915 - a call costs 4 %
+        """Do what `commit` does for the most frequent changes, in 2.2 us instead of 5.9, of which `write` is 1.0.
+
+        The lock is taken within `try` because an interrupt may come as soon as that returns; `with` costs 0.15 us more.
+        """
+        heads, version, length = node._heads, self.version, 0 if key is not None else len(node._items)
+        try:
+            text = value if type(value) is int else _TEXTS[type(value)](value)
+            record = f"{heads[key]}{text}]" if key is not None else f"{heads[key]}{length},{text}]"
+        except (KeyError, ValueError, _Unstorable):
+            return False
+        if self.levels and self.owner == get_ident():
+            return self._assign_later(node, record, key, value)
+        lock, pending = self.lock, None
+        try:
+            lock.acquire()
+            is_moved = key is None and length != len(node._items)  # by another thread, before it let the lock go
+            if is_moved or self.halted is not None or heads is not node._heads or version != self.version:
+                return False
+            data = f"--- {record}\n".encode()
+            pending = self.halted = (self.journal.size, data, node._redo, (key, value, length))
+            if version != self.version:
+                self._refuse_change()
+            self.version = version + 1
+            self.journal.append(data)
+            node._redo(key, value, length)
+            self.halted = None
+            if self.fsync or self.journal.size > self.limit or self.journal.is_suspicious:
+                self._after_append()
+        except BaseException:
+            if pending is not None and self.halted is pending:
+                _surely(self._settle, pending)
+            raise
+        finally:
+            try:  # noqa: SIM105 - entering `suppress` an interrupt could come before `release`
+                lock.release()
+            except RuntimeError:  # the interrupt came while this thread waited for the lock
+                pass
+        return True
+
+    def _assign_later(self, node: _Node, record: str, key: str | None, value: Any) -> bool:
+        """Assign in a transaction of this thread, which writes the record at its end."""
+        if self.halted is not None or (self.task is not None and self.task is not _current_task()):
+            return False
+        self.version += 1
+        self.records.append(record)
+        node._redo_undoably(self.undo, key, value)
+        return True
 
     def _write(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
         """Append a record, then change memory: both or, after an error or interrupt, neither."""
@@ -3477,9 +3636,12 @@ class _LiveTree(_Tree):
         pending = (self.journal.size, data, apply, arguments)
         try:
             self.halted = pending
-            self._check_version()
+            if self.started != self.version:
+                self._refuse_change()
+            self.version += 1
             self.journal.append(data)
-            self._note_appended(data)
+            if self.is_clean:
+                self._note_appended(data)
             apply(*arguments)
             self.halted = None
         except BaseException:
@@ -3487,24 +3649,21 @@ class _LiveTree(_Tree):
                 _surely(self._settle, pending)
             raise
 
-    def _check_version(self) -> None:
+    def _refuse_change(self) -> NoReturn:
         """Refuse a change whose place in the state may have moved since it was determined."""
-        if self.started != self.version:
-            raise RuntimeError(
-                f"{self.path}: a signal handler changed the state in the middle of this change; repeat it"
-            )
-        self.version += 1
+        self.halted = None
+        raise RuntimeError(f"{self.path}: a signal handler changed the state in the middle of this change; repeat it")
 
     def _note_appended(self, data: bytes) -> None:
         """Note that the file ends in a record; happens before memory changes, because an interrupt may come between."""
-        if self.is_clean:
-            self._separator, self.is_clean, self.first_record = "", False, _first_record(data.decode())
+        self._separator, self.is_clean, self.first_record = "", False, _first_record(data.decode())
 
     def _settle(self, pending: tuple[int, bytes, Callable[..., None], tuple[Any, ...]]) -> None:
         """Finish a change that was interrupted between file and memory: apply it if it is in the file."""
         offset, data, apply, arguments = pending
         if self.journal.landed(offset, data):
-            self._note_appended(data)
+            if self.is_clean:
+                self._note_appended(data)
             apply(*arguments)
             node = getattr(apply, "__self__", None)
             if isinstance(node, StateList):
@@ -3534,7 +3693,7 @@ class _LiveTree(_Tree):
 
     def _is_changing(self) -> bool:
         """Tell whether this thread is in the middle of a change, so that its caller must have interrupted that."""
-        changing = {_LiveTree._write.__code__, _LiveTree._renew.__code__}
+        changing = {_LiveTree.assign.__code__, _LiveTree._write.__code__, _LiveTree._renew.__code__}
         frame = sys._getframe()
         while frame.f_back is not None:
             frame = frame.f_back
@@ -3576,7 +3735,7 @@ class _LiveTree(_Tree):
         """Enter a transaction; inside another one it joins that."""
         self.check()
         if not self.levels:
-            self.records, self.undo, self.task = [], [], _current_task()
+            self.records, self.undo, self.task, self.owner = [], [], _current_task(), get_ident()
         self._check_task()
         self.levels.append((len(self.records), len(self.undo)))
 
@@ -3607,6 +3766,7 @@ class _LiveTree(_Tree):
             try:
                 self._settle_end()
                 self.is_undoing = True
+                self.forget_heads()
                 records, steps = self.levels[-1]
                 self._roll_back(self.undo, steps)
                 del self.records[records:]
@@ -3626,7 +3786,7 @@ class _LiveTree(_Tree):
                 self.halted = self.trouble = error
 
     @staticmethod
-    def _roll_back(undo: list[tuple[Callable[..., None], tuple[Any, ...]]], steps: int) -> None:
+    def _roll_back(undo: list[_Undo], steps: int) -> None:
         while len(undo) > steps:
             function, arguments = undo[-1]
             function(*arguments)
@@ -3697,6 +3857,7 @@ class _LiveTree(_Tree):
             self.history.add(saved.original, saved.first_record, saved.original.pieces)
         self.touched.clear()
         self.marked.clear()
+        self.forget_heads()
         self.generation += 1
         self.first_record = ""
         self.limit = max(2 * len(data), _VACUUM_FLOOR)
@@ -4465,6 +4626,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        root = self._root
+        if name in root._heads and self._tree.assign(root, name, value):
+            return
         if name[:1] == "_":
             self._own[name] = value
             return

@@ -71,9 +71,13 @@ FAULTS = [
         "memory before journal",
         [
             (
-                "            self.journal.append(data)\n",
-                "            apply(*arguments)\n            self.journal.append(data)\n",
-            )
+                "            self.journal.append(data)\n            if self.is_clean:",
+                "            apply(*arguments)\n            self.journal.append(data)\n            if self.is_clean:",
+            ),
+            (
+                "            self.journal.append(data)\n            node._redo(key, value, length)\n",
+                "            node._redo(key, value, length)\n            self.journal.append(data)\n",
+            ),
         ],
     ),
     Fault("no read-back", [("            if _read_all(new) != data:", "            if False:")]),
@@ -174,7 +178,13 @@ FAULTS = [
     ),
     Fault(
         "write the changes of a transaction one by one",
-        [("        self.records.append(record)\n", "        self.journal.append(f'--- {record}\\n'.encode())\n")],
+        [
+            (
+                f"        self.records.append(record)\n        {change}",
+                f"        self.journal.append(f'--- {{record}}\\n'.encode())\n        {change}",
+            )
+            for change in ("apply(", "node._redo_undoably(")
+        ],
     ),
     Fault(
         "leave half a rewrite without notice",

@@ -35,7 +35,7 @@ PATIENCE = 20.0
 #: What 26.1 leaves, and what a rewrite within the file writes: other readers know nothing of it.
 REWRITE = re.compile(rb"LAST VALID STATE")
 SEPARATOR = re.compile(r"^---(?=\s)", re.MULTILINE)
-DOCUMENT_END = re.compile(rb"^\.\.\.", re.MULTILINE)
+DOCUMENT_END = re.compile(rb"^(?:\xef\xbb\xbf)?\.\.\.", re.MULTILINE)
 
 #: What the module is known to read wrongly, see `test_file_opens_as_others_read_it`.
 KNOWN_FAULTS = [
