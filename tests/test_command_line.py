@@ -251,7 +251,7 @@ STATES = st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3)
 
 @given(STATES, STATES)
 def test_nothing_differs_exactly_where_states_are_alike(one: Any, other: Any) -> None:
-    changes = list(persistedstate._changes(one, other))
+    changes = list(persistedstate._differences(one, other))
 
     assert (not changes) == (unordered(one) == unordered(other))
 
@@ -267,7 +267,7 @@ def test_log_of_each_record_tells_what_a_comparison_tells(one: Any, other: Any) 
         state.update(other)
         changes = persistedstate._Teller(str(path)).news
 
-    for change in persistedstate._changes(before, {**before, **other}):
+    for change in persistedstate._differences(before, {**before, **other}):
         assert any(change.path[: len(told.path)] == told.path for told in changes)
 
 

@@ -1,0 +1,269 @@
+"""Shortcuts on the way between text and values: each gives what the long way gives."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import oracle
+import pytest
+from oracle import same
+from rounds import rounds
+
+import persistedstate
+from persistedstate import PersistedState, StateCorrupt, StateDict, StateList, plain
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+    from pathlib import Path
+
+SCALARS = ["a", "two words", "x: y", "# no", "é", "- d", "", "true", "l1\nl2", "'", None, True, 1.5, -5, 0, 1e300]
+KEYS = ["k0", "k1", "k2", "k3", "x y", "-5", -5, 3]
+#: What a person, or an accident, may put into a file.
+SCRAPS = [*"#:-\n\"'[|>!?0é", " #", ": ", "- ", "\n\n", "  ", "{}", "&a", "*a"]
+CHUNKS = [
+    *['["set",[],"a",1]', '["set",[],"b",[1,{"x":2}]]', '["delete",[],"a"]', '["set",[],"a",2]'],
+    *['["set",[],"a",.nan]', '["set",[],"a",NaN]', '["set",[],"a",Infinity]', '["set",[],"a",2024-05-01]'],
+    *['["set",[],"a"', "1]", '["set",[],"a",1],["set",[],"b",2]', '["set",[],"a",[1', "2]]", "", "null", "# words"],
+    *['{"a":5}', '["set",[],"c",{"x":1,"x":2}]', '["set",[],"a","\\ud800"]', '["set",[],"a","\\uD83D\\uDE00"]', "7"],
+    *['["set",[],"a",1],NaN,["set"', '["set",[],"a",1],1e999,["set"', '["set",5,"a",1]', '["set",[],"a",1] # words'],
+    f'["set",[],"deep",{"[" * 98}1{"]" * 98}]',
+    f'["set",[],"deep",{"[" * 99}1{"]" * 99}]',
+    f'["set",[],"wide",[{",".join(["[]"] * 120)}]]',
+    f'["set",[],"text",["{"[" * 120}"]]',
+]  # fmt: skip
+
+
+class UndoError(Exception):
+    pass
+
+
+def value(chance: random.Random, depth: int = 0) -> Any:
+    """Return a random value."""
+    kind = chance.randrange(7 if depth < 3 else 4)
+    if kind < 4:
+        return chance.choice(SCALARS)
+    if kind == 4:
+        return [value(chance, depth + 1) for _ in range(chance.randrange(4))]
+    return {chance.choice(KEYS): value(chance, depth + 1) for _ in range(chance.randrange(4))}
+
+
+def nodes(node: Any) -> list[Any]:
+    """Return a node and all nodes below it."""
+    items = node if isinstance(node, StateList) else node.values()
+    return [node, *(found for item in items if isinstance(item, (StateDict, StateList)) for found in nodes(item))]
+
+
+def change(state: PersistedState, chance: random.Random) -> None:
+    """Apply a random change to a random node."""
+    node = chance.choice(nodes(state))
+    change_list(node, chance) if isinstance(node, StateList) else change_mapping(node, chance)
+
+
+def change_list(node: Any, chance: random.Random) -> None:
+    length = len(node)
+    place = chance.randrange(length + 1)
+    changes: list[Callable[[], object]] = [
+        lambda: node.append(value(chance)),
+        lambda: node.insert(place, value(chance)),
+        lambda: node.extend([value(chance), value(chance)]),
+        node.reverse,
+        lambda: node[place:].clear() if chance.random() < 0.9 else node.clear(),
+    ]
+    if length > 2:
+        changes += [
+            lambda: node.pop(place % length),
+            lambda: node.pop(0),
+            lambda: node.__setitem__(place % length, value(chance)),
+            lambda: node.__setitem__(slice(0, 2), [1]),
+            lambda: node.__setitem__(slice(0, 2), [1, value(chance)]),
+            lambda: node.__setitem__(slice(None, None, 2), [0] * len(range(0, length, 2))),
+        ]
+    chance.choice(changes)()
+
+
+def change_mapping(node: Any, chance: random.Random) -> None:
+    key, known = chance.choice(KEYS[:4] if isinstance(node, PersistedState) else KEYS), list(node)
+    changes: list[Callable[[], object]] = [
+        lambda: node.__setitem__(key, value(chance)),
+        lambda: node.__setitem__(key, value(chance)),
+        lambda: node.update({key: value(chance), "new": value(chance)}),
+    ]
+    if len(known) > 1:
+        changes += [
+            lambda: node.pop(chance.choice(known)),
+            node.popitem,
+            lambda: node.__setitem__(known[0], node.pop(known[0])),
+        ]
+    chance.choice(changes)()
+
+
+def change_and_undo(state: PersistedState, chance: random.Random) -> None:
+    """Apply changes in a transaction, also to what it removes, which may be undone."""
+    held = nodes(state)[1:]
+    with contextlib.suppress(UndoError), state.transaction():
+        for _ in range(chance.randrange(1, 4)):
+            change(state, chance)
+        for node in held:
+            if node._tree is None:
+                node.clear()
+        if chance.random() < 0.6:
+            raise UndoError
+
+
+def commented(text: str, chance: random.Random) -> str:
+    """Return a text with comments above and beside, and blank lines."""
+    out = []
+    for number, line in enumerate(text.splitlines()):
+        indent = " " * (len(line) - len(line.lstrip(" ")))
+        above = f"{indent}# above {number}\n" if chance.random() < 0.15 else "\n" if chance.random() < 0.05 else ""
+        out.append(f"{above}{line}{f'  # beside {number}' if chance.random() < 0.1 else ''}\n")
+    return "".join(out)
+
+
+def renewed_the_long_way(state: PersistedState) -> str:
+    """Return the next snapshot, made by comparing all of each top-level entry that changed."""
+    tree: Any = state._tree
+    origins: dict[int, Any] = {}
+    values = {key: persistedstate._plain(item, origins) for key, item in tree.root._items.items()}
+    document = tree.document.copied()
+    document.update(tree.touched, values, values.__getitem__, origins)
+    return str(document.text())
+
+
+@rounds(ci=150, nightly=5_000)
+def test_snapshot_of_what_changed_is_the_one_that_comparing_everything_gives(
+    path: Path, chance: random.Random, rounds: int
+) -> None:
+    for _ in range(rounds):
+        with PersistedState(path) as state:
+            state.update({key: value(chance) for key in KEYS[:3]})
+        path.write_text(commented(path.read_text("utf-8"), chance), "utf-8")
+        with PersistedState(path) as state:
+            for _ in range(chance.randrange(1, 8)):
+                for _ in range(chance.randrange(1, 5)):
+                    chance.choice([change, change, change_and_undo])(state, chance)
+                assert state._tree._renewed().text() == renewed_the_long_way(state)
+                if chance.random() < 0.6:
+                    state.vacuum()
+                    assert same(oracle.read(path, "ruamel"), plain(state))
+        path.unlink()
+
+
+@rounds(ci=150, nightly=5_000)
+def test_lines_are_read_as_ruamel_reads_them(chance: random.Random, rounds: int) -> None:
+    for _ in range(rounds):
+        text = commented(persistedstate._block({key: value(chance) for key in KEYS[:5]}, 0), chance)
+        assert same(persistedstate._Document.read(text)[1], persistedstate._Loader(text).mapping())
+        place = chance.randrange(len(text))
+        text = text[:place] + chance.choice(SCRAPS) + text[place + chance.randrange(2) :]
+        try:
+            expected = persistedstate._Loader(text).mapping()
+        except persistedstate._BadText:
+            continue
+        assert same(persistedstate._Document.read(text)[1], expected), text
+
+
+@rounds(ci=1_000, nightly=50_000)
+def test_records_are_read_together_as_they_are_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, chance: random.Random, rounds: int
+) -> None:
+    together = persistedstate._json_records
+    for _ in range(rounds):
+        glue = chance.choice(["---", "--- ", "--- ", "--- ", "---\n", "---  "])
+        chunks = [chance.choice(CHUNKS[:4] if chance.random() < 0.8 else CHUNKS) for _ in range(chance.randrange(1, 5))]
+        data = ("a: 1\nb: 2\n" + "".join(f"{glue}{chunk}\n" for chunk in chunks)).encode()
+        found: list[list[Any]] = []
+        readers: list[Callable[..., Any]] = [together, lambda *_: []]
+        for reader in readers:
+            monkeypatch.setattr(persistedstate, "_json_records", reader)
+            try:
+                stream = persistedstate._Stream(data)
+                found.append([stream.value, [record for record, _ in stream.records]])
+            except persistedstate._BadText as problem:
+                found.append([str(problem), problem.offset])
+        assert same(*found), data
+
+
+def test_wide_record_is_read_without_ruamel(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    path.write_text(f'a: []\n--- ["splice",["a"],0,0,[{",".join(["{}"] * 500)}]]\n')
+    monkeypatch.setattr(persistedstate, "_compose", refuse)
+
+    with PersistedState(path) as state:
+        assert plain(state) == {"a": [{}] * 500}
+
+
+def test_record_that_does_not_fit_is_found_among_many(path: Path) -> None:
+    path.write_text('a: 1\n--- ["set",[],"a",2]\n---   ["set",["a"],"b",3]\n--- ["set",[],"a",4]\n')
+
+    with pytest.raises(StateCorrupt) as caught:
+        PersistedState(path)
+
+    assert (caught.value.line, caught.value.column) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("apply", "expected"),
+    [
+        (lambda jobs: jobs[70].update(tries=5), {"  tries: 70\n": ["  tries: 5\n"]}),
+        (lambda jobs: jobs[70].update(new=5), {"  tries: 70\n": ["  tries: 70\n", "  new: 5\n"]}),
+        (lambda jobs: jobs.__setitem__(70, 5), {"- name: 'job 70'  # 70\n": ["- 5\n"], "  tries: 70\n": []}),
+        (
+            lambda jobs: jobs.pop(70),
+            {"# above 70\n": [], "- name: 'job 70'  # 70\n": [], "  tries: 70\n": []},
+        ),
+        (lambda jobs: jobs.append(5), {"  tries: 199\n": ["  tries: 199\n", "- 5\n"]}),
+    ],
+    ids=["changed", "grown", "replaced", "removed", "appended"],
+)
+def test_change_in_a_long_list_changes_the_lines_of_its_item(
+    path: Path, apply: Callable[[Any], object], expected: dict[str, list[str]]
+) -> None:
+    lines = ["# head\n", "jobs:  # all\n"]
+    for number in range(200):
+        lines += [f"# above {number}\n"] if number % 10 == 0 else []
+        lines += [f"- name: 'job {number}'  # {number}\n", f"  tries: {number}\n"]
+    path.write_text("".join(lines))
+
+    with PersistedState(path) as state:
+        apply(state.jobs)
+
+    assert path.read_text() == "".join(["".join(expected.get(line, [line])) for line in lines])
+
+
+def test_rest_of_a_long_list_is_not_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned: list[int] = []
+    scanner = persistedstate._Scanner
+
+    def noting(text: str) -> persistedstate._Scanner:
+        scanned.append(len(text))
+        return scanner(text)
+
+    with PersistedState(path, jobs=[{"name": f"job {number}"} for number in range(1000)]) as state:
+        monkeypatch.setattr(persistedstate, "_Scanner", noting)
+        state.jobs[70]["name"] = "x"
+        state.jobs.append({"name": "y"})
+        state.jobs.pop(0)
+        state.vacuum()
+
+        assert sum(scanned) < 100
+        assert oracle.read(path) == plain(state)
+
+
+def test_list_whose_change_was_interrupted_before_it_was_noted_is_compared(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with PersistedState(path, a=[1, 2, 3]) as state:
+        with state.transaction(), monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(StateList, "_note", interrupt)
+            state.a[1] = 5
+        state.vacuum()
+
+        assert oracle.read(path) == plain(state) == {"a": [1, 5, 3]}
