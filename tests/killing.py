@@ -1,12 +1,13 @@
 """A server that forks writers and kills them; a script for an interpreter with any persistedstate, 26.1 as well.
 
-    python killing.py FOLDER SEED ROUNDS [modest|linked]
+    python killing.py FOLDER SEED ROUNDS [modest|mixed|linked]
 
 Each round forks a process that opens the file, goes on with the workload and sends the number of every step that is
 done down a pipe. SIGKILL ends it at a random moment. Then a copy of the file must open to what the model holds after
 the last step that was acknowledged, or after the one that was under way. The next round goes on with the same file, as
-the killed process left it. A file that is linked has two names, and is therefore rewritten in its place. Prints a line
-of progress now and then, and at last the outcome as JSON.
+the killed process left it. A modest workload consists of what any persistedstate can do; a mixed one of all methods of
+dicts and lists; both do without what 26.1 does not offer. A file that is linked has two names, and is therefore
+rewritten in its place. Prints a line of progress now and then, and at last the outcome as JSON.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ except ImportError:  # the interpreter of 26.1 has no ruamel.yaml
 NUMBER = struct.Struct("<I")
 #: How long a writer may take to open its file.
 PATIENCE = 60.0
-#: The modest workload is a script that opens its state, makes about fifty changes and closes it, again and again.
-MODEST = {"change": 49, "reopen": 1}
+#: A script that opens its state, makes about fifty changes and closes it, again and again.
+SCRIPT = {"change": 49, "reopen": 1}
 DONE_JOBS = {"done": [{"id": n, "file": f"input/part-{n:05}.csv", "error": None} for n in range(8)]}
 #: Nearly all the time of a writer of a linked file goes into vacuums.
 REWRITING = {"change": 50, "commit": 10, "abort": 3, "vacuum": 35, "reopen": 2}
@@ -60,6 +61,7 @@ class Outcome:
     lost: int = 0
     unopened: int = 0
     left_behind: int = 0
+    failed: int = 0
     examples: list[str] = dataclasses.field(default_factory=list)
 
     def note(self, kind: str, example: str) -> None:
@@ -72,8 +74,11 @@ class Outcome:
 class Killer:
     """Runs the rounds on one file."""
 
-    def __init__(self, folder: Path, seed: str, *, modest: bool, linked: bool) -> None:
+    def __init__(self, folder: Path, seed: str, kind: str = "") -> None:
+        modest, mixed, linked = (kind == name for name in ("modest", "mixed", "linked"))
         self.folder, self.seed, self.modest = folder, seed, modest
+        #: Another persistedstate can do it as well.
+        self.is_shared = modest or mixed
         self.path, self.link = folder / "x.state", folder / "other.state" if linked else None
         self.chance = random.Random(seed)
         self.outcome = Outcome()
@@ -81,9 +86,9 @@ class Killer:
 
     def begin_anew(self) -> None:
         """Put a file with the start of a workload in place."""
-        weights = MODEST if self.modest else REWRITING if self.link else None
+        weights = SCRIPT if self.is_shared else REWRITING if self.link else None
         seed = f"{self.seed} from round {self.outcome.rounds}"
-        start = copy.deepcopy(DONE_JOBS) if self.modest else None
+        start = copy.deepcopy(DONE_JOBS) if self.is_shared else None
         self.workload = Workload(seed, modest=self.modest, weights=weights, start=start)
         for entry in self.folder.iterdir():
             entry.unlink()
@@ -94,6 +99,7 @@ class Killer:
     def round(self) -> None:
         """Let a process write, kill it, and look at what it left."""
         self.outcome.rounds += 1
+        failed = self.outcome.failed
         acknowledged = self._kill_a_writer() - self.workload.number
         self.outcome.steps += max(0, acknowledged)
         self.workload.take(acknowledged)
@@ -102,13 +108,15 @@ class Killer:
         if not all(name.startswith(".x.state.") and name.endswith(".tmp") for name in left):
             self.outcome.note("left_behind", repr(left))
         self._check()
+        if self.outcome.failed > failed:
+            self.begin_anew()  # it would fail again
         if self.outcome.rounds % 25 == 0:
             self._check_closing()
 
     def _kill_a_writer(self) -> int:
         """Return the number of the last step that a writer acknowledged before it was killed."""
-        options = {} if self.modest else {"_fsync": self.chance.choice([False, False, True, 0.002])}
-        delay, from_opening = 10 ** self.chance.uniform(-4, -1.7), not self.modest and self.chance.random() < 0.3
+        options = {} if self.is_shared else {"_fsync": self.chance.choice([False, False, True, 0.002])}
+        delay, from_opening = 10 ** self.chance.uniform(-4, -1.7), not self.is_shared and self.chance.random() < 0.3
         ours, theirs = os.pipe()
         pid = os.fork()
         if not pid:
@@ -125,7 +133,7 @@ class Killer:
             received = b"".join(iter(lambda: os.read(ours, 1 << 16), b""))
             os.close(ours)
         if os.WTERMSIG(status) != signal.SIGKILL:
-            self.outcome.note("left_behind", f"the writer ended by itself with status {status}")
+            self.outcome.note("failed", f"the writer ended by itself with status {status}")
         whole = len(received) - len(received) % NUMBER.size
         return int(NUMBER.unpack(received[whole - NUMBER.size : whole])[0]) if whole else self.workload.number
 
@@ -157,8 +165,8 @@ class Killer:
         return found
 
     def _same(self, left: Any, right: Any) -> bool:
-        """Compare; 26.1 sorts keys, therefore a modest workload does not ask for their order."""
-        return bool(left == right) if self.modest or oracle is None else oracle.same(left, right)
+        """Compare; 26.1 sorts keys, therefore a workload that it shares does not ask for their order."""
+        return bool(left == right) if self.is_shared or oracle is None else oracle.same(left, right)
 
     def _check_closing(self) -> None:
         """Let the file itself be opened and closed: it keeps its content, and nothing stays beside it."""
@@ -205,7 +213,7 @@ def _plain(node: Any) -> Any:
 
 def main() -> None:
     folder, seed, rounds, *rest = sys.argv[1:]
-    killer = Killer(Path(folder), seed, modest="modest" in rest, linked="linked" in rest)
+    killer = Killer(Path(folder), seed, *rest)
     for number in range(1, int(rounds) + 1):
         killer.round()
         if number % 100 == 0:

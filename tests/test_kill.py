@@ -42,7 +42,7 @@ def test_kill_loses_nothing_acknowledged(chance: random.Random, rounds: int) -> 
     outcome = kill(chance.getrandbits(32), rounds)
 
     assert outcome["examples"] == []
-    assert (outcome["lost"], outcome["unopened"], outcome["left_behind"]) == (0, 0, 0)
+    assert [outcome[kind] for kind in ("lost", "unopened", "left_behind", "failed")] == [0, 0, 0, 0]
     assert outcome["rounds"] == rounds
     assert outcome["steps"] > rounds
 
@@ -54,7 +54,7 @@ def test_kill_while_a_file_is_rewritten_in_its_place_loses_nothing(chance: rando
     outcome = kill(chance.getrandbits(32), rounds, "linked")
 
     assert outcome["examples"] == []
-    assert (outcome["lost"], outcome["unopened"], outcome["left_behind"]) == (0, 0, 0)
+    assert [outcome[kind] for kind in ("lost", "unopened", "left_behind", "failed")] == [0, 0, 0, 0]
     assert outcome["steps"] > rounds
 
 
@@ -65,5 +65,5 @@ def test_kill_of_a_script_that_opens_and_closes_often_loses_nothing(chance: rand
     outcome = kill(chance.getrandbits(32), rounds, "modest")
 
     assert outcome["examples"] == []
-    assert (outcome["lost"], outcome["unopened"], outcome["left_behind"]) == (0, 0, 0)
+    assert [outcome[kind] for kind in ("lost", "unopened", "left_behind", "failed")] == [0, 0, 0, 0]
     assert outcome["steps"] > rounds

@@ -185,6 +185,7 @@ def test_an_error_while_opening_frees_the_lock(path: Path) -> None:
 
 WAITER = """
     import sys
+    import portalocker  # an interrupt within an import need not come out as KeyboardInterrupt
     from persistedstate import PersistedState
     try:
         print("trying", flush=True)

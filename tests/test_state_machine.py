@@ -477,14 +477,20 @@ class Machine(RuleBasedStateMachine):
 
 
 def with_line(text: str, number: int) -> str:
-    """Set the person's key in the snapshot of a text, on its own line, and never in the same number of bytes."""
+    """Set the person's key in the snapshot of a text, on its own line, and never in the same number of bytes.
+
+    It stays where it is: whoever moves a key wants all keys in that order, also those that the script has moved.
+    """
     head, separator, journal = text.partition("--- ")
-    lines = [line for line in head.splitlines(keepends=True) if not line.startswith(f"{BY_HAND}:")]
+    mine, lines = f"{BY_HAND}: {number}  # {'*' * number}\n", head.splitlines(keepends=True)
+    if any(line.startswith(f"{BY_HAND}:") for line in lines):
+        lines = [mine if line.startswith(f"{BY_HAND}:") else line for line in lines]
+        return "".join([*lines, separator, journal])
     if lines and lines[-1].strip() and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
     if yaml.safe_load("".join(lines)) in ({}, None):
         lines = []
-    return "".join([*lines, f"{BY_HAND}: {number}  # {'*' * number}\n", separator, journal])
+    return "".join([*lines, mine, separator, journal])
 
 
 CI = settings(
