@@ -123,10 +123,12 @@ def open_store(address: str, *, is_source: bool = False) -> Store:
 
     is_source: True: do not create what is not there, and do not lock a state file.
     """
-    scheme, colon, _ = address.partition(":")
-    if not colon or scheme not in _OPENERS:
-        return PersistedStateStore(address, _readonly=is_source)
-    return _OPENERS[scheme](_Address(address, is_source))
+    scheme, _, rest = address.partition(":")
+    if scheme in _OPENERS:
+        return _OPENERS[scheme](_Address(address, is_source))
+    if rest.startswith("//"):
+        raise ValueError(f"{address} is no address of a store; there are {', '.join(_OPENERS)}, and paths")
+    return PersistedStateStore(address, _readonly=is_source)
 
 
 # ---- Passes ----

@@ -540,6 +540,15 @@ def test_folder_to_copy_from_is_not_made(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["postgresql://localhost/x", "Redis://localhost", "file:///tmp/x.state"])
+def test_address_of_an_unknown_kind_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ValueError, match=r"is no address of a store; there are .* redis"):
+        open_store(text)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("text", "client", "reason"),
     [
