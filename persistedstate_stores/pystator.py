@@ -302,8 +302,8 @@ class PersistedStateStore(StateStoreClient):
         """Return the entity's latest transitions, the newest first."""
         blank = {**dict.fromkeys(_HISTORY), "entity_id": entity_id}
         with self._open() as state:
-            found = _logged(state, "transitions", entity_id)
-        return [{**blank, **record} for record in islice(reversed(found), limit)]
+            latest = islice(reversed(_logged(state, "transitions", entity_id)), limit)
+            return [{**blank, **_told("transitions", entity_id, record)} for record in latest]
 
     def append_event(
         self,
@@ -319,7 +319,7 @@ class PersistedStateStore(StateStoreClient):
         event = {"payload": payload, "event_id": event_id, "source": source, "machine_name": machine_name}
         with self._open() as state:
             logged = _logged(state, "events", entity_id)
-            number = int(logged[-1]["sequence"]) + 1 if logged else 1
+            number = _sequence(entity_id, logged[-1]) + 1 if logged else 1
             _append(state, "events", entity_id, {"sequence": number, "trigger": trigger, **event})
         return number
 
@@ -327,9 +327,9 @@ class PersistedStateStore(StateStoreClient):
         """Return the entity's events after the number `after_sequence`, at most `limit`, in their order."""
         blank = {**_EVENT, "entity_id": entity_id}
         with self._open() as state:
-            found = _logged(state, "events", entity_id)
-        later = (event for event in found if event["sequence"] > after_sequence)
-        return [{**blank, **event} for event in islice(later, limit)]
+            logged = _logged(state, "events", entity_id)
+            later = (event for event in logged if _sequence(entity_id, event) > after_sequence)
+            return [{**blank, **_told("events", entity_id, event)} for event in islice(later, limit)]
 
     # ---- The same for asyncio ----
 
@@ -464,12 +464,27 @@ def _made_section(state: PersistedState, name: str) -> MutableMapping[str, Any]:
     return _section(state, name)
 
 
-def _logged(state: PersistedState, section: str, entity_id: str) -> list[dict[str, Any]]:
-    """Return a plain copy of an entity's log."""
+def _logged(state: PersistedState, section: str, entity_id: str) -> Sequence[Any]:
+    """Return an entity's log, as it is in the state: copying it took longer with each entry."""
     found = _section(state, section).get(entity_id)
     if not isinstance(found, StateList | None):
         raise ValueError(f"{section}.{entity_id}: {found!r} in the file is no list; make it one")  # noqa: TRY004 - a value of the file
-    return plain(found) if found is not None else []
+    return [] if found is None else found
+
+
+def _told(section: str, entity_id: str, record: Any) -> dict[str, Any]:
+    """Return a plain copy of a log's record; ValueError if a person made it something else."""
+    if not isinstance(record, StateDict):
+        raise ValueError(f"{section}.{entity_id}: {record!r} in the file is no mapping; make it one")  # noqa: TRY004 - a value of the file
+    return dict(plain(record))
+
+
+def _sequence(entity_id: str, event: Any) -> int:
+    """Return an event's number; ValueError if a person left it without."""
+    number = event.get("sequence") if isinstance(event, StateDict) else None
+    if not isinstance(number, int):
+        raise ValueError(f"events.{entity_id}: {event!r} in the file has no `sequence`; number it")  # noqa: TRY004 - a value of the file
+    return number
 
 
 def _append(state: PersistedState, section: str, entity_id: str, record: dict[str, Any]) -> None:
