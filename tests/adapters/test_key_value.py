@@ -43,7 +43,8 @@ from key_value.aio.errors import (
 from key_value.aio.protocols import key_value as protocols
 from key_value.aio.stores.base import BaseStore
 
-from persistedstate_stores.key_value import ManagedEntry, PersistedStateStore
+from persistedstate_stores import key_value as adapter
+from persistedstate_stores.key_value import PersistedStateStore
 
 from .conftest import run
 
@@ -1046,7 +1047,7 @@ def test_trap_h_private_module_has_the_entry_that_the_base_class_takes() -> None
     """Were it to move, only this package's import of it had to follow."""
     hints = typing.get_type_hints(BaseStore._put_managed_entry)
 
-    assert hints["managed_entry"] is ManagedEntry
+    assert hints["managed_entry"] is vars(adapter)["ManagedEntry"]
 
 
 def test_neither_the_module_nor_the_package_imports_the_framework() -> None:

@@ -382,7 +382,12 @@ def test_adding_to_a_long_log_does_not_read_it(store: PersistedStateStore, monke
         store.append_event("a", "look", payload={"long": "text"})
         store.record_transition("a", "new", "look")
     copied: list[Any] = []
-    monkeypatch.setattr(adapter, "plain", lambda value: copied.append(value) or plain(value))
+
+    def copy(value: Any) -> Any:
+        copied.append(value)
+        return plain(value)
+
+    monkeypatch.setattr(adapter, "plain", copy)
 
     assert store.append_event("a", "look") == 6
     store.record_transition("a", "new", "look")
