@@ -168,12 +168,12 @@ class PersistedStateStore(
             return [self._entry(collection, key) for key in keys]
 
     async def _put_managed_entry(self, *, collection: str, key: str, managed_entry: ManagedEntry) -> None:
-        self._put(collection, {_name(key): _dump(managed_entry)})
+        self._put(collection, {_name(key): managed_entry})
 
     async def _put_managed_entries(
         self, *, collection: str, keys: Sequence[str], managed_entries: Sequence[ManagedEntry], **_times: Any
     ) -> None:
-        self._put(collection, {_name(key): _dump(entry) for key, entry in zip(keys, managed_entries, strict=True)})
+        self._put(collection, {_name(key): entry for key, entry in zip(keys, managed_entries, strict=True)})
 
     async def _delete_managed_entry(self, *, key: str, collection: str) -> bool:
         return self._delete(collection, [key]) == 1
@@ -260,10 +260,11 @@ class PersistedStateStore(
         except ValueError as problem:
             raise DeserializationError(f"{self._place(collection, key)}: {problem}") from None
 
-    def _put(self, collection: str, entries: dict[str, dict[str, Any]]) -> None:
+    def _put(self, collection: str, new: dict[str, ManagedEntry]) -> None:
         """Store entries, all or none, in one record."""
-        if not entries:
+        if not new:
             return
+        entries = {key: self._dumped(collection, key, entry) for key, entry in new.items()}
         try:
             with self._current():
                 self._purge_if_due()
@@ -273,6 +274,16 @@ class PersistedStateStore(
             raise
         except (TypeError, ValueError) as error:
             raise SerializationError(f"{self._place(collection)}: {error}") from error
+
+    def _dumped(self, collection: str, key: str, entry: ManagedEntry) -> dict[str, Any]:
+        """Return what stands in the file for an entry, with a copy of its value."""
+        value = entry.value_as_dict
+        try:
+            value = json.loads(json.dumps(value), object_pairs_hook=_unique)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise SerializationError(f"{self._place(collection, key)}: no JSON: {error}") from error
+        times = {"created_at": entry.created_at_isoformat, "expires_at": entry.expires_at_isoformat}
+        return {"value": value, **{name: text for name, text in times.items() if text is not None}}
 
     def _assign(self, collection: str, entries: dict[str, dict[str, Any]]) -> None:
         if self._max_entries is None:
@@ -371,20 +382,6 @@ def _name(key: Any) -> str:
     return key
 
 
-def _dump(entry: ManagedEntry) -> dict[str, Any]:
-    """Return what stands in the file for an entry, with a copy of its value."""
-    value = _json_copy(entry.value_as_dict)
-    times = {"created_at": entry.created_at_isoformat, "expires_at": entry.expires_at_isoformat}
-    return {"value": value, **{name: text for name, text in times.items() if text is not None}}
-
-
-def _json_copy(value: dict[str, Any]) -> Any:
-    try:
-        return json.loads(json.dumps(value), object_pairs_hook=_unique)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SerializationError(f"no JSON: {error}") from error
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -406,12 +403,13 @@ def _instant(written: Any) -> datetime | None:
     """Return the time that is written in the file; raises ValueError if it is none."""
     if written is None or isinstance(written, datetime):
         found = written
-    elif isinstance(written, str):
-        found = datetime.fromisoformat(written.strip().replace("Z", "+00:00"))
     elif isinstance(written, date):
         found = datetime(written.year, written.month, written.day, tzinfo=timezone.utc)
     else:
-        raise ValueError(f"{written!r} is no time; write for example 2026-12-24 18:00:00")
+        try:
+            found = datetime.fromisoformat(written.strip().replace("Z", "+00:00"))
+        except (AttributeError, ValueError):
+            raise ValueError(f"{written!r} is no time; write for example 2026-12-24 18:00:00") from None
     return found if found is None or found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 

@@ -358,6 +358,25 @@ def test_what_is_no_json_is_refused_and_changes_nothing(any_store: PersistedStat
     assert run(any_store.get_many(["k", "l"])) == [{"n": 1}, None]
 
 
+def test_refusal_names_the_place(store: PersistedStateStore, path: Path) -> None:
+    with pytest.raises(SerializationError, match=f"{path.name}: c → k: .*datetime"):
+        run(store.put("k", {"at": dt.datetime(2024, 5, 1)}, collection="c"))
+    with pytest.raises(SerializationError, match=f"{path.name}: c → l: .*set"):
+        run(store.put_many(["k", "l"], [{}, {"of": {1}}], collection="c"))
+
+
+@pytest.mark.parametrize("written", ["tomorrow", "7", "[2026]"])
+def test_what_is_no_time_is_told_with_one_that_is(path: Path, written: str) -> None:
+    write(path, entry(written))
+    store = PersistedStateStore(path)
+    with pytest.warns(RuntimeWarning, match="c → k"):
+        run(store.setup())
+
+    with pytest.raises(DeserializationError, match=r"c → k: .* is no time; write for example 2026-12-24 18:00:00"):
+        run(store.get("k", collection="c"))
+    run(store.close())
+
+
 def test_cycle_is_refused(store: PersistedStateStore) -> None:
     value: dict[str, Any] = {}
     value["self"] = value
