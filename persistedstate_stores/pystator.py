@@ -277,12 +277,14 @@ class PersistedStateStore(StateStoreClient):
 
     def list_entities(self, state: str | None = None, limit: int = 100, offset: int = 0) -> list[str]:
         """Return the ids of the entities that have a state (this one), in the order of the file."""
-        found = (entity_id for entity_id, is_in in self._states() if state in {None, is_in})
-        return list(islice(found, offset, offset + limit))
+        with self._open() as opened:
+            found = (entity_id for entity_id, is_in in self._states(opened) if state in {None, is_in})
+            return list(islice(found, offset, offset + limit))
 
     def count_by_state(self) -> dict[str, int]:
         """Return how many entities are in each state."""
-        return dict(Counter(state for _, state in self._states()))
+        with self._open() as opened:
+            return dict(Counter(state for _, state in self._states(opened)))
 
     # ---- History ----
 
@@ -388,12 +390,16 @@ class PersistedStateStore(StateStoreClient):
         with self._open():
             return dict(self._entry(entity_id)["metadata"])
 
-    def _states(self) -> list[tuple[str, str]]:
-        """Return the entities that have a state, with it."""
-        with self._open() as state:
-            ids = dict.fromkeys([*_section(state, "entities"), *self._begun])
-            found = [(entity_id, self._entry(entity_id)["state"]) for entity_id in ids]
-        return [(entity_id, is_in) for entity_id, is_in in found if is_in is not None]
+    def _states(self, state: PersistedState) -> Iterator[tuple[str, str]]:
+        """Yield the entities that have a state, with it, without copying the rest of them."""
+        entities = _section(state, "entities")
+        for entity_id in dict.fromkeys([*entities, *self._begun]):
+            known = self._begun[entity_id].entry if entity_id in self._begun else entities.get(entity_id)
+            is_in = known.get("state") if isinstance(known, dict | StateDict) else None
+            if not isinstance(is_in, str):  # there is none, or a person made it unusable, which is told
+                is_in = self._entry(entity_id)["state"]
+            if is_in is not None:
+                yield entity_id, is_in
 
     def _write(self, entries: dict[str, dict[str, Any]]) -> None:
         """Put entries into the file as one record."""

@@ -377,6 +377,20 @@ def test_event_that_a_person_wrote_without_its_number_is_named(path: Path, event
             store.get_events("a")
 
 
+def test_listing_entities_copies_nothing_and_goes_no_further_than_the_limit(
+    store: PersistedStateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.set_states_batch({"a": "new", "b": "paid", "c": "paid", "d": "new"}, metadata={"context": {"long": "text"}})
+    store.set_context("e", {"has": "no state"})
+    monkeypatch.setattr(adapter, "plain", lambda _: 1 / 0)
+
+    assert store.list_entities(limit=2) == ["a", "b"]
+    assert store.list_entities("paid", limit=1, offset=1) == ["c"]
+    monkeypatch.undo()
+    assert store.list_entities() == ["a", "b", "c", "d"]
+    assert store.count_by_state() == {"new": 2, "paid": 2}
+
+
 def test_adding_to_a_long_log_does_not_read_it(store: PersistedStateStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(5):
         store.append_event("a", "look", payload={"long": "text"})
