@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef, NamedTuple
 from uuid import UUID, uuid4
 
 from persistedstate import PersistedState, StateDict, StateList, plain
+from persistedstate_stores._ids import warn_of_ids
 
 try:
     from constelite.guid_map import AsyncGUIDMap
@@ -94,6 +95,7 @@ class _File:
             if self._opened is None:
                 assert self._path is not None  # noqa: S101 - there is a path, or a state that was given
                 self._opened = PersistedState(self._path, **self._options)
+                warn_of_ids(self._opened, "records", "guids")
             return self._opened
 
     def close(self) -> None:

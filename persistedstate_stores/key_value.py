@@ -89,7 +89,8 @@ class PersistedStateStore(
     lists, anything else is a SerializationError, with nothing changed. An expired entry is never returned or listed,
     and leaves the file with one of the next changes, at the next opening, or by `cull()`. What a person saves while
     the store is open is seen within a second. May be used from several event loops and threads. The calls do not wait
-    for anything but the disk: one takes some ten microseconds, with `_fsync=True` as long as the disk needs.
+    for anything but the disk: one takes some ten microseconds, with `_fsync=True` as long as the disk needs. Only the
+    first one, which opens the file, waits up to `_wait` seconds for another process, and the event loop with it.
     """
 
     #: The open state; None before the first call and after `close()`.

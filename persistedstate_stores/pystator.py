@@ -36,6 +36,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistedstate import PersistedState, StateDict, StateList, plain
+from persistedstate_stores._ids import warn_of_ids
 
 try:
     from pystator.errors import StaleVersionError
@@ -142,6 +143,7 @@ class PersistedStateStore(StateStoreClient):
         """Open the file, creating it if need be; does nothing when it is open."""
         if self._connection is None:
             self._connection = self._given or PersistedState(self._path(), **self._options)
+            warn_of_ids(self._connection, "entities", "transitions", "events")
 
     def disconnect(self) -> None:
         """Close the file, unless the state was given open; `connect()` opens it again. A second call does nothing."""

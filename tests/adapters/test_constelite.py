@@ -947,6 +947,15 @@ def test_unusable_record_is_named_and_left_alone(path: Path, text: str, problem:
     assert path.read_text(encoding="utf-8") == text
 
 
+def test_uids_without_quotes_that_are_no_strings_are_named(path: Path) -> None:
+    path.write_text("records:\n  7: {model_name: Toy}\n  seven: {model_name: Toy}\n", encoding="utf-8")
+
+    with contextlib.closing(open_store(path)) as store:
+        with pytest.warns(RuntimeWarning, match=r'records\.7: an id is a string, write "1", not 1'):
+            assert run(store.uid_exists("seven", Toy)) is True
+        assert run(store.uid_exists("7", Toy)) is False
+
+
 @pytest.mark.parametrize("carer", ["Kim and u", 7, {"u": 1}])
 def test_relationship_that_a_person_wrote_as_something_else_leads_nowhere_and_stays(path: Path, carer: Any) -> None:
     text = f"records:\n  u:\n    model_name: Keeper\n  a:\n    model_name: Pet\n    carer: {json.dumps(carer)}\n"

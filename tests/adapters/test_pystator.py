@@ -1059,6 +1059,18 @@ def test_what_a_person_left_empty_is_as_good_as_absent(path: Path, text: str) ->
         assert orchestrator(store).process_event("a", "pay").success
 
 
+def test_ids_without_quotes_that_are_no_strings_are_named(path: Path) -> None:
+    path.write_text("entities:\n  42: {state: paid}\n  no: {state: new}\nevents:\n  true: []\n", encoding="utf-8")
+
+    store = PersistedStateStore(path)
+
+    with pytest.warns(RuntimeWarning, match=r'entities\.42, events\.True: an id is a string, write "1", not 1'):
+        store.connect()
+
+    assert (store.get_state("42"), store.get_state("no")) == (None, "new")
+    store.disconnect()
+
+
 def test_log_that_is_no_list_is_named(path: Path) -> None:
     path.write_text("events:\n  a: pay\n", encoding="utf-8")
 
