@@ -44,7 +44,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
 __all__ = ["PersistedStateStore"]
@@ -56,6 +56,8 @@ _LOOK_EVERY, _LOOK_SHARE, _LOOK_AT_LEAST_EVERY = 0.1, 0.1, 1.0
 _PURGE_SHARE = 0.01
 #: So many entries are purged in one record: one fsync for many, and no huge list of what to do to undo it.
 _PURGED_AT_ONCE = 100
+#: What JSON gives back just as it is, besides lists and dicts.
+_JSON, _NAMES = frozenset({str, int, float, bool, type(None)}), frozenset({str})
 #: So many unusable places are named in a warning.
 _NAMED = 3
 
@@ -277,10 +279,11 @@ class PersistedStateStore(
             raise SerializationError(f"{self._place(collection)}: {error}") from error
 
     def _dumped(self, collection: str, key: str, entry: ManagedEntry) -> dict[str, Any]:
-        """Return what stands in the file for an entry, with a copy of its value."""
+        """Return what stands in the file for an entry; the state takes a copy of it."""
         value = entry.value_as_dict
         try:
-            value = json.loads(json.dumps(value), object_pairs_hook=_unique)
+            if not _is_json([value]):
+                value = json.loads(json.dumps(value), object_pairs_hook=_unique)
         except (TypeError, ValueError, RecursionError) as error:
             raise SerializationError(f"{self._place(collection, key)}: no JSON: {error}") from error
         times = {"created_at": entry.created_at_isoformat, "expires_at": entry.expires_at_isoformat}
@@ -300,7 +303,10 @@ class PersistedStateStore(
 
     def _update(self, collection: str, entries: dict[str, dict[str, Any]]) -> None:
         root, node = self._root(), self._entries(collection)
-        if isinstance(node, StateDict):
+        if isinstance(node, StateDict) and len(entries) == 1:  # less work than an update
+            ((key, entry),) = entries.items()
+            node[key] = entry
+        elif isinstance(node, StateDict):
             node.update(entries)
         elif self._under is None or isinstance(root, StateDict):
             root[collection] = entries
@@ -381,6 +387,21 @@ def _name(key: Any) -> str:
     if not isinstance(key, str):
         raise TypeError(f"a key is a str, not {type(key).__name__}")
     return key
+
+
+def _is_json(items: Iterable[Any]) -> bool:
+    """Tell whether JSON gives these values back just as they are; a look at them costs a third of doing it."""
+    for item in items:
+        kind = type(item)
+        if kind is dict:
+            if not (_NAMES.issuperset(map(type, item)) and _is_json(item.values())):
+                return False
+        elif kind is list:
+            if not _is_json(item):
+                return False
+        elif kind not in _JSON:
+            return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import threading
 import time
 import typing
 import warnings
+from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any
 
 import oracle
@@ -389,6 +390,26 @@ def test_tuples_become_lists_and_inner_keys_strings(store: PersistedStateStore) 
     run(store.put("k", {"t": (1, (2,)), "d": {5: None, True: 2}}))
 
     assert run(store.get("k")) == {"t": [1, [2]], "d": {"5": None, "true": 2}}
+
+
+def test_what_json_would_change_is_stored_as_it_would_be(store: PersistedStateStore, path: Path) -> None:
+    class Level(str, Enum):
+        HIGH = "high"
+
+    class Number(IntEnum):
+        ONE = 1
+
+    shared = [1]
+    value = {"level": Level.HIGH, "one": {"a": shared}, "two": shared, "number": Number.ONE, "by": {None: 1.0}}
+
+    run(store.put("k", value))
+    run(store.put("l", {"one": shared, "two": shared}))
+    shared.append(2)
+
+    expected = {"level": "high", "one": {"a": [1]}, "two": [1], "number": 1, "by": {"null": 1.0}}
+    for found in run(store.get("k")), oracle.read(path)["default_collection"]["k"]["value"]:
+        assert repr(dict(found)) == repr(expected)
+    assert run(store.get("l")) == {"one": [1], "two": [1]}
 
 
 def test_inner_keys_that_json_makes_the_same_are_refused(store: PersistedStateStore) -> None:
