@@ -205,6 +205,10 @@ def _vacuum(text: str, case: str) -> Bar:
     return Bar(text, 100.0, lambda f: f.ratio("vacuum 1 MB", ROUND_TRIP) / f.ratio(case), is_floor=True)
 
 
+def _store(text: str, case: str, than: str, ours: str = OURS) -> Bar:
+    return Bar(text, 1.0, lambda figures: figures.median(case, than) / figures.median(case, ours), is_floor=True)
+
+
 def _folded_cost(figures: Figures) -> float:
     """Return what a folded scalar adds to opening, as a multiple of what ruamel.yaml needs for its entry alone."""
     added = figures.ratio("open 1 MB by hand, folded") - figures.ratio("open 1 MB by hand")
@@ -245,6 +249,10 @@ BARS = [
         lambda figures: figures.ratio("synced counter", f"{OURS}, _fsync=True"),
     ),
     _limit("memory of 1 MB, all read, against plain dicts and lists", "memory of 1 MB, all read", 2.0),
+    _store("py-key-value's put: faster than its DiskStore", "key-value put", "DiskStore"),
+    _store("… with `_fsync=True`, than its FileTreeStore", "key-value put", "FileTreeStore", f"{OURS}, _fsync=True"),
+    _store("py-key-value's get: faster than its DiskStore", "key-value get", "DiskStore"),
+    _store("… with `_fsync=True`, than its FileTreeStore", "key-value get", "FileTreeStore", f"{OURS}, _fsync=True"),
     Bar(
         "modules from other packages that `import persistedstate` loads",
         0.0,

@@ -40,6 +40,13 @@ def state_file(folder: Path) -> Any:
     return PersistedStateStore(folder / "x.state")
 
 
+def synced_state_file(folder: Path) -> Any:
+    """Return a store in a state file that is on the disk before a call returns."""
+    from persistedstate_stores.key_value import PersistedStateStore
+
+    return PersistedStateStore(folder / "x.state", _fsync=True)
+
+
 def memory(_folder: Path) -> Any:
     """Return theirs in memory."""
     from key_value.aio.stores.memory import MemoryStore
@@ -56,7 +63,7 @@ def disk(folder: Path) -> Any:
 
 
 def file_tree(folder: Path) -> Any:
-    """Return theirs with a file for each entry."""
+    """Return theirs with a file for each entry, which waits for the disk."""
     pytest.importorskip("aiofile", reason="aiofile is not installed")
     from key_value.aio.stores.filetree import FileTreeStore
 
@@ -66,6 +73,7 @@ def file_tree(folder: Path) -> Any:
 #: The name of each store, what a put survives once it has returned, and how it is made.
 STORES: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "persistedstate": ("process crash", state_file),
+    "persistedstate, _fsync=True": ("power loss", synced_state_file),
     "MemoryStore": ("memory", memory),
     "DiskStore": ("process crash", disk),
     "FileTreeStore": ("power loss", file_tree),
@@ -77,7 +85,7 @@ class Bench:
 
     def __init__(self, name: str, folder: Path, benchmark: Any, rounds: int) -> None:
         self.name, self.benchmark = name, benchmark
-        self.rounds = FEW_ROUNDS if name == "FileTreeStore" else rounds
+        self.rounds = FEW_ROUNDS if STORES[name][0] == "power loss" else rounds
         self.loop = asyncio.new_event_loop()
         self.store = STORES[name][1](folder)
         self.loop.run_until_complete(self.fill())

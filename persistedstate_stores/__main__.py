@@ -37,10 +37,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _copy(source: str, target: str) -> int:
-    from persistedstate_stores.copy import copy  # noqa: PLC0415 - to show the help, no framework is needed
-
     is_shown = sys.stderr.isatty()
     try:
+        from persistedstate_stores.copy import copy  # noqa: PLC0415 - to show the help, no framework is needed
+
         done = await copy(source, target, progress=show if is_shown else None)
     except Exception as error:  # noqa: BLE001 - each client of a server has its own
         print(f"\nerror: {error}" if is_shown else f"error: {error}", file=sys.stderr)

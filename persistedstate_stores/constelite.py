@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef, NamedTuple
 from uuid import UUID, uuid4
 
 from persistedstate import PersistedState, StateDict, StateList, plain
+from persistedstate_stores._ids import warn_of_ids
 
 try:
     from constelite.guid_map import AsyncGUIDMap
@@ -94,6 +95,7 @@ class _File:
             if self._opened is None:
                 assert self._path is not None  # noqa: S101 - there is a path, or a state that was given
                 self._opened = PersistedState(self._path, **self._options)
+                warn_of_ids(self._opened, "records", "guids")
             return self._opened
 
     def close(self) -> None:
@@ -440,8 +442,14 @@ def _remove(uid: str, records: Any) -> None:
         return
     for record in records.values():
         for name in _relationships(record):
-            if uid in (record.get(name) or ()):
+            if _leads_to(record, name, uid):
                 record[name].remove(uid)
+
+
+def _leads_to(record: Mapping[str, Any], name: str | None, uid: str) -> bool:
+    """Tell whether a relationship leads to a record; what a person made something else than a list does not."""
+    found = record.get(name) if name is not None else None
+    return isinstance(found, list | StateList) and uid in found
 
 
 def _uids(record: Mapping[str, Any], name: str) -> list[str]:
@@ -457,7 +465,8 @@ def _targets(records: Mapping[str, Any], field: Any, record: Mapping[str, Any]) 
     if record.get(field.name) is None and not field.required:
         return None
     declared = _model_name(field.type_.model())
-    return [(uid, (records.get(uid) or {}).get("model_name", declared)) for uid in _uids(record, field.name)]
+    found = [(uid, records.get(uid)) for uid in _uids(record, field.name)]
+    return [(uid, to.get("model_name", declared) if isinstance(to, StateDict) else declared) for uid, to in found]
 
 
 def _sources(records: Mapping[str, Any], field: Any, uid: str) -> list[tuple[str, str]] | None:
@@ -466,7 +475,7 @@ def _sources(records: Mapping[str, Any], field: Any, uid: str) -> list[tuple[str
     found = [
         (source, record["model_name"])
         for source, record in records.items()
-        if isinstance(record, StateDict) and uid in (record.get(name) or ()) and declared in _lineage(record)
+        if isinstance(record, StateDict) and _leads_to(record, name, uid) and declared in _lineage(record)
     ]
     return found or None
 

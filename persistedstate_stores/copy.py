@@ -30,13 +30,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from persistedstate_stores.key_value import PersistedStateStore
+
+# Without the framework, the import above tells what to install.
+# isort: split
 from key_value.aio.protocols.key_value import (
     AsyncEnumerateCollectionsProtocol,
     AsyncEnumerateKeysProtocol,
     AsyncKeyValueProtocol,
 )
-
-from persistedstate_stores.key_value import PersistedStateStore
 
 __all__ = ["Copied", "CopyError", "copy", "open_store"]
 
@@ -123,10 +125,12 @@ def open_store(address: str, *, is_source: bool = False) -> Store:
 
     is_source: True: do not create what is not there, and do not lock a state file.
     """
-    scheme, colon, _ = address.partition(":")
-    if not colon or scheme not in _OPENERS:
-        return PersistedStateStore(address, _readonly=is_source)
-    return _OPENERS[scheme](_Address(address, is_source))
+    scheme, _, rest = address.partition(":")
+    if scheme in _OPENERS:
+        return _OPENERS[scheme](_Address(address, is_source))
+    if rest.startswith("//"):
+        raise ValueError(f"{address} is no address of a store; there are {', '.join(_OPENERS)}, and paths")
+    return PersistedStateStore(address, _readonly=is_source)
 
 
 # ---- Passes ----
@@ -365,9 +369,12 @@ class _Address(NamedTuple):
     is_source: bool
 
     @property
-    def rest(self) -> str:
-        """What follows the scheme."""
-        return self.text.partition(":")[2]
+    def folder(self) -> str:
+        """What follows the scheme; ValueError if nothing does."""
+        folder = self.text.partition(":")[2]
+        if not folder:
+            raise ValueError(f"{self.text} names no folder; write {self.text}FOLDER")
+        return folder
 
 
 def _open_redis(address: _Address) -> Store:
@@ -424,13 +431,13 @@ def _open_elasticsearch(address: _Address) -> Store:
 def _open_disk(address: _Address) -> Store:
     from key_value.aio.stores.disk import DiskStore
 
-    return DiskStore(directory=address.rest, auto_create=not address.is_source)
+    return DiskStore(directory=address.folder, auto_create=not address.is_source)
 
 
 def _open_file_tree(address: _Address) -> Store:
     from key_value.aio.stores.filetree import FileTreeStore
 
-    return FileTreeStore(data_directory=address.rest, auto_create=not address.is_source)
+    return FileTreeStore(data_directory=address.folder, auto_create=not address.is_source)
 
 
 _OPENERS: dict[str, Callable[[_Address], Store]] = {

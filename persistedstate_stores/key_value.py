@@ -44,7 +44,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
 __all__ = ["PersistedStateStore"]
@@ -56,6 +56,8 @@ _LOOK_EVERY, _LOOK_SHARE, _LOOK_AT_LEAST_EVERY = 0.1, 0.1, 1.0
 _PURGE_SHARE = 0.01
 #: So many entries are purged in one record: one fsync for many, and no huge list of what to do to undo it.
 _PURGED_AT_ONCE = 100
+#: What JSON gives back just as it is, besides lists and dicts.
+_JSON, _NAMES = frozenset({str, int, float, bool, type(None)}), frozenset({str})
 #: So many unusable places are named in a warning.
 _NAMED = 3
 
@@ -89,7 +91,8 @@ class PersistedStateStore(
     lists, anything else is a SerializationError, with nothing changed. An expired entry is never returned or listed,
     and leaves the file with one of the next changes, at the next opening, or by `cull()`. What a person saves while
     the store is open is seen within a second. May be used from several event loops and threads. The calls do not wait
-    for anything but the disk: one takes some ten microseconds, with `_fsync=True` as long as the disk needs.
+    for anything but the disk: one takes some ten microseconds, with `_fsync=True` as long as the disk needs. Only the
+    first one, which opens the file, waits up to `_wait` seconds for another process, and the event loop with it.
     """
 
     #: The open state; None before the first call and after `close()`.
@@ -168,12 +171,12 @@ class PersistedStateStore(
             return [self._entry(collection, key) for key in keys]
 
     async def _put_managed_entry(self, *, collection: str, key: str, managed_entry: ManagedEntry) -> None:
-        self._put(collection, {_name(key): _dump(managed_entry)})
+        self._put(collection, {_name(key): managed_entry})
 
     async def _put_managed_entries(
         self, *, collection: str, keys: Sequence[str], managed_entries: Sequence[ManagedEntry], **_times: Any
     ) -> None:
-        self._put(collection, {_name(key): _dump(entry) for key, entry in zip(keys, managed_entries, strict=True)})
+        self._put(collection, {_name(key): entry for key, entry in zip(keys, managed_entries, strict=True)})
 
     async def _delete_managed_entry(self, *, key: str, collection: str) -> bool:
         return self._delete(collection, [key]) == 1
@@ -260,10 +263,11 @@ class PersistedStateStore(
         except ValueError as problem:
             raise DeserializationError(f"{self._place(collection, key)}: {problem}") from None
 
-    def _put(self, collection: str, entries: dict[str, dict[str, Any]]) -> None:
+    def _put(self, collection: str, new: dict[str, ManagedEntry]) -> None:
         """Store entries, all or none, in one record."""
-        if not entries:
+        if not new:
             return
+        entries = {key: self._dumped(collection, key, entry) for key, entry in new.items()}
         try:
             with self._current():
                 self._purge_if_due()
@@ -273,6 +277,17 @@ class PersistedStateStore(
             raise
         except (TypeError, ValueError) as error:
             raise SerializationError(f"{self._place(collection)}: {error}") from error
+
+    def _dumped(self, collection: str, key: str, entry: ManagedEntry) -> dict[str, Any]:
+        """Return what stands in the file for an entry; the state takes a copy of it."""
+        value = entry.value_as_dict
+        try:
+            if not _is_json([value]):
+                value = json.loads(json.dumps(value), object_pairs_hook=_unique)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise SerializationError(f"{self._place(collection, key)}: no JSON: {error}") from error
+        times = {"created_at": entry.created_at_isoformat, "expires_at": entry.expires_at_isoformat}
+        return {"value": value, **{name: text for name, text in times.items() if text is not None}}
 
     def _assign(self, collection: str, entries: dict[str, dict[str, Any]]) -> None:
         if self._max_entries is None:
@@ -288,7 +303,10 @@ class PersistedStateStore(
 
     def _update(self, collection: str, entries: dict[str, dict[str, Any]]) -> None:
         root, node = self._root(), self._entries(collection)
-        if isinstance(node, StateDict):
+        if isinstance(node, StateDict) and len(entries) == 1:  # less work than an update
+            ((key, entry),) = entries.items()
+            node[key] = entry
+        elif isinstance(node, StateDict):
             node.update(entries)
         elif self._under is None or isinstance(root, StateDict):
             root[collection] = entries
@@ -371,18 +389,19 @@ def _name(key: Any) -> str:
     return key
 
 
-def _dump(entry: ManagedEntry) -> dict[str, Any]:
-    """Return what stands in the file for an entry, with a copy of its value."""
-    value = _json_copy(entry.value_as_dict)
-    times = {"created_at": entry.created_at_isoformat, "expires_at": entry.expires_at_isoformat}
-    return {"value": value, **{name: text for name, text in times.items() if text is not None}}
-
-
-def _json_copy(value: dict[str, Any]) -> Any:
-    try:
-        return json.loads(json.dumps(value), object_pairs_hook=_unique)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SerializationError(f"no JSON: {error}") from error
+def _is_json(items: Iterable[Any]) -> bool:
+    """Tell whether JSON gives these values back just as they are; a look at them costs a third of doing it."""
+    for item in items:
+        kind = type(item)
+        if kind is dict:
+            if not (_NAMES.issuperset(map(type, item)) and _is_json(item.values())):
+                return False
+        elif kind is list:
+            if not _is_json(item):
+                return False
+        elif kind not in _JSON:
+            return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -406,12 +425,13 @@ def _instant(written: Any) -> datetime | None:
     """Return the time that is written in the file; raises ValueError if it is none."""
     if written is None or isinstance(written, datetime):
         found = written
-    elif isinstance(written, str):
-        found = datetime.fromisoformat(written.strip().replace("Z", "+00:00"))
     elif isinstance(written, date):
         found = datetime(written.year, written.month, written.day, tzinfo=timezone.utc)
     else:
-        raise ValueError(f"{written!r} is no time; write for example 2026-12-24 18:00:00")
+        try:
+            found = datetime.fromisoformat(written.strip().replace("Z", "+00:00"))
+        except (AttributeError, ValueError):
+            raise ValueError(f"{written!r} is no time; write for example 2026-12-24 18:00:00") from None
     return found if found is None or found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 

@@ -36,6 +36,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistedstate import PersistedState, StateDict, StateList, plain
+from persistedstate_stores._ids import warn_of_ids
 
 try:
     from pystator.errors import StaleVersionError
@@ -142,6 +143,7 @@ class PersistedStateStore(StateStoreClient):
         """Open the file, creating it if need be; does nothing when it is open."""
         if self._connection is None:
             self._connection = self._given or PersistedState(self._path(), **self._options)
+            warn_of_ids(self._connection, "entities", "transitions", "events")
 
     def disconnect(self) -> None:
         """Close the file, unless the state was given open; `connect()` opens it again. A second call does nothing."""
@@ -277,12 +279,14 @@ class PersistedStateStore(StateStoreClient):
 
     def list_entities(self, state: str | None = None, limit: int = 100, offset: int = 0) -> list[str]:
         """Return the ids of the entities that have a state (this one), in the order of the file."""
-        found = (entity_id for entity_id, is_in in self._states() if state in {None, is_in})
-        return list(islice(found, offset, offset + limit))
+        with self._open() as opened:
+            found = (entity_id for entity_id, is_in in self._states(opened) if state in {None, is_in})
+            return list(islice(found, offset, offset + limit))
 
     def count_by_state(self) -> dict[str, int]:
         """Return how many entities are in each state."""
-        return dict(Counter(state for _, state in self._states()))
+        with self._open() as opened:
+            return dict(Counter(state for _, state in self._states(opened)))
 
     # ---- History ----
 
@@ -302,8 +306,8 @@ class PersistedStateStore(StateStoreClient):
         """Return the entity's latest transitions, the newest first."""
         blank = {**dict.fromkeys(_HISTORY), "entity_id": entity_id}
         with self._open() as state:
-            found = _logged(state, "transitions", entity_id)
-        return [{**blank, **record} for record in islice(reversed(found), limit)]
+            latest = islice(reversed(_logged(state, "transitions", entity_id)), limit)
+            return [{**blank, **_told("transitions", entity_id, record)} for record in latest]
 
     def append_event(
         self,
@@ -319,7 +323,7 @@ class PersistedStateStore(StateStoreClient):
         event = {"payload": payload, "event_id": event_id, "source": source, "machine_name": machine_name}
         with self._open() as state:
             logged = _logged(state, "events", entity_id)
-            number = int(logged[-1]["sequence"]) + 1 if logged else 1
+            number = _sequence(entity_id, logged[-1]) + 1 if logged else 1
             _append(state, "events", entity_id, {"sequence": number, "trigger": trigger, **event})
         return number
 
@@ -327,9 +331,9 @@ class PersistedStateStore(StateStoreClient):
         """Return the entity's events after the number `after_sequence`, at most `limit`, in their order."""
         blank = {**_EVENT, "entity_id": entity_id}
         with self._open() as state:
-            found = _logged(state, "events", entity_id)
-        later = (event for event in found if event["sequence"] > after_sequence)
-        return [{**blank, **event} for event in islice(later, limit)]
+            logged = _logged(state, "events", entity_id)
+            later = (event for event in logged if _sequence(entity_id, event) > after_sequence)
+            return [{**blank, **_told("events", entity_id, event)} for event in islice(later, limit)]
 
     # ---- The same for asyncio ----
 
@@ -388,12 +392,16 @@ class PersistedStateStore(StateStoreClient):
         with self._open():
             return dict(self._entry(entity_id)["metadata"])
 
-    def _states(self) -> list[tuple[str, str]]:
-        """Return the entities that have a state, with it."""
-        with self._open() as state:
-            ids = dict.fromkeys([*_section(state, "entities"), *self._begun])
-            found = [(entity_id, self._entry(entity_id)["state"]) for entity_id in ids]
-        return [(entity_id, is_in) for entity_id, is_in in found if is_in is not None]
+    def _states(self, state: PersistedState) -> Iterator[tuple[str, str]]:
+        """Yield the entities that have a state, with it, without copying the rest of them."""
+        entities = _section(state, "entities")
+        for entity_id in dict.fromkeys([*entities, *self._begun]):
+            known = self._begun[entity_id].entry if entity_id in self._begun else entities.get(entity_id)
+            is_in = known.get("state") if isinstance(known, dict | StateDict) else None
+            if not isinstance(is_in, str):  # there is none, or a person made it unusable, which is told
+                is_in = self._entry(entity_id)["state"]
+            if is_in is not None:
+                yield entity_id, is_in
 
     def _write(self, entries: dict[str, dict[str, Any]]) -> None:
         """Put entries into the file as one record."""
@@ -464,12 +472,27 @@ def _made_section(state: PersistedState, name: str) -> MutableMapping[str, Any]:
     return _section(state, name)
 
 
-def _logged(state: PersistedState, section: str, entity_id: str) -> list[dict[str, Any]]:
-    """Return a plain copy of an entity's log."""
+def _logged(state: PersistedState, section: str, entity_id: str) -> Sequence[Any]:
+    """Return an entity's log, as it is in the state: copying it took longer with each entry."""
     found = _section(state, section).get(entity_id)
     if not isinstance(found, StateList | None):
         raise ValueError(f"{section}.{entity_id}: {found!r} in the file is no list; make it one")  # noqa: TRY004 - a value of the file
-    return plain(found) if found is not None else []
+    return [] if found is None else found
+
+
+def _told(section: str, entity_id: str, record: Any) -> dict[str, Any]:
+    """Return a plain copy of a log's record; ValueError if a person made it something else."""
+    if not isinstance(record, StateDict):
+        raise ValueError(f"{section}.{entity_id}: {record!r} in the file is no mapping; make it one")  # noqa: TRY004 - a value of the file
+    return dict(plain(record))
+
+
+def _sequence(entity_id: str, event: Any) -> int:
+    """Return an event's number; ValueError if a person left it without."""
+    number = event.get("sequence") if isinstance(event, StateDict) else None
+    if not isinstance(number, int):
+        raise ValueError(f"events.{entity_id}: {event!r} in the file has no `sequence`; number it")  # noqa: TRY004 - a value of the file
+    return number
 
 
 def _append(state: PersistedState, section: str, entity_id: str, record: dict[str, Any]) -> None:

@@ -24,12 +24,32 @@ PATIENCE = 60.0
 TRIES = 3
 
 
+#: MongoDB's own server, which Debian has not; without it, one from the package index that speaks its protocol.
+MONGOD = shutil.which("mongod")
+MONGOECO = """
+import asyncio, sys
+from mongoeco.wire import AsyncMongoEcoProxyServer
+
+async def serve():
+    async with AsyncMongoEcoProxyServer(port=int(sys.argv[1])):
+        await asyncio.Event().wait()
+
+asyncio.run(serve())
+"""
+
+
+def mongodb(port: int, folder: Path) -> list[str]:
+    if MONGOD:
+        return [MONGOD, "--bind_ip", "127.0.0.1", "--port", str(port), "--dbpath", str(folder)]
+    return [sys.executable, "-c", MONGOECO, str(port)]
+
+
 class Kind(NamedTuple):
     """A store: its address, the module of its client, and its server."""
 
     address: str
     client: str
-    #: What must be installed: a program, or a module of Python behind `python -m`.
+    #: What must be installed: a program, or the modules that MODULES has for it.
     program: str = ""
     command: Callable[[int, Path], list[str]] = lambda _port, _folder: []
 
@@ -59,8 +79,7 @@ KINDS: dict[str, Kind] = {
         lambda port, _folder: [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
     ),
     "mongodb": Kind(
-        "mongodb://127.0.0.1:{port}/copied", "pymongo", "mongod",
-        lambda port, folder: ["mongod", "--bind_ip", "127.0.0.1", "--port", str(port), "--dbpath", str(folder)],
+        "mongodb://127.0.0.1:{port}/copied", "pymongo", "mongod" if MONGOD else "mongoeco", mongodb
     ),
     "elasticsearch": Kind(
         "elasticsearch+http://127.0.0.1:{port}/copied", "elasticsearch", "elasticsearch",
@@ -70,6 +89,9 @@ KINDS: dict[str, Kind] = {
         ],
     ),
 }  # fmt: skip
+
+#: The modules of those servers that are written in Python.
+MODULES = {"moto.server": ("moto", "flask", "flask_cors"), "mongoeco": ("mongoeco",)}
 
 
 @contextlib.contextmanager
@@ -86,8 +108,9 @@ def running(name: str, folder: Path) -> Iterator[str]:
 
 
 def is_installed(program: str) -> bool:
-    if program.partition(".")[0] == "moto":
-        return all(importlib.util.find_spec(name) for name in ("moto", "flask", "flask_cors"))
+    modules = MODULES.get(program)
+    if modules:
+        return all(importlib.util.find_spec(name) for name in modules)
     return not program or shutil.which(program) is not None
 
 

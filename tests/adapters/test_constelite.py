@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import itertools
+import json
 import socket
 import sys
 import textwrap
@@ -944,6 +945,29 @@ def test_unusable_record_is_named_and_left_alone(path: Path, text: str, problem:
             run(store.delete_all_relationships("a", Pet, "carer"))
 
     assert path.read_text(encoding="utf-8") == text
+
+
+def test_uids_without_quotes_that_are_no_strings_are_named(path: Path) -> None:
+    path.write_text("records:\n  7: {model_name: Toy}\n  seven: {model_name: Toy}\n", encoding="utf-8")
+
+    with contextlib.closing(open_store(path)) as store:
+        with pytest.warns(RuntimeWarning, match=r'records\.7: an id is a string, write "1", not 1'):
+            assert run(store.uid_exists("seven", Toy)) is True
+        assert run(store.uid_exists("7", Toy)) is False
+
+
+@pytest.mark.parametrize("carer", ["Kim and u", 7, {"u": 1}])
+def test_relationship_that_a_person_wrote_as_something_else_leads_nowhere_and_stays(path: Path, carer: Any) -> None:
+    text = f"records:\n  u:\n    model_name: Keeper\n  a:\n    model_name: Pet\n    carer: {json.dumps(carer)}\n"
+    path.write_text(text, encoding="utf-8")
+
+    with contextlib.closing(open_store(path)) as store:
+        assert get(store, ref(Keeper, uid="u", store=store)).pets is None
+        with pytest.raises(ValueError, match="no list of uids"):
+            get(store, ref(Pet, uid="a", store=store))
+        run(store.delete(ref(Keeper, uid="u", store=store)))
+
+    assert reopened(path)["records"] == {"a": {"model_name": "Pet", "carer": carer}}
 
 
 # ---- Behind their API, with their client: the walk of their page "Using stores" ----

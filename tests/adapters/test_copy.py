@@ -493,6 +493,19 @@ def test_command_tells_by_its_exit_code(source: Path, path: Path, capsys: pytest
     assert err.startswith("error: ")
 
 
+def test_command_without_the_framework_tells_what_to_install(source: Path, path: Path) -> None:
+    without = "import sys; sys.modules['key_value'] = None"
+    code = f"{without}; from persistedstate_stores.__main__ import main; sys.exit(main())"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "copy", source, path],
+        env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert done.stderr == "error: this store needs py-key-value-aio: pip install 'persistedstate[key-value]'\n"
+
+
 def test_command_explains_itself() -> None:
     done = call("copy", "--help")
 
@@ -540,11 +553,22 @@ def test_folder_to_copy_from_is_not_made(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["postgresql://localhost/x", "Redis://localhost", "file:///tmp/x.state"])
+def test_address_of_an_unknown_kind_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ValueError, match=r"is no address of a store; there are .* redis"):
+        open_store(text)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("text", "client", "reason"),
     [
         ("dynamodb://table?secret=1", "aioboto3", "secret is unknown"),
         ("elasticsearch+http://localhost:9200", "elasticsearch", "names no prefix"),
+        ("disk:", "persistedstate", "names no folder"),
+        ("filetree:", "persistedstate", "names no folder"),
     ],
 )
 def test_wrong_address_is_refused(text: str, client: str, reason: str) -> None:

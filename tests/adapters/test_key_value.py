@@ -18,6 +18,9 @@ import os
 import signal
 import threading
 import time
+import typing
+import warnings
+from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any
 
 import oracle
@@ -39,7 +42,9 @@ from key_value.aio.errors import (
     StoreSetupError,
 )
 from key_value.aio.protocols import key_value as protocols
+from key_value.aio.stores.base import BaseStore
 
+from persistedstate_stores import key_value as adapter
 from persistedstate_stores.key_value import PersistedStateStore
 
 from .conftest import run
@@ -212,7 +217,7 @@ def test_ttl_is_what_remains(any_store: PersistedStateStore) -> None:
 
 @pytest.mark.filterwarnings("ignore:[^ ]* .*violates type hint:UserWarning")  # beartype only warns of some
 @pytest.mark.parametrize("ttl", [True, False, 0, -1, 0.0, "x"])
-def test_ttl_must_be_a_number_above_zero(any_store: PersistedStateStore, ttl: Any) -> None:
+def test_trap_f_ttl_must_be_a_number_above_zero(any_store: PersistedStateStore, ttl: Any) -> None:
     with pytest.raises((InvalidTTLError, TypeError)):
         run(any_store.put("k", {"n": 1}, ttl=ttl))
     with pytest.raises(InvalidTTLError):
@@ -236,7 +241,7 @@ def test_ttl_must_be_a_number_above_zero(any_store: PersistedStateStore, ttl: An
         lambda store: store.ttl(1),
     ],
 )
-def test_wrong_types_are_refused_and_change_nothing(
+def test_trap_f_wrong_types_are_refused_and_change_nothing(
     store: PersistedStateStore, path: Path, call: Callable[[Any], Any]
 ) -> None:
     run(store.put("old", {"n": 1}))
@@ -249,7 +254,7 @@ def test_wrong_types_are_refused_and_change_nothing(
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_odd_names_stay_what_they_are(path: Path, name: str) -> None:
+def test_trap_j_odd_names_stay_what_they_are(path: Path, name: str) -> None:
     async def put() -> None:
         async with PersistedStateStore(path) as store:
             await store.put(name, {name: name}, collection=name)
@@ -266,7 +271,7 @@ def test_odd_names_stay_what_they_are(path: Path, name: str) -> None:
     assert run(look()) == [{name: name}, True]
 
 
-def test_odd_names_stay_apart(store: PersistedStateStore) -> None:
+def test_trap_j_odd_names_stay_apart(store: PersistedStateStore) -> None:
     run(store.put_many(ODD_NAMES, [{"n": number} for number in range(len(ODD_NAMES))]))
 
     assert run(store.get_many(ODD_NAMES)) == [{"n": number} for number in range(len(ODD_NAMES))]
@@ -279,7 +284,7 @@ def test_empty_key_is_a_key(store: PersistedStateStore) -> None:
     assert run(store.get("")) == {"n": 1}
 
 
-def test_enumeration_takes_a_limit(any_store: PersistedStateStore) -> None:
+def test_trap_i_enumeration_takes_a_limit(any_store: PersistedStateStore) -> None:
     for name in "abc":
         run(any_store.put_many(["x", "y", "z"], [{}, {}, {}], collection=name))
 
@@ -291,7 +296,7 @@ def test_enumeration_takes_a_limit(any_store: PersistedStateStore) -> None:
     assert run(any_store.collections(limit=1)) == ["a"]
 
 
-def test_enumeration_is_not_cut_at_ten_thousand(store: PersistedStateStore) -> None:
+def test_trap_i_enumeration_is_not_cut_at_ten_thousand(store: PersistedStateStore) -> None:
     keys = [f"k{number}" for number in range(10_001)]
 
     run(store.put_many(keys, [{} for _ in keys]))
@@ -319,7 +324,7 @@ def test_destroyed_store_is_empty(any_store: PersistedStateStore) -> None:
 
 
 @pytest.mark.parametrize("collection", ["c", None])
-def test_put_works_after_destroying(any_store: PersistedStateStore, collection: str | None) -> None:
+def test_trap_b_put_works_after_destroying(any_store: PersistedStateStore, collection: str | None) -> None:
     run(any_store.put("k", {"n": 1}, collection=collection))
     run(any_store.destroy_collection(collection or any_store.default_collection))
     run(any_store.put("k", {"n": 2}, collection=collection))
@@ -354,6 +359,25 @@ def test_what_is_no_json_is_refused_and_changes_nothing(any_store: PersistedStat
     assert run(any_store.get_many(["k", "l"])) == [{"n": 1}, None]
 
 
+def test_refusal_names_the_place(store: PersistedStateStore, path: Path) -> None:
+    with pytest.raises(SerializationError, match=f"{path.name}: c → k: .*datetime"):
+        run(store.put("k", {"at": dt.datetime(2024, 5, 1)}, collection="c"))
+    with pytest.raises(SerializationError, match=f"{path.name}: c → l: .*set"):
+        run(store.put_many(["k", "l"], [{}, {"of": {1}}], collection="c"))
+
+
+@pytest.mark.parametrize("written", ["tomorrow", "7", "[2026]"])
+def test_what_is_no_time_is_told_with_one_that_is(path: Path, written: str) -> None:
+    write(path, entry(written))
+    store = PersistedStateStore(path)
+    with pytest.warns(RuntimeWarning, match="c → k"):
+        run(store.setup())
+
+    with pytest.raises(DeserializationError, match=r"c → k: .* is no time; write for example 2026-12-24 18:00:00"):
+        run(store.get("k", collection="c"))
+    run(store.close())
+
+
 def test_cycle_is_refused(store: PersistedStateStore) -> None:
     value: dict[str, Any] = {}
     value["self"] = value
@@ -366,6 +390,26 @@ def test_tuples_become_lists_and_inner_keys_strings(store: PersistedStateStore) 
     run(store.put("k", {"t": (1, (2,)), "d": {5: None, True: 2}}))
 
     assert run(store.get("k")) == {"t": [1, [2]], "d": {"5": None, "true": 2}}
+
+
+def test_what_json_would_change_is_stored_as_it_would_be(store: PersistedStateStore, path: Path) -> None:
+    class Level(str, Enum):
+        HIGH = "high"
+
+    class Number(IntEnum):
+        ONE = 1
+
+    shared = [1]
+    value = {"level": Level.HIGH, "one": {"a": shared}, "two": shared, "number": Number.ONE, "by": {None: 1.0}}
+
+    run(store.put("k", value))
+    run(store.put("l", {"one": shared, "two": shared}))
+    shared.append(2)
+
+    expected = {"level": "high", "one": {"a": [1]}, "two": [1], "number": 1, "by": {"null": 1.0}}
+    for found in run(store.get("k")), oracle.read(path)["default_collection"]["k"]["value"]:
+        assert repr(dict(found)) == repr(expected)
+    assert run(store.get("l")) == {"one": [1], "two": [1]}
 
 
 def test_inner_keys_that_json_makes_the_same_are_refused(store: PersistedStateStore) -> None:
@@ -419,7 +463,7 @@ def test_order_of_keys_in_a_value_is_kept(store: PersistedStateStore) -> None:
 # ---- Expiry ----
 
 
-def test_expired_entry_is_never_returned_or_listed(any_store: PersistedStateStore, path: Path) -> None:
+def test_trap_g_expired_entry_is_never_returned_or_listed(any_store: PersistedStateStore, path: Path) -> None:
     run(any_store.put_many(["k", "l"], [{"n": 1}, {"n": 2}], ttl=60))
     with PersistedState(path) as state:
         state.get("cache", state)["default_collection"]["k"]["expires_at"] = PAST
@@ -431,7 +475,7 @@ def test_expired_entry_is_never_returned_or_listed(any_store: PersistedStateStor
     assert run(any_store.keys()) == ["l"]
 
 
-def test_deleting_an_expired_entry_removes_it_and_tells_there_was_none(store: PersistedStateStore) -> None:
+def test_trap_g_deleting_an_expired_entry_removes_it_and_tells_there_was_none(store: PersistedStateStore) -> None:
     run(store.put_many(["k", "l"], [{}, {}], ttl=60))
     let_expire(store, "default_collection", "k", "l")
 
@@ -862,7 +906,7 @@ def is_torn(path: Path) -> bool:
 # ---- Opening and closing ----
 
 
-def test_closed_store_opens_again(path: Path) -> None:
+def test_trap_a_closed_store_opens_again(path: Path) -> None:
     store = PersistedStateStore(path)
 
     async def visit(number: int) -> object:
@@ -944,7 +988,7 @@ HOLDER = """
 """
 
 
-def test_file_in_use_is_a_setup_error_with_the_pid_and_works_later(path: Path) -> None:
+def test_trap_e_file_in_use_is_a_setup_error_with_the_pid_and_works_later(path: Path) -> None:
     store = PersistedStateStore(path)
 
     with Child(HOLDER, path) as child:
@@ -961,7 +1005,7 @@ def test_file_in_use_is_a_setup_error_with_the_pid_and_works_later(path: Path) -
     run(store.close())
 
 
-def test_setup_that_fails_lets_the_file_go_and_works_when_it_was_mended(path: Path) -> None:
+def test_trap_e_setup_that_fails_lets_the_file_go_and_works_when_it_was_mended(path: Path) -> None:
     write(path, "cache: 7\n")
     store = PersistedStateStore(path, under="cache")
 
@@ -1027,8 +1071,23 @@ def test_options_reach_the_state(path: Path) -> None:
     run(store.close())
 
 
-def test_no_seed_is_offered_that_would_overwrite_what_was_persisted() -> None:
+def test_trap_c_no_seed_is_offered_that_would_overwrite_what_was_persisted() -> None:
     assert "seed" not in inspect.signature(PersistedStateStore).parameters
+
+
+def test_trap_d_store_does_not_call_itself_unstable(path: Path) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        PersistedStateStore(path)
+
+    assert told == []
+
+
+def test_trap_h_private_module_has_the_entry_that_the_base_class_takes() -> None:
+    """Were it to move, only this package's import of it had to follow."""
+    hints = typing.get_type_hints(BaseStore._put_managed_entry)
+
+    assert hints["managed_entry"] is vars(adapter)["ManagedEntry"]
 
 
 def test_neither_the_module_nor_the_package_imports_the_framework() -> None:

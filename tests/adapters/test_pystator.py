@@ -20,7 +20,7 @@ from checks import records, reopened, run_child
 from processes import Child, contents_at_each_moment
 
 from adapters.sections import run_section
-from persistedstate import PersistedState, StateCorrupt, StateLocked, StateReadOnly
+from persistedstate import PersistedState, StateCorrupt, StateLocked, StateReadOnly, plain
 
 pytest.importorskip("sqlalchemy", reason="pystator is not installed as `pystator[api]`: it cannot be imported without")
 pytest.importorskip("pystator", reason="pystator is not installed")
@@ -366,6 +366,51 @@ def test_events_are_numbered_per_entity_from_1_also_after_reopening(path: Path) 
     assert third["machine_name"] is None
 
 
+@pytest.mark.parametrize("event", ["{trigger: pay}", "{trigger: pay, sequence: first}", "pay"])
+def test_event_that_a_person_wrote_without_its_number_is_named(path: Path, event: str) -> None:
+    path.write_text(f"events:\n  a:\n  - {event}\n", encoding="utf-8")
+
+    with PersistedStateStore(path) as store:
+        with pytest.raises(ValueError, match=r"events\.a: .* `sequence`"):
+            store.append_event("a", "ship")
+        with pytest.raises(ValueError, match=r"events\.a: .* `sequence`"):
+            store.get_events("a")
+
+
+def test_listing_entities_copies_nothing_and_goes_no_further_than_the_limit(
+    store: PersistedStateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.set_states_batch({"a": "new", "b": "paid", "c": "paid", "d": "new"}, metadata={"context": {"long": "text"}})
+    store.set_context("e", {"has": "no state"})
+    monkeypatch.setattr(adapter, "plain", lambda _: 1 / 0)
+
+    assert store.list_entities(limit=2) == ["a", "b"]
+    assert store.list_entities("paid", limit=1, offset=1) == ["c"]
+    monkeypatch.undo()
+    assert store.list_entities() == ["a", "b", "c", "d"]
+    assert store.count_by_state() == {"new": 2, "paid": 2}
+
+
+def test_adding_to_a_long_log_does_not_read_it(store: PersistedStateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(5):
+        store.append_event("a", "look", payload={"long": "text"})
+        store.record_transition("a", "new", "look")
+    copied: list[Any] = []
+
+    def copy(value: Any) -> Any:
+        copied.append(value)
+        return plain(value)
+
+    monkeypatch.setattr(adapter, "plain", copy)
+
+    assert store.append_event("a", "look") == 6
+    store.record_transition("a", "new", "look")
+    assert copied == []
+    assert [event["sequence"] for event in store.get_events("a", after_sequence=4)] == [5, 6]
+    assert len(store.get_transition_history("a", limit=2)) == 2
+    assert len(copied) == 4
+
+
 def test_orchestrator_replays_an_entity_from_its_events_after_a_restart(path: Path) -> None:
     with PersistedStateStore(path) as store:
         driver = orchestrator(store, event_store=store)
@@ -616,7 +661,12 @@ CYCLE.append(CYCLE)
 REFUSED = [object(), 1j, lambda: None, "\ud800", CYCLE, {(1, 2): 3}, threading.Lock(), Money]
 
 
-@pytest.mark.parametrize(("value", "expected"), CONVERTED, ids=repr)
+def kind(value: object) -> str:
+    """Name a value the same way in each process: the order of a set, or an address, would differ."""
+    return type(value).__name__
+
+
+@pytest.mark.parametrize(("value", "expected"), CONVERTED, ids=kind)
 def test_context_value_is_converted_before_and_after_a_restart(path: Path, value: Any, expected: Any) -> None:
     with PersistedStateStore(path) as store:
         assert orchestrator(store).process_event("a", "pay", {"value": value}).success
@@ -625,7 +675,7 @@ def test_context_value_is_converted_before_and_after_a_restart(path: Path, value
         assert (store.get_state("a"), store.get_context("a")["value"]) == ("paid", expected)
 
 
-@pytest.mark.parametrize("value", KEPT, ids=repr)
+@pytest.mark.parametrize("value", KEPT, ids=kind)
 def test_context_value_is_kept_with_its_type_through_a_restart(path: Path, value: Any) -> None:
     with PersistedStateStore(path) as store:
         orchestrator(store).process_event("a", "pay", {"value": value})
@@ -1007,6 +1057,18 @@ def test_what_a_person_left_empty_is_as_good_as_absent(path: Path, text: str) ->
     with PersistedStateStore(path) as store:
         assert (store.get_state("a"), store.get_context("a"), store.list_entities()) == (None, {}, [])
         assert orchestrator(store).process_event("a", "pay").success
+
+
+def test_ids_without_quotes_that_are_no_strings_are_named(path: Path) -> None:
+    path.write_text("entities:\n  42: {state: paid}\n  no: {state: new}\nevents:\n  true: []\n", encoding="utf-8")
+
+    store = PersistedStateStore(path)
+
+    with pytest.warns(RuntimeWarning, match=r'entities\.42, events\.True: an id is a string, write "1", not 1'):
+        store.connect()
+
+    assert (store.get_state("42"), store.get_state("no")) == (None, "new")
+    store.disconnect()
 
 
 def test_log_that_is_no_list_is_named(path: Path) -> None:
