@@ -3585,33 +3585,33 @@ class _LiveTree(_Tree):
         apply(*arguments)
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:  # noqa: C901, PLR0915 - a call costs 4 %
-        """Do what `commit` does for the most frequent changes, in 2.2 us instead of 5.9, of which `write` is 1.0.
+        """Do what `commit` does for the most frequent changes, in 2.2 us instead of 5.9.
 
         The lock is taken within `try` because an interrupt may come as soon as that returns; `with` costs 0.15 us more.
         """
         heads, version, length = node._heads, self.version, 0 if key is not None else len(node._items)
         try:
             text = value if type(value) is int else _TEXTS[type(value)](value)
-            record = f"{heads[key]}{text}]" if key is not None else f"{heads[key]}{length},{text}]"
+            head = heads[key] if key is not None else f"{heads[key]}{length},"
+            if self.levels and self.owner == get_ident():
+                return self._assign_later(node, f"{head}{text}]", key, value)
+            data = f"--- {head}{text}]\n".encode()
         except (KeyError, ValueError, _Unstorable):
             return False
-        if self.levels and self.owner == get_ident():
-            return self._assign_later(node, record, key, value)
-        lock, pending = self.lock, None
+        lock, journal, redo, pending = self.lock, self.journal, node._redo, None
         try:
             lock.acquire()
             is_moved = key is None and length != len(node._items)  # by another thread, before it let the lock go
             if is_moved or self.halted is not None or heads is not node._heads or version != self.version:
                 return False
-            data = f"--- {record}\n".encode()
-            pending = self.halted = (self.journal.size, data, node._redo, (key, value, length))
+            pending = self.halted = (journal.size, data, redo, (key, value, length))
             if version != self.version:
                 self._refuse_change()
             self.version = version + 1
-            self.journal.append(data)
-            node._redo(key, value, length)
+            journal.append(data)
+            redo(key, value, length)
             self.halted = None
-            if self.fsync or self.journal.size > self.limit or self.journal.is_suspicious:
+            if self.fsync or journal.size > self.limit or journal.is_suspicious:
                 self._after_append()
         except BaseException:
             if pending is not None and self.halted is pending:
