@@ -81,8 +81,8 @@ FAULTS = [
                 "            apply(*arguments)\n            self.journal.append(data)\n            if self.is_clean:",
             ),
             (
-                "            self.journal.append(data)\n            node._redo(key, value, length)\n",
-                "            node._redo(key, value, length)\n            self.journal.append(data)\n",
+                "            journal.append(data)\n            redo(key, value, length)\n",
+                "            redo(key, value, length)\n            journal.append(data)\n",
             ),
         ],
     ),
