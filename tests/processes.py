@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import subprocess
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import persistedstate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from types import CodeType, FrameType
 
@@ -163,7 +164,7 @@ def interrupt_at(number: int, action: Callable[[], object], files: Iterable[str]
     """
     interrupt = _interrupt_by_monitoring if sys.version_info >= (3, 12) else _interrupt_by_tracing
     countdown = _Countdown(number)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), _uncollected():
         interrupt(countdown.step, action, frozenset(files))
     return countdown.left <= 0
 
@@ -171,9 +172,19 @@ def interrupt_at(number: int, action: Callable[[], object], files: Iterable[str]
 def interrupt_after_call(number: int, action: Callable[[], object]) -> bool:
     """Run `action` as if Ctrl-C came within the `number`-th C function that it calls, and took effect behind it."""
     countdown = _Countdown(number)
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), _uncollected():
         at_each_moment(action, countdown.step)
     return countdown.left <= 0
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector out of it: hypothesis has functions called by it, which no interrupt shall hit."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class _Countdown:

@@ -99,7 +99,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def during(self, action: Callable[[], object]) -> None:
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), processes._uncollected():
             run_watched(self._step, action, FILES)
 
     @property

@@ -567,8 +567,8 @@ def test_address_of_an_unknown_kind_is_no_path(tmp_path: Path, monkeypatch: pyte
     [
         ("dynamodb://table?secret=1", "aioboto3", "secret is unknown"),
         ("elasticsearch+http://localhost:9200", "elasticsearch", "names no prefix"),
-        ("disk:", "persistedstate", "names no folder"),
-        ("filetree:", "persistedstate", "names no folder"),
+        ("disk:", "diskcache", "names no folder"),
+        ("filetree:", "aiofile", "names no folder"),
     ],
 )
 def test_wrong_address_is_refused(text: str, client: str, reason: str) -> None:
