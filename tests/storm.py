@@ -117,16 +117,19 @@ class Interrupts:
 
 @contextlib.contextmanager
 def sender() -> Iterator[None]:
-    """Let a second process send SIGINT to this one all the time."""
+    """Let a second process send SIGINT to this one all the time, once it has let go of the file's lock."""
     target = os.getpid()
+    ready, is_ready = os.pipe()
     pid = os.fork()
     if not pid:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.write(is_ready, b"!")
         with contextlib.suppress(ProcessLookupError):
             while os.getppid() == target:
                 time.sleep(SECONDS_BETWEEN)
                 os.kill(target, signal.SIGINT)
         os._exit(0)
+    os.read(ready, 1)
     try:
         yield
     finally:
