@@ -27,6 +27,6 @@ THEIR_WARNINGS = [
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "stores" in item.path.parts:
+        if "adapters" in item.path.parts:
             for warning in THEIR_WARNINGS:
                 item.add_marker(pytest.mark.filterwarnings(warning))
