@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -252,6 +253,7 @@ def tried(fault: Fault) -> list[str]:
 
 def main() -> int:
     """Try the faults; write the table when all were tried. The exit code tells whether two suites catch each."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down "ignored"
     chosen = [fault for fault in FAULTS if fault.name in sys.argv[1:] or not sys.argv[1:]]
     rows = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
