@@ -1984,6 +1984,8 @@ class _Journal:
         self.claimed = -1
         #: The path of the file that is to take the place of ours; an interrupt may leave it behind.
         self.temporary = ""
+        #: Its descriptor and content; two interrupts in a row may leave open whether it did.
+        self.unfinished: tuple[int, bytes] | None = None
         self.inode: tuple[int, int] | None = None
         self.path = os.path.realpath(path)
         #: There was no file.
@@ -2209,6 +2211,7 @@ class _Journal:
         new, old, theirs = -1, self.descriptor, -1
         try:
             new = _above_standard(_system.open(path, flags, 0o600))
+            self.unfinished = new, data
             _write_all(new, data)
             theirs = -1 if is_ours else self._claim()
             self._take_over_attributes(path, old if theirs < 0 else theirs, new)
@@ -2232,6 +2235,7 @@ class _Journal:
         """Go on with the new file: an append to the old descriptor would succeed and be lost."""
         self.descriptor, self.temporary = new, ""
         self._know(data)
+        self.unfinished = None
         if size and _system.fstat(replaced).st_size != size:  # an editor opened it in the last moment
             self.displaced = replaced
         self.is_renamed = False
@@ -2246,10 +2250,17 @@ class _Journal:
         if is_in_place:
             self.descriptor, self.temporary = new, ""
             self._know(data)
+            self.unfinished = None
             return
+        self.unfinished = None
         with suppress(OSError):
             _system.close(new)
         self._remove_temporary()
+
+    def recover(self) -> None:
+        """Find out how a renewal ended that was interrupted twice."""
+        if self.unfinished is not None:
+            self._clean_up(*self.unfinished)
 
     def _remove_temporary(self) -> None:
         if self.temporary:
@@ -3535,6 +3546,8 @@ class _LiveTree(_Tree):
         #: Why the file may lack what is in memory, until a new snapshot has been written.
         self.trouble: OSError | StateLocked | None = None
         self.history = _History()
+        #: A new snapshot that is about to be written, and what has to be noted of it.
+        self.renewal: tuple[_Document, bytes, Any, _Saved | None] | None = None
         #: How often what a person saved changed the state.
         self.merges = 0
         self.journal = journal
@@ -3824,6 +3837,7 @@ class _LiveTree(_Tree):
         value: what memory takes over. saved: what a person saved, from which they may go on.
         """
         data = document.text().encode()
+        self.renewal = (document, data, value, saved)
         try:
             self.halted = _RENEWING
             self.journal.replace(data, basis)
@@ -3833,9 +3847,16 @@ class _LiveTree(_Tree):
                 self.trouble = error
             raise
         finally:
-            if self.document is not document and self.journal.holds(data):
-                _surely(self._adopt, document, data, value, saved)
+            _surely(self._finish_renewal)
             self.halted = self.trouble
+
+    def _finish_renewal(self) -> None:
+        """Adopt the new snapshot if the file holds it; after two interrupts in a row the next look does."""
+        if self.renewal is not None:
+            document, data, _, _ = self.renewal
+            if self.document is not document and self.journal.holds(data):
+                self._adopt(*self.renewal)
+            self.renewal = None
 
     def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None) -> None:
         """Note what the file holds now; may be called twice, and has been called when `document` is the new one."""
@@ -3858,6 +3879,8 @@ class _LiveTree(_Tree):
     def look(self) -> bool:
         """Merge what others did to the file, if anything; return whether there was. Raises OSError, StateLocked."""
         is_found = False
+        self.journal.recover()
+        self._finish_renewal()
         for _ in range(_TRIES):
             if not self.journal.is_foreign():
                 return is_found

@@ -58,7 +58,8 @@ class Fault(NamedTuple):
     changes: list[tuple[str, str]]
 
 
-HANDED_OVER = '        self.descriptor, self.temporary = new, ""\n        self._know(data)\n        if size'
+HANDED_OVER = '        self.descriptor, self.temporary = new, ""\n        self._know(data)\n        self.unfinished'
+
 SHUT = "        tree.shut(StateError(tree.path, reason))\n"
 FAULTS = [
     Fault("no fsync of the temporary file", [("            _system.fsync(new)\n", "")]),

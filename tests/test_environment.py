@@ -24,6 +24,7 @@ from checks import run_child
 from processes import Child, at_each_moment, listing
 from rounds import rounds as sized
 
+import persistedstate
 from persistedstate import PersistedState, StateLocked, plain
 
 if TYPE_CHECKING:
@@ -706,3 +707,24 @@ def test_no_descriptor_of_the_state_is_inheritable_at_any_moment(path: Path) -> 
     at_each_moment(work, look)
 
     assert inheritable == set()
+
+
+def test_a_disk_that_garbles_what_it_takes_costs_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new snapshot is read back before it takes the place of the old one."""
+    with PersistedState(path, a=1, text="x" * 100) as state:
+        state.a = 2
+        before = path.read_bytes()
+
+        def garble(descriptor: int) -> None:
+            os.write(descriptor, b"?")
+            os.fsync(descriptor)
+
+        monkeypatch.setattr(persistedstate._system, "fsync", garble, raising=False)
+        with pytest.raises(OSError, match="read back"):
+            state.vacuum()
+        monkeypatch.undo()
+
+        assert path.read_bytes() == before
+        assert listing(path.parent) == [path.name]
+        state.vacuum()
+    assert oracle.read(path) == {"a": 2, "text": "x" * 100}
