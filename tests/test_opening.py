@@ -1152,3 +1152,23 @@ def test_many_small_changes_do_not_fill_the_disk(path: Path) -> None:
 
     assert largest < 2_500_000
     assert path.read_text() == "counter: 150000\n"
+
+
+def test_a_file_that_is_replaced_between_opening_and_locking_is_opened_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text("a: 1\n")
+    lock = persistedstate._system.lock
+
+    def lock_late(descriptor: int) -> bool:
+        monkeypatch.undo()
+        other = path.with_name("other")
+        other.write_text("a: 2\n")
+        other.replace(path)
+        return lock(descriptor)
+
+    monkeypatch.setattr(persistedstate._system, "lock", lock_late, raising=False)
+    with PersistedState(path) as state:
+        assert plain(state) == {"a": 2}
+        state.a = 3
+        assert yaml.safe_load(path.read_text().partition("--- ")[0]) == {"a": 2}
