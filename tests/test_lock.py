@@ -18,6 +18,7 @@ import yaml
 from checks import run_child
 from processes import DROP_PRIVILEGES, WRITE_CALLS, Child, at_each_moment, count_calls, listing
 
+import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, StateLocked, StateReadOnly, plain
 
 if TYPE_CHECKING:
@@ -974,3 +975,19 @@ def test_refresh_of_a_writer_without_foreign_changes_is_false(path: Path) -> Non
         assert plain(state) == {"a": 2, "l": [1, 2]}
 
     assert on_disk(path) == {"a": 2, "l": [1, 2]}
+
+
+def test_a_file_that_is_removed_before_it_is_locked_is_made_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text("a: 1\n")
+    lock = persistedstate._system.lock
+
+    def lock_late(descriptor: int) -> bool:
+        monkeypatch.undo()
+        path.unlink()
+        return lock(descriptor)
+
+    monkeypatch.setattr(persistedstate._system, "lock", lock_late, raising=False)
+    with PersistedState(path, b=1) as state:
+        assert plain(state) == {"b": 1}
+
+    assert on_disk(path) == {"b": 1}
