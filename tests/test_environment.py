@@ -728,3 +728,39 @@ def test_a_disk_that_garbles_what_it_takes_costs_nothing(path: Path, monkeypatch
         assert listing(path.parent) == [path.name]
         state.vacuum()
     assert oracle.read(path) == {"a": 2, "text": "x" * 100}
+
+
+def test_a_program_that_writes_the_file_in_two_halves_is_waited_for(path: Path) -> None:
+    halves = """
+        import sys, time
+        path, text = sys.argv[1:]
+        with open(path, "w") as file:
+            file.write(text[: len(text) // 2])
+            file.flush()
+            print("half", flush=True)
+            time.sleep(0.05)  # the state must not take what there is now
+            file.write(text[len(text) // 2 :])
+    """
+    with PersistedState(path, a=1, b=[1, 2, 3], c="last") as state:
+        with Child(halves, path, path.read_text().replace("a: 1", "a: 7")) as child:
+            child.expect("half")
+            state.refresh()
+            child.finish()
+        state.refresh()
+
+        assert plain(state) == {"a": 7, "b": [1, 2, 3], "c": "last"}
+    assert oracle.read(path) == {"a": 7, "b": [1, 2, 3], "c": "last"}
+
+
+def test_a_copy_from_before_a_vacuum_that_a_shell_edits_costs_nothing(path: Path) -> None:
+    with PersistedState(path, a=1, b=1) as state:
+        copied = shutil.copy(path, path.with_name("copy"))
+        state.c = 3
+        state.vacuum()
+        state.b = 2
+
+        subprocess.run(f"sed -i 's/a: 1/a: 7/' {copied} && mv {copied} {path}", shell=True, check=True)  # noqa: S602
+        state.refresh()
+
+        assert plain(state) == {"a": 7, "b": 2, "c": 3}
+    assert oracle.read(path) == {"a": 7, "b": 2, "c": 3}
