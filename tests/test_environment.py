@@ -764,3 +764,23 @@ def test_a_copy_from_before_a_vacuum_that_a_shell_edits_costs_nothing(path: Path
 
         assert plain(state) == {"a": 7, "b": 2, "c": 3}
     assert oracle.read(path) == {"a": 7, "b": 2, "c": 3}
+
+
+def test_a_save_that_comes_while_a_vacuum_waits_for_the_disk_is_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PersistedState(path, a=1, b=1) as state:
+        state.b = 2
+
+        def save_first(descriptor: int) -> None:
+            monkeypatch.undo()
+            other = path.with_name("other")
+            other.write_text("a: 7\nb: 1\n")
+            other.replace(path)
+            os.fsync(descriptor)
+
+        monkeypatch.setattr(persistedstate._system, "fsync", save_first, raising=False)
+        state.vacuum()
+
+        assert plain(state) == {"a": 7, "b": 2}
+    assert oracle.read(path) == {"a": 7, "b": 2}

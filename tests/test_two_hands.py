@@ -11,6 +11,7 @@ import contextlib
 import copy
 import difflib
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -28,6 +29,7 @@ from hypothesis import strategies as st
 from processes import Child
 from rounds import rounds
 
+import persistedstate
 from persistedstate import PersistedState, plain
 
 if TYPE_CHECKING:
@@ -853,6 +855,25 @@ def test_a_save_that_takes_longer_is_merged_as_a_whole_or_kept_and_told(
     assert plain(state) in (mine, whole)
     assert plain(state) == whole or (caught and asides())
     check_rest(state, path, plain(state))
+
+
+@pytest.mark.usefixtures("stage")
+def test_a_save_that_comes_while_close_writes_the_file_anew_is_merged(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text(TEXT)
+    state: Any = PersistedState(path)
+    state.jobs.append("d.csv")
+
+    def save_first(descriptor: int) -> None:
+        monkeypatch.undo()
+        save(path, EDITED, "rename")
+        os.fsync(descriptor)
+
+    monkeypatch.setattr(persistedstate._System, "fsync", staticmethod(save_first))
+    state.close()
+
+    assert oracle.read(path) == {**EDITED_START, "jobs": [*START["jobs"], "d.csv"]}
 
 
 @pytest.mark.parametrize("line", range(1, TEXT.count("\n")))
