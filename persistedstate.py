@@ -4659,14 +4659,14 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        root = self._root
-        if name in root._heads and self._tree.assign(root, name, value):
-            return
         if name[:1] == "_":
             self._own[name] = value
             return
+        root = self._root
+        if name in root._heads and self._tree.assign(root, name, value):
+            return
         _check_name(name)
-        self._root[name] = value
+        root[name] = value
 
     def __delattr__(self, name: str) -> None:
         names = self._own if name[:1] == "_" else self._root

@@ -192,6 +192,15 @@ def test_a_closed_state_says_so(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_an_ordinary_attribute_of_a_closed_state_is_one_as_ever(path: Path) -> None:
+    state: Any = PersistedState(path, n=0)
+    state.close()
+
+    state._mine = 1
+
+    assert state._mine == 1
+
+
 def test_nodes_that_know_more_than_a_few_do_not_pile_up(state: Any) -> None:
     state.many = {str(number): {"n": 0} for number in range(3000)}
     for number in range(3000):
