@@ -975,17 +975,28 @@ def test_warning_is_one_line(path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "a: 1\nb: 2\n"
 
 
+#: The command line, which tells when it has tried for a lock in vain and waits to try again.
+TELLS_THAT_IT_WAITS = """
+import sys, persistedstate
+class Telling(persistedstate._System):
+    @staticmethod
+    def sleep(seconds):
+        print("waits", flush=True)
+        persistedstate._System.sleep(seconds)
+persistedstate._system = Telling()
+sys.exit(persistedstate._main())
+"""
+
+
 @in_a_terminal
 def test_ctrl_c_ends_without_a_traceback(script: Child, path: Path) -> None:
-    with Terminal([*COMMAND, "set", str(path), "a", "1", "--wait", "60"], ENVIRON) as terminal:
-        opened = Path(f"/proc/{terminal.pid}/fd")
-        terminal.until(lambda: any(str(link.resolve()) == str(path) for link in opened.iterdir()))  # it waits by now
+    command = [sys.executable, "-c", TELLS_THAT_IT_WAITS, "set", str(path), "a", "1", "--wait", "60"]
+    with Terminal(command, ENVIRON) as terminal:
+        terminal.until_shown("waits")
         terminal.press("\x03")
-        terminal.finish(
-            130, -signal.SIGINT
-        )  # which Python makes of it within `exec` of a text, and shells take for 130
+        terminal.finish(130)
 
-        assert terminal.lines[:2] == ["^C", ""]
+        assert terminal.written.replace(b"waits\r\n", b"").rstrip() == b"^C"
     tell(script, "STATE.a = 2")
 
 
