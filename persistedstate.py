@@ -246,6 +246,8 @@ def _line_pattern(*, is_ascii: bool) -> re.Pattern[str]:
 
 def _quote(text: str) -> str:
     """Write a string in double quotes, with escapes that JSON and YAML share."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:  # 0.3 us less
+        return f'"{text}"'
     return f'"{_ESCAPED.sub(_escape, text)}"'
 
 
@@ -1863,12 +1865,16 @@ def _corrupt(path: str, text: str, problem: _BadText) -> StateCorrupt:
 
 
 class _System:
-    """The system calls that the journal makes; tests put another object in the place of `_system`."""
+    """The system calls that the journal makes; tests put another object in the place of `_system`.
+
+    `_system` is the class itself, and what each change calls is no `staticmethod`: with both, CPython remembers where
+    it is, which saves 0.04 us of a change.
+    """
 
     open = staticmethod(os.open)
     close = staticmethod(os.close)
     read = staticmethod(os.read)
-    write = staticmethod(os.write)
+    write: Any = os.write
     fsync = staticmethod(os.fsync)
     ftruncate = staticmethod(os.ftruncate)
     lseek = staticmethod(os.lseek)
@@ -1879,7 +1885,7 @@ class _System:
     listdir = staticmethod(os.listdir)
     chmod = staticmethod(os.chmod)
     chown = staticmethod(getattr(os, "chown", lambda *_: None))
-    now = staticmethod(time.monotonic)
+    now: Any = time.monotonic
     sleep = staticmethod(time.sleep)
     time = staticmethod(time.time)
 
@@ -1905,7 +1911,7 @@ class _System:
         return True
 
 
-_system = _System()
+_system: type[_System] | _System = _System
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
 #: Seconds between two tries for a lock.
 _LOCK_RETRY = 0.02
@@ -2453,7 +2459,13 @@ def _step(key: Any) -> str:
 
 
 class _Tree:
-    """What the nodes of one state share. `commit` is the one funnel for changes."""
+    """What the nodes of one state share. `commit` is the one funnel for changes.
+
+    Slots for what each change reads: from the thirtieth attribute on, CPython finds all of them in more time, 0.05 us
+    of a change.
+    """
+
+    __slots__ = ("__dict__", "__weakref__", "attributes", "levels", "lock", "version")
 
     def __init__(self, path: str = "") -> None:
         self.path = path
@@ -3106,6 +3118,7 @@ class _Root(StateDict):
     """The root of a tree: its entries are shown as attributes of the facades, and their text is known one by one."""
 
     __slots__ = ()
+    _tree: _Tree
 
     def __init__(self, items: dict[Any, Any], tree: _Tree) -> None:
         super().__init__(items, tree, None, None)
@@ -3116,12 +3129,10 @@ class _Root(StateDict):
         self._show_all()
 
     def _redo(self, key: Any, value: Any, _length: int) -> None:
-        self._items[key] = value
-        if self._tree is not None:
-            self._tree.attributes[key] = value
+        self._items[key] = self._tree.attributes[key] = value
 
     def _prime(self, key: Any, value: Any) -> None:
-        if self._tree is not None and key in self._tree.attributes:
+        if key in self._tree.attributes:
             super()._prime(key, value)
 
     def _put(self, key: Any, value: Any) -> None:
@@ -3145,22 +3156,20 @@ class _Root(StateDict):
         self._show_all()
 
     def _touch_key(self, key: Any, *, gone: bool = False) -> None:
-        if self._tree is not None:
-            self._tree.touch(key, gone=gone)
+        self._tree.touch(key, gone=gone)
 
     def _show(self, key: Any, value: Any) -> None:
-        if type(key) is str and key[:1] != "_" and self._tree is not None and key not in self._tree.reserved:
+        if type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
             self._tree.attributes[key] = value
 
     def _hide(self, key: Any) -> None:
-        if type(key) is str and self._tree is not None:
+        if type(key) is str:
             self._tree.attributes.pop(key, None)
 
     def _show_all(self) -> None:
-        if self._tree is not None:
-            self._tree.attributes.clear()
-            for key, value in self._items.items():
-                self._show(key, value)
+        self._tree.attributes.clear()
+        for key, value in self._items.items():
+            self._show(key, value)
 
 
 def _index(index: Any) -> int:
@@ -3530,8 +3539,11 @@ class _LiveTree(_Tree):
     """A tree with its file: the one behind all `PersistedState` objects of this process for that file.
 
     fsync: False, True, or seconds. `halted` is None while changes are welcome; otherwise a change first has to deal
-    with it: an error to raise, a change that was interrupted between file and memory, `_RENEWING`, or `trouble`.
+    with it: an error to raise, `_RENEWING`, `trouble`, or a change that was interrupted between file and memory, as
+    a tuple: offset of the record, the record, what applies it (a node by its `_redo`), the arguments for that.
     """
+
+    __slots__ = ("fsync", "halted", "journal", "limit")
 
     def __init__(self, journal: _Journal, *, fsync: bool | float) -> None:
         super().__init__(journal.path)
@@ -3602,27 +3614,31 @@ class _LiveTree(_Tree):
 
         The lock is taken within `try` because an interrupt may come as soon as that returns; `with` costs 0.15 us more.
         """
-        heads, version, length = node._heads, self.version, 0 if key is not None else len(node._items)
+        heads, version, length = node._heads, self.version, 0
         try:
             text = value if type(value) is int else _TEXTS[type(value)](value)
-            head = heads[key] if key is not None else f"{heads[key]}{length},"
+            head = heads[key]
+            if key is None:
+                length = len(node._items)
+                head = f"{head}{length},"
             if self.levels and self.owner == get_ident():
                 return self._assign_later(node, f"{head}{text}]", key, value)
             data = f"--- {head}{text}]\n".encode()
         except (KeyError, ValueError, _Unstorable):
             return False
-        lock, journal, redo, pending = self.lock, self.journal, node._redo, None
+        lock, journal, pending = self.lock, self.journal, None
         try:
             lock.acquire()
-            is_moved = key is None and length != len(node._items)  # by another thread, before it let the lock go
-            if is_moved or self.halted is not None or heads is not node._heads or version != self.version:
+            if self.halted is not None:
                 return False
-            pending = self.halted = (journal.size, data, redo, (key, value, length))
-            if version != self.version:
-                self._refuse_change()
+            pending = self.halted = (journal.size, data, node, key, value, length)
+            is_late = heads is not node._heads or version != self.version  # another thread was there before this one
+            if is_late or (key is None and length != len(node._items)):
+                self.halted = None
+                return False
             self.version = version + 1
             journal.append(data)
-            redo(key, value, length)
+            node._redo(key, value, length)
             self.halted = None
             if self.fsync or journal.size > self.limit or journal.is_suspicious:
                 self._after_append()
@@ -3649,7 +3665,7 @@ class _LiveTree(_Tree):
     def _write(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
         """Append a record, then change memory: both or, after an error or interrupt, neither."""
         data = f"{self._separator}--- {record}\n".encode()
-        pending = (self.journal.size, data, apply, arguments)
+        pending = (self.journal.size, data, apply, *arguments)
         try:
             self.halted = pending
             if self.started != self.version:
@@ -3674,12 +3690,13 @@ class _LiveTree(_Tree):
         """Note that the file ends in a record; happens before memory changes, because an interrupt may come between."""
         self._separator, self.is_clean, self.first_record = "", False, _first_record(data.decode())
 
-    def _settle(self, pending: tuple[int, bytes, Callable[..., None], tuple[Any, ...]]) -> None:
+    def _settle(self, pending: tuple[Any, ...]) -> None:
         """Finish a change that was interrupted between file and memory: apply it if it is in the file."""
-        offset, data, apply, arguments = pending
+        offset, data, change, *arguments = pending
         if self.journal.landed(offset, data):
             if self.is_clean:
                 self._note_appended(data)
+            apply = change._redo if isinstance(change, _Node) else change
             apply(*arguments)
             node = getattr(apply, "__self__", None)
             if isinstance(node, StateList):
@@ -4435,6 +4452,10 @@ def _becomes(old: Any, new: Any) -> bool:
     return not isinstance(old, _Node) and _same(old, new)
 
 
+#: A root of which no attribute has a short way to be set, for closed states.
+_NOWHERE = _Root({}, _Tree())
+
+
 class PersistedState(_Holder, MutableMapping[str, Any]):
     """A YAML file as an object: its top-level keys are attributes and items, and every change is in the file at once.
 
@@ -4467,10 +4488,12 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     [{'name': 'a', 'done': True}]
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_items", "_own", "_refusal", "_root", "_tree")
+    __slots__ = ("__dict__", "__weakref__", "_items", "_own", "_refusal", "_root", "_target", "_tree")
 
     _tree: Any
     _root: _Root
+    #: The same until the state is closed; read first when an attribute is set, because one look-up costs 2 % of that.
+    _target: _Root
     #: The root's content; `__dict__` shows the same, as far as its names may be attributes.
     _items: dict[Any, Any]
     #: The ordinary attributes.
@@ -4505,7 +4528,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             tree.facades[id(self)] = self
         else:
             tree = _shared_tree(text, self, fsync=_fsync, wait=_wait, mode=_mode)
-        parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_items": tree.root._items}
+        parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_target": tree.root, "_items": tree.root._items}
         for name, value in parts.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "__dict__", tree.attributes)
@@ -4544,6 +4567,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             return
         object.__setattr__(self, "_refusal", refusal)
         object.__setattr__(self, "__dict__", {})
+        object.__setattr__(self, "_target", _NOWHERE)
         for name in ("_tree", "_root", "_items"):
             with suppress(AttributeError):  # while it is being made
                 object.__delattr__(self, name)
@@ -4659,14 +4683,14 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        root = self._target
+        if name in root._heads and root._tree.assign(root, name, value):
+            return
         if name[:1] == "_":
             self._own[name] = value
             return
-        root = self._root
-        if name in root._heads and self._tree.assign(root, name, value):
-            return
         _check_name(name)
-        root[name] = value
+        self._root[name] = value
 
     def __delattr__(self, name: str) -> None:
         names = self._own if name[:1] == "_" else self._root

@@ -13,7 +13,7 @@ import fcntl
 import os
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import oracle
 import processes
@@ -423,7 +423,7 @@ def test_an_interrupt_in_a_rescue(chance: random.Random, rounds: int) -> None:
             with opened(_fsync=True) as (path, state):
                 fail_once()
                 Interrupts(number).during(partial(change, state))
-                persistedstate._system.__dict__.pop("fsync", None)
+                vars(cast("Stage", persistedstate._system)).pop("fsync", None)
                 check_equal(state, path, (before, after), number)
 
 
@@ -490,7 +490,7 @@ def test_two_interrupts_in_what_takes_longer(chance: random.Random, rounds: int,
             with opened(_fsync=what == "rescue") as (path, state):
                 prepared(state)
                 interrupt_twice(first, later, partial(action, state), state.refresh)
-                persistedstate._system.__dict__.pop("fsync", None)
+                vars(cast("Stage", persistedstate._system)).pop("fsync", None)
                 state.refresh()
                 check_equal(state, path, (before,) if what == "vacuum" else (before, after), (first, later))
 
