@@ -206,9 +206,12 @@ _NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:e[+-][0-9]+)?)?|-?\.inf|\.nan"
 _OTHER = r'\[\]|\{\}|!!binary "[A-Za-z0-9+/=]*"'
 _SCALAR = rf"{_PLAIN}|{_MOMENT}|{_NUMBER}|{_DOUBLE}|{_SINGLE}|{_OTHER}"
 
-#: One line: blank or comment (no group), or indentation, dashes, key, value, or anything else (the last group).
+#: One line: blank or comment (no group), or indentation, dashes, key, value, or anything else (the last group). What
+#: only looks ahead, and the extra way to spell a key, save a fifth of the time.
 _LINE = (
-    rf"^(?: *(?:\#.*)?|( *)((?:- +|-(?=\r?$))*)(?:({_SCALAR}):(?: +|(?=\r?$)))?({_SCALAR})? *(?:(?<= )\#.*)?|(.*))\r?$"
+    r"^(?:(?= *(?:[#\r\n]|\Z)) *(?:\#.*)?"
+    rf"|( *)((?:- +|-(?=\r?$))*)(?:([A-Za-z_][A-Za-z_0-9]*|{_SCALAR}):(?: +|(?=\r?$)))?({_SCALAR})? *(?:(?<= )\#.*)?"
+    r"|(.*))\r?$"
 )
 _SAFE_PLAIN = re.compile(r"(?:[^\W\d]|/)(?:[\w./@%+=()*&$^;,?!|<>'\"\\~-]|:(?=[A-Za-z/])| (?=[^ \t\r\n#:]))*")
 _FLOW_PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
@@ -447,27 +450,32 @@ class _Scanner:
         self.known: dict[str, Any] = {}
         self._scan(text)
 
-    def _scan(self, text: str) -> None:
-        """Read all lines, right here those that give the innermost container one more scalar: in half of the time."""
+    def _scan(self, text: str) -> None:  # noqa: C901, PLR0912 - a call costs 10 %
+        """Read all lines; right here, in half of the time, one more scalar or one more mapping of a list."""
         stack, known, last = self.stack, self.known, None
         for match in _line_pattern(is_ascii=text.isascii()).finditer(text):
             indent, dashes, raw_key, raw_value, _ = match.groups()
-            column, top = stack[-1]
+            (column, top), is_read = stack[-1], False
             try:
-                if raw_value is not None and len(indent) == column:
-                    if raw_key is None and dashes == "- " and type(top) is list:
+                if raw_value is None:
+                    pass
+                elif raw_key is None:
+                    if is_read := dashes == "- " and len(indent) == column and type(top) is list:
                         top.append(_read_scalar(raw_value))
-                        self.hole, last = None, match
-                        continue
-                    if raw_key is not None and indent and not dashes and type(top) is dict:
-                        key = known[raw_key] if raw_key in known else self._key(raw_key)
-                        if key not in top:
-                            top[key] = _read_scalar(raw_value)
-                            self.hole, last = None, match
-                            continue
-            except _Odd:
-                pass  # for `_line` to deal with
-            if match.lastindex is not None:
+                elif indent and not dashes:
+                    key = known[raw_key] if raw_key in known else self._key(raw_key)
+                    if is_read := len(indent) == column and type(top) is dict and key not in top:
+                        top[key] = _read_scalar(raw_value)
+                elif dashes == "- " and len(indent) + 2 == column and type(top) is dict:
+                    above, items = stack[-2]
+                    if is_read := above + 2 == column and type(items) is list:
+                        items.append({self._key(raw_key): _read_scalar(raw_value)})
+                        stack[-1] = column, items[-1]
+            except _Odd:  # for `_line` to deal with
+                is_read = False
+            if is_read:
+                self.hole, last = None, match
+            elif match.lastindex is not None:
                 self._line(match, last)
                 last = match
         self._end_entry(last)

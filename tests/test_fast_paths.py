@@ -154,7 +154,9 @@ def test_snapshot_of_what_changed_is_the_one_that_comparing_everything_gives(
 @rounds(ci=150, nightly=5_000)
 def test_lines_are_read_as_ruamel_reads_them(chance: random.Random, rounds: int) -> None:
     for _ in range(rounds):
-        text = commented(persistedstate._block({key: value(chance) for key in KEYS[:5]}, 0), chance)
+        root = {key: value(chance) for key in KEYS[:5]}
+        root["jobs"] = [{key: value(chance, 2) for key in KEYS[: chance.randrange(1, 4)]} for _ in range(3)]
+        text = commented(persistedstate._block(root, 0), chance)
         assert same(persistedstate._Document.read(text)[1], persistedstate._Loader(text).mapping())
         place = chance.randrange(len(text))
         text = text[:place] + chance.choice(SCRAPS) + text[place + chance.randrange(2) :]
