@@ -515,12 +515,12 @@ class _Scanner:
             self.entries[-1].end = min(last.end() + 1, len(last.string))
 
     def _key(self, raw: str) -> Any:
-        key = self.known.get(raw)
-        if key is None:
-            key = self.known[raw] = _read_scalar(raw)
+        if raw not in self.known:
+            key = _read_scalar(raw)
             if not _is_key(key):
                 raise _Odd
-        return key
+            self.known[raw] = key
+        return self.known[raw]
 
     def _nested(self, column: int, dashes: str, raw_key: str | None, raw_value: str | None) -> None:
         try:
@@ -1718,6 +1718,7 @@ class _Stream:
 
 
 _RECORD_LINE = re.compile(r"^--- \[.*\][ \t\r]*(?:\n|\Z)", re.MULTILINE)
+_GLUED_RECORD = re.compile(r"(?<=.)--- \[.*\][ \t\r]*(?:\n|\Z)")
 
 
 def _first_record(text: str) -> str:
@@ -1757,9 +1758,20 @@ class _Saved:
         if self.has_leftover:
             end = _journal_start(text)
             text = text[: end - _leftover(text, is_certain=False)] + text[end:]
-        self.text = _RECORD_LINE.sub("", text)
+        self.text = _unglued(_RECORD_LINE.sub("", text))
         stream = _Stream(self.text.encode())
         self.original, self.value = stream.document, stream.value
+
+
+def _unglued(text: str) -> str:
+    """Take away a record that was appended to a text whose last line had no end."""
+
+    def parted(match: re.Match[str]) -> str:
+        if not _is_record(match[0][4:]):
+            return match[0]
+        return "\n" if match.end() < len(text) else ""
+
+    return _GLUED_RECORD.sub(parted, text)
 
 
 def _leftover(text: str, *, is_certain: bool) -> int:
@@ -1772,7 +1784,7 @@ def _leftover(text: str, *, is_certain: bool) -> int:
     line = text[text.rfind("\n", 0, max(end - 1, 0)) + 1 : end]
     is_rest = line.rstrip().endswith("]") and line.count("]") > line.count("[")
     is_odd = line.count('"') % 2 == 1
-    is_almost_whole = not is_certain and re.fullmatch(r'-{0,2} ?\[".*\]\s*', line)
+    is_almost_whole = re.fullmatch(r'-{0,2} ?\["[a-z]+",\[.*\]\s*' if is_certain else r'-{0,2} ?\[".*\]\s*', line)
     return len(line) if (is_rest and (is_odd or not is_certain)) or is_almost_whole else 0
 
 
@@ -2151,11 +2163,11 @@ class _Journal:
 
     def is_foreign(self) -> bool:
         """Find out whether somebody else wrote, replaced or removed the file."""
-        self.is_suspicious = False
         while True:
             size = self.size
             is_foreign = self.displaced >= 0 or self._is_foreign()
             if size == self.size:  # else a signal handler has appended meanwhile
+                self.is_suspicious = False
                 return is_foreign
 
     def _is_foreign(self) -> bool:
@@ -2168,9 +2180,12 @@ class _Journal:
         return False
 
     def _is_known_content(self) -> bool:
+        """Tell whether the file holds what it held when it was last known to be ours, and behind it only records."""
         data = _read_all(self.descriptor)
         length, value = self.known
-        return len(data) == self.size and hash(data[:length]) == value
+        if len(data) != self.size or hash(data[:length]) != value:
+            return False
+        return all(line.startswith(b"--- [") or line in (b"", b"{}") for line in data[length:].split(b"\n"))
 
     def read_foreign(self, deadline: float) -> tuple[bytes | None, _Glance | None, bool]:
         """Return what somebody else left, None where they left nothing; how the path looks; and whether it is whole.
@@ -2259,8 +2274,10 @@ class _Journal:
     def _clean_up(self, new: int, data: bytes) -> None:
         """After an error or interrupt: go on with the new file if it took the place of the old one, else remove it."""
         is_in_place = self.descriptor == new
-        with suppress(OSError):
+        try:
             is_in_place = is_in_place or self._is_current(new)
+        except OSError:
+            self.is_renamed = False  # nobody can tell which file is there
         if is_in_place:
             self.descriptor, self.temporary = new, ""
             self._know(data)
@@ -2511,6 +2528,17 @@ class _Tree:
     def on_undo(self, function: Callable[..., None], *arguments: Any) -> None:
         if self.levels and not self.is_undoing:
             self.undo.append((function, arguments))
+
+    def roll_back(self, steps: int) -> None:
+        """Undo all but so many steps; may be called twice."""
+        try:
+            self.is_undoing = True
+            while len(self.undo) > steps:
+                function, arguments = self.undo[-1]
+                function(*arguments)
+                self.undo.pop()
+        finally:
+            self.is_undoing = False
 
     def touch(self, key: Any, *, gone: bool = False) -> None:
         before = self.touched.get(key, _GONE)
@@ -2987,7 +3015,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
 
     def _redo_undoably(self, undo: list[_Undo], key: Any, value: Any) -> None:
         undo.append((self._unput, (key, self._items[key], None)))
-        self._redo(key, value, 0)
+        self._items[key] = value
 
     def _prime(self, key: Any, value: Any) -> None:
         tree = self._tree
@@ -3137,6 +3165,10 @@ class _Root(StateDict):
         self._show_all()
 
     def _redo(self, key: Any, value: Any, _length: int) -> None:
+        self._items[key] = self._tree.attributes[key] = value
+
+    def _redo_undoably(self, undo: list[_Undo], key: Any, value: Any) -> None:
+        undo.append((self._unput, (key, self._items[key], None)))
         self._items[key] = self._tree.attributes[key] = value
 
     def _prime(self, key: Any, value: Any) -> None:
@@ -3547,8 +3579,7 @@ class _LiveTree(_Tree):
     """A tree with its file: the one behind all `PersistedState` objects of this process for that file.
 
     fsync: False, True, or seconds. `halted` is None while changes are welcome; otherwise a change first has to deal
-    with it: an error to raise, `_RENEWING`, `trouble`, or a change that was interrupted between file and memory, as
-    a tuple: offset of the record, the record, what applies it (a node by its `_redo`), the arguments for that.
+    with it: an error to raise, `_RENEWING`, `trouble`, or a tuple, a change that was interrupted (see `_settle`).
     """
 
     __slots__ = ("fsync", "halted", "journal", "limit")
@@ -3611,11 +3642,7 @@ class _LiveTree(_Tree):
             return
         if self.task is not None:
             self._check_task()
-        if self.started != self.version:
-            self._refuse_change()
-        self.version += 1
-        self.records.append(record)
-        apply(*arguments)
+        self._change_later(record, apply, *arguments)
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:  # noqa: C901, PLR0915 - a call costs 4 %
         """Do what `commit` does for the most frequent changes, in 2.1 us instead of 6.1.
@@ -3630,7 +3657,7 @@ class _LiveTree(_Tree):
                 length = len(node._items)
                 head = f"{head}{length},"
             if self.levels and self.owner == get_ident():
-                return self._assign_later(node, f"{head}{text}]", key, value)
+                return self._assign_later(node, heads, f"{head}{text}]", key, value, length)
             data = f"--- {head}{text}]\n".encode()
         except (KeyError, ValueError, _Unstorable):
             return False
@@ -3640,8 +3667,9 @@ class _LiveTree(_Tree):
             if self.halted is not None:
                 return False
             pending = self.halted = (journal.size, data, node, key, value, length)
-            if heads is not node._heads or (key is None and length != len(node._items)):
-                self.halted = None  # a signal handler or another thread was there first: look again
+            is_late = journal.size != pending[0] or heads is not node._heads
+            if is_late or (key is None and length != len(node._items)):
+                self.halted = None  # another thread, a signal handler or a finalizer was there first: look again
                 return False
             self.version += 1
             journal.append(data)
@@ -3660,14 +3688,43 @@ class _LiveTree(_Tree):
                 pass
         return True
 
-    def _assign_later(self, node: _Node, record: str, key: str | None, value: Any) -> bool:
+    def _assign_later(
+        self, node: _Node, heads: dict[str | None, str], record: str, key: str | None, value: Any, length: int
+    ) -> bool:
         """Assign in a transaction of this thread, which writes the record at its end."""
         if self.halted is not None or (self.task is not None and self.task is not _current_task()):
             return False
-        self.version += 1
-        self.records.append(record)
-        node._redo_undoably(self.undo, key, value)
+        records, undo = self.records, self.undo
+        savepoint = self.halted = (len(records), len(undo))
+        try:
+            if heads is not node._heads or (key is None and length != len(node._items)):
+                self.halted = None
+                return False
+            self.version += 1
+            records.append(record)
+            node._redo_undoably(undo, key, value)
+            self.halted = None
+        except BaseException:
+            if self.halted is savepoint:
+                _surely(self._settle, savepoint)
+            raise
         return True
+
+    def _change_later(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
+        """Change memory in a transaction, and note the record for its end: both or, after an interrupt, neither."""
+        savepoint = (len(self.records), len(self.undo))
+        try:
+            self.halted = savepoint
+            if self.started != self.version:
+                self._refuse_change()
+            self.version += 1
+            self.records.append(record)
+            apply(*arguments)
+            self.halted = None
+        except BaseException:
+            if self.halted is savepoint:
+                _surely(self._settle, savepoint)
+            raise
 
     def _write(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
         """Append a record, then change memory: both or, after an error or interrupt, neither."""
@@ -3698,7 +3755,15 @@ class _LiveTree(_Tree):
         self._separator, self.is_clean, self.first_record = "", False, _first_record(data.decode())
 
     def _settle(self, pending: tuple[Any, ...]) -> None:
-        """Finish a change that was interrupted between file and memory: apply it if it is in the file."""
+        """Finish a change that was interrupted between file and memory: apply it if it is in the file.
+
+        pending: offset of the record, the record, what applies it (a node by its `_redo`), the arguments for that. Or,
+        in a transaction, a savepoint, how many records and steps of undoing there were: go back to it.
+        """
+        if len(pending) == 2:  # noqa: PLR2004 - a savepoint
+            self._go_back(*pending)
+            self.halted = None
+            return
         offset, data, change, *arguments = pending
         if self.journal.landed(offset, data):
             if self.is_clean:
@@ -3733,7 +3798,8 @@ class _LiveTree(_Tree):
 
     def _is_changing(self) -> bool:
         """Tell whether this thread is in the middle of a change, so that its caller must have interrupted that."""
-        changing = {_LiveTree.assign.__code__, _LiveTree._write.__code__, _LiveTree._renew.__code__}
+        functions = (self.assign, self._assign_later, self._change_later, self._write, self._renew)
+        changing = {function.__code__ for function in functions}
         frame = sys._getframe()
         while frame.f_back is not None:
             frame = frame.f_back
@@ -3805,15 +3871,10 @@ class _LiveTree(_Tree):
         while len(self.levels) > depth:
             try:
                 self._settle_end()
-                self.is_undoing = True
-                self.forget_heads()
-                records, steps = self.levels[-1]
-                self._roll_back(self.undo, steps)
-                del self.records[records:]
+                self._go_back(*self.levels[-1])
                 self.levels.pop()
             except KeyboardInterrupt as error:
                 interrupt = error
-        self.is_undoing = False
         if interrupt is not None:
             raise interrupt
 
@@ -3825,12 +3886,11 @@ class _LiveTree(_Tree):
             except OSError as error:
                 self.halted = self.trouble = error
 
-    @staticmethod
-    def _roll_back(undo: list[_Undo], steps: int) -> None:
-        while len(undo) > steps:
-            function, arguments = undo[-1]
-            function(*arguments)
-            undo.pop()
+    def _go_back(self, records: int, steps: int) -> None:
+        """Undo all but so many steps, and forget all but so many records; may be called twice."""
+        self.forget_heads()
+        self.roll_back(steps)
+        del self.records[records:]
 
     def vacuum(self) -> None:
         """Renew the snapshot, if anything changed since the last; merge what others did to the file."""
@@ -3967,6 +4027,8 @@ class _LiveTree(_Tree):
             if (missing or self.journal.is_new) and not self.root._items and self.is_clean:
                 self.root._put_all({key: self.root._grown(value, key) for key, value in missing.items()})
                 self._vacuum()
+                if self.journal.is_new:
+                    self.history = _History()  # nobody has read the file before
             elif missing:
                 self.root.update(missing)
 
@@ -4153,9 +4215,9 @@ class _History:
         """Return the value of the snapshot that an editor had read.
 
         The record that followed it tells, unless it is the `doubtful` one, which may have been appended to what they
-        saved; without one, the snapshot from which the fewest values differ. Whoever saved the very text of the
-        previous snapshot had read that, if the script changed it since; the text of an older one, or of one that a
-        person has changed since, is what somebody wanted to go back to.
+        saved; without one, the snapshot from which the least differs. Whoever saved the very text of the previous
+        snapshot had read that, if the script changed it since; the text of an older one, or of one that a person has
+        changed since, is what somebody wanted to go back to.
         """
         known = [_Past(present, first_record, 0, by_person=False), *self.past]
         if saved.first_record not in ("", doubtful) and any(past.first_record == saved.first_record for past in known):
@@ -4420,13 +4482,15 @@ def _interleaved(first: list[Any], second: list[Any]) -> list[Any]:
 
 
 def _distance(one: Any, other: Any) -> int:
-    """Return in how many places two plain values differ."""
+    """Return how much two plain values differ: by what only one of them has; what was changed counts for both."""
     if type(one) is dict and type(other) is dict:
         return sum(_distance(one.get(key, _GONE), other.get(key, _GONE)) for key in {**one, **other})
     if type(one) is list and type(other) is list:
         ours, others = Counter(map(_flow, one)), Counter(map(_flow, other))
         return (ours - others).total() + (others - ours).total()
-    return 0 if one is other or _same(one, other) else 1
+    if one is _GONE or other is _GONE:
+        return 1
+    return 0 if _same(one, other) else 2
 
 
 def _become(node: Any, value: Any) -> None:
@@ -4495,12 +4559,12 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     [{'name': 'a', 'done': True}]
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_items", "_own", "_refusal", "_root", "_target", "_tree")
+    __slots__ = ("__dict__", "__weakref__", "_items", "_open_root", "_own", "_refusal", "_root", "_tree")
 
     _tree: Any
     _root: _Root
     #: The same until the state is closed; read first when an attribute is set, because one look-up costs 2 % of that.
-    _target: _Root
+    _open_root: _Root
     #: The root's content; `__dict__` shows the same, as far as its names may be attributes.
     _items: dict[Any, Any]
     #: The ordinary attributes.
@@ -4535,7 +4599,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             tree.facades[id(self)] = self
         else:
             tree = _shared_tree(text, self, fsync=_fsync, wait=_wait, mode=_mode)
-        parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_target": tree.root, "_items": tree.root._items}
+        parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
         for name, value in parts.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "__dict__", tree.attributes)
@@ -4574,7 +4638,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             return
         object.__setattr__(self, "_refusal", refusal)
         object.__setattr__(self, "__dict__", {})
-        object.__setattr__(self, "_target", _NOWHERE)
+        object.__setattr__(self, "_open_root", _NOWHERE)
         for name in ("_tree", "_root", "_items"):
             with suppress(AttributeError):  # while it is being made
                 object.__delattr__(self, name)
@@ -4690,14 +4754,15 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        root = self._target
+        root = self._open_root
         if name in root._heads and root._tree.assign(root, name, value):
             return
         if name[:1] == "_":
             self._own[name] = value
             return
+        root = self._root  # raises in a closed state
         _check_name(name)
-        self._root[name] = value
+        root[name] = value
 
     def __delattr__(self, name: str) -> None:
         names = self._own if name[:1] == "_" else self._root
@@ -5041,12 +5106,11 @@ class _Remains:
     def _apply_whole(self, record: Any) -> None:
         """Apply a record: all of a transaction, or nothing."""
         tree = self.tree
-        tree.levels, tree.undo, tree.is_undoing = [(0, 0)], [], False
+        tree.levels, tree.undo = [(0, 0)], []
         try:
             _apply(self.root, record)
         except _MISFITS:
-            tree.is_undoing = True
-            _LiveTree._roll_back(tree.undo, 0)
+            tree.roll_back(0)
             raise
 
     def text(self) -> str:

@@ -1045,3 +1045,15 @@ def test_valid_options_are_no_state(path: Path, options: dict[str, Any]) -> None
         assert plain(state) == {"a": 1}
 
     assert path.read_text() == "a: 1\n"
+
+
+@pytest.mark.parametrize("key", ["2020-01-01", ".nan", "[]", "{}", '!!binary "eA=="'])
+@pytest.mark.parametrize("lines", ["  {}: 1", "  b: 1\n  {}: 2", "- b: 1\n- {}: 2", "- {}: 2"])
+def test_key_of_a_kind_that_no_state_holds_is_refused_wherever_it_stands(path: Path, key: str, lines: str) -> None:
+    text = f"a:\n{lines.format(key)}\n"
+    path.write_text(text)
+
+    with pytest.raises(StateCorrupt, match=r"line [23]"):
+        PersistedState(path)
+
+    assert path.read_text() == text

@@ -367,3 +367,15 @@ def test_write_that_fails_and_cannot_be_taken_back_loses_nothing() -> None:
             plans += [(first, second) for first in firsts for second in seconds]
 
     run_all(workload, plans)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_replacement_of_which_nobody_can_tell_whether_it_took_place_loses_nothing(*, stays: bool) -> None:
+    """It fails, but takes effect, and the look at what is there now fails, too."""
+    workload = WORKLOADS["synced"]
+    at = [number for number, (name, _) in enumerate(calls_of(workload)) if name == "replace"]
+    plans: list[tuple[Fault, ...]] = [
+        (Fault(number, errno.EIO, takes_effect=True), Fault(number + 2, errno.EIO, stays)) for number in at
+    ]
+
+    assert run_all(workload, plans) > len(at)

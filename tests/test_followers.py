@@ -47,7 +47,7 @@ def test_followers_of_writers_that_are_killed_see_only_states_that_were(chance: 
             changes, number, shown = json.loads(follower.line())
             print(changes, number)
             assert oracle.same(shown, content)
-            assert changes > 10
+            assert changes > 2
             follower.finish()
 
 

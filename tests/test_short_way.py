@@ -298,3 +298,13 @@ def random_step(state: Any, twice: Twice, chance: random.Random) -> None:
             if kind == "abort":
                 twice.model = before
                 raise LookupError
+
+
+def test_closed_state_says_so_whatever_is_assigned(path: Path) -> None:
+    state = PersistedState(path, n=0)
+    state.n = 1
+    state.close()
+
+    for name in "n", "new", "items":
+        with pytest.raises(StateClosed):
+            setattr(state, name, 1)

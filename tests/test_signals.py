@@ -238,6 +238,56 @@ def test_handler_between_the_statements_of_a_transaction_takes_part_in_it_or_is_
         assert state.a == 2
 
 
+@pytest.mark.stress
+@pytest.mark.parametrize("way", ["append", "insert"])
+@sized(ci=60, nightly=3_000)
+def test_handler_in_a_statement_of_a_transaction_is_refused_or_comes_before_or_after_it(
+    path: Path, on_alarm: Callable[[Callable[[], object]], None], rounds: int, way: str
+) -> None:
+    with PersistedState(path, numbers=[0]) as state:
+
+        def beat() -> None:
+            with contextlib.suppress(RuntimeError):
+                state.numbers.append(-1)
+            signal.setitimer(signal.ITIMER_REAL, 5e-5 if is_on else 0)
+
+        is_on = True
+        on_alarm(beat)
+        state.numbers.append(0)
+        for _ in range(rounds):
+            is_on = True
+            with state.transaction():
+                signal.setitimer(signal.ITIMER_REAL, 5e-5)
+                for number in range(100):
+                    with contextlib.suppress(RuntimeError):
+                        state.numbers.append(number) if way == "append" else state.numbers.insert(1, number)
+                is_on = False
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert len(state.numbers) > 1
+            assert plain(state) == oracle.read(path)
+            state.numbers[:] = [0]
+            state.vacuum()
+
+
+def test_handler_that_removes_what_a_statement_of_a_transaction_is_about_to_change(
+    path: Path, on_alarm: Callable[[Callable[[], object]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = persistedstate._TEXTS[str]
+
+    def interrupted(value: str) -> str:
+        signal.raise_signal(signal.SIGALRM)
+        return text(value)
+
+    with PersistedState(path, numbers=[0]) as state:
+        state.numbers.append(1)
+        on_alarm(state.clear)
+        monkeypatch.setitem(persistedstate._TEXTS, str, interrupted)
+        with state.transaction():
+            state.numbers.append("x")
+
+        assert plain(state) == oracle.read(path) == {}
+
+
 def test_finalizer_that_writes_leaves_memory_and_file_equal(path: Path) -> None:
     """A value that goes away in the middle of a change may have a finalizer that changes the state."""
 

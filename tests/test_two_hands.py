@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -722,6 +722,64 @@ def test_a_stripped_newline_changes_nothing_and_glues_nothing(
         check(state, path, expected)
 
 
+@pytest.mark.parametrize("wait", [0, 2], ids=["at once", "later"])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: 1\nb: 8", 8),
+        ("a: 1\nb: 8  # me", 8),
+        ('a: 1\nb: "8"', "8"),
+        ("a: 1\nb:\n- x\n- bcd", ["x", "bcd"]),
+        ("a: 1\nb: |\n  x", "x"),
+        ('{"a": 1, "b": 8}', 8),
+    ],
+)
+def test_a_text_without_a_last_newline_is_not_glued_to_the_record_behind_it(
+    path: Path, stage: Stage, text: str, value: Any, wait: int
+) -> None:
+    path.write_text("a: 1\nb: 3\n")
+    with PersistedState(path) as state:
+        state.n = 1
+        stage.sleep(1)
+        state.n = 2
+        save(path, text, "in place")
+        stage.sleep(wait)
+        state.n = 3
+        state.refresh()
+
+        check(state, path, {"a": 1, "b": value, "n": 3})
+    assert ("# me" in path.read_text()) == ("# me" in text)
+
+
+def test_lines_as_long_as_the_records_that_they_take_the_place_of_are_seen(path: Path, state: Any) -> None:
+    state.number = 1
+    record = path.read_text()[len(TEXT) :]
+    save(path, f"{TEXT}{'new: 1'.ljust(len(record) - 1)}\n", "in place")
+
+    assert state.refresh() is True
+
+    check_rest(state, path, {**START, "number": 1, "new": 1})
+
+
+@pytest.mark.parametrize("rest", ["-- ", "- ", " ", ""])
+def test_the_rest_of_a_record_without_its_dashes_is_no_text(path: Path, state: Any, rest: str) -> None:
+    """It was written while the text was being saved, which then was written over its first bytes."""
+    save(path, f'{TEXT.replace("41", "7")}{rest}["set",[],"done",true]\n', "in place")
+
+    assert state.refresh() is True
+
+    assert plain(state) == {**START, "last_id": 7}
+
+
+def test_nobody_has_read_a_new_file_before_it_held_the_defaults(path: Path) -> None:
+    with PersistedState(path, last_id=0, retry=3, rows=["a"]) as state:
+        state.last_id = 6
+        save(path, "retry: 3\n")
+        state.refresh()
+
+        check(state, path, {"retry": 3})
+
+
 @pytest.mark.parametrize("look", ["refresh", "change", "vacuum", "close"])
 @pytest.mark.parametrize("journal", [False, True])
 def test_a_deleted_file_is_written_again(path: Path, stage: Stage, look: str, journal: bool) -> None:
@@ -1323,7 +1381,10 @@ class Session:
         self.number = 0
         #: The save that is not merged yet, if any.
         self.save: _Save | None = None
+        #: The snapshots that there have been, and what the person saved.
+        self.texts: list[list[str]] = []
         self.log: list[str] = []
+        self.note_text()
 
     def run(self) -> None:
         for _ in range(self.chance.randint(4, 14)):
@@ -1367,6 +1428,11 @@ class Session:
         self.stage.between = None
         change(_Model(self.mine))
         self.compare(plain(self.state), must=must, warned=bool(caught))
+        self.note_text()
+
+    def note_text(self) -> None:
+        if not self.stage.is_saving and (text := snapshot_lines(self.path)) not in self.texts:
+            self.texts.append(text)
 
     def change(self, name: str) -> Callable[[Any], object]:
         number, job = self.number, self.chance.choice([*(job for job in self.mine["jobs"] if job[0] == "s"), "nothing"])
@@ -1435,10 +1501,10 @@ class Session:
         lines = base[:]
         for _ in range(self.chance.randint(1, 3)):
             self.edit(lines)
-        now = [line for line in self.path.read_text().splitlines(keepends=True) if not line.startswith("--- ")]
         way = self.chance.choice(["rename", "vim", "in place", "in place", "in place", "cp"])
         self.log.append(way)
-        self.save = _Save(way, base, lines, now)
+        self.save = _Save(way, base, lines, self.texts)
+        self.texts.append(lines)
         data = "".join([*lines, *self.chance.choice([journal, journal, []])]).encode()
         size = self.chance.choice([1, 7, 64])
         pause = min(self.chance.choice([0.001, 0.01, QUIET * 0.9]), 0.8 * size / len(data))  # in less than a second
@@ -1451,7 +1517,7 @@ class Session:
         """Change the lines of a snapshot."""
         self.number += 1
         kind = self.chance.choice(["value", "nested", "comment", "new", "delete", "job", "no job"])
-        keyed = [at for at, line in enumerate(lines) if line.startswith(("flag:", "last:", "counter:", "p"))]
+        keyed = [at for at, line in enumerate(lines) if re.match(r"(flag|last|counter|p\d+): ", line)]
         nested = [at for at, line in enumerate(lines) if line.startswith(("  soft:", "  hard:", "  peak:"))]
         jobs = [at for at, line in enumerate(lines) if line.startswith(("- j", "- s", "- p"))]
         self.log.append(f"person: {kind}")
@@ -1478,17 +1544,15 @@ class Session:
 
 
 class _Save:
-    """What a person saves: the lines, those that the editor had read, and the snapshot in the file at that time."""
+    """What a person saves: the lines, those that the editor had read, and all texts that there have been."""
 
-    def __init__(self, way: str, base: list[str], lines: list[str], now: list[str]) -> None:
+    def __init__(self, way: str, base: list[str], lines: list[str], texts: list[list[str]]) -> None:
         self.way = way
         self.theirs = yaml.safe_load("".join(lines))
-        #: What the person may have started from: nobody can tell when the edit is as close to the newer snapshot.
-        self.bases = [
-            yaml.safe_load("".join(start))
-            for start in (base, now)
-            if start is base or not distance(lines, base) < distance(lines, now)
-        ]
+        #: What the person may have started from: nobody can tell when the edit is as close to another text.
+        contents = [yaml.safe_load("".join(text)) for text in (base, *texts)]
+        nearest = distance(self.theirs, contents[0])
+        self.bases = [content for content in contents if distance(self.theirs, content) <= nearest]
         #: The script wrote into the file while the editor was writing it within the inode.
         self.is_mixed = False
         #: Merged or not, the state was the same at the last look.
@@ -1502,9 +1566,18 @@ class _Save:
         return {**result, "jobs": [*(job for job in mine["jobs"] if job not in removed), *added]}
 
 
-def distance(lines: list[str], others: list[str]) -> int:
-    """Count the lines that stand in one of both only."""
-    return sum(line[0] in "+-" for line in difflib.ndiff(others, lines))
+def snapshot_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines(keepends=True) if not line.startswith("--- ")]
+
+
+def distance(one: Any, other: Any) -> int:
+    """Count what stands in one of two contents only; a job that was put elsewhere is the same."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        missing = one.keys() ^ other.keys()
+        return len(missing) + sum(distance(one[key], other[key]) for key in one.keys() & other.keys())
+    if isinstance(one, list) and isinstance(other, list) and all(isinstance(item, str) for item in one + other):
+        return len({*one} ^ {*other})
+    return 0 if one == other else 2
 
 
 def alike(found: dict[str, Any], candidates: list[dict[str, Any]]) -> bool:
