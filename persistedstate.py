@@ -2371,6 +2371,15 @@ class _Journal:
             _system.close(kept)
         return path
 
+    def kept_aside(self) -> str:
+        """Return the path of what was last kept next to the file, "" if nothing is there."""
+        folder, base = os.path.split(self.path)
+        pattern = re.compile(rf"{re.escape(base)}\.(?:damaged|edited|kept)-([0-9]{{8}}-[0-9]{{6}}\+*)")
+        with suppress(OSError):
+            found = filter(None, map(pattern.fullmatch, _system.listdir(folder)))
+            return max(((match[1], os.path.join(folder, match[0])) for match in found), default=("", ""))[1]
+        return ""
+
     def close(self) -> None:
         """Let the file and the lock go."""
         self._remove_temporary()
@@ -3607,6 +3616,7 @@ class _LiveTree(_Tree):
 
     def _load(self, data: bytes) -> None:
         stream = _parsed(self.path, data)
+        sound = data[: len(data) - stream.torn]
         self.document = stream.document
         self.root = _Root(stream.value, self)
         self.generation = 1
@@ -3614,15 +3624,18 @@ class _LiveTree(_Tree):
         if stream.torn:
             warnings.warn(
                 f"{self.path}: dropped {stream.torn} bytes at the end that never became a complete record "
-                f"({len(data) - stream.torn} bytes are sound)",
+                f"({len(sound)} bytes are sound)",
                 RuntimeWarning,
                 stacklevel=5,
             )
-        self.journal.accept(len(data) - stream.torn)
+        if not (sound.strip() or self.journal.is_new) and (kept := self.journal.kept_aside()):
+            reason = f"{self.path}: there is nothing in the file; look at {kept}, which was kept beside it"
+            warnings.warn(reason, RuntimeWarning, stacklevel=5)
+        self.journal.accept(len(sound))
         self.is_clean = not stream.records
         self.first_record = _first_record(stream.text)
         self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)
-        self._separator = self._separator_behind(self.document, data[: len(data) - stream.torn])
+        self._separator = self._separator_behind(self.document, sound)
         if stream.is_half_rewritten:
             self._renew(self._renewed(), self.journal.basis)
 

@@ -599,6 +599,79 @@ def test_a_file_that_holds_nothing_opens_without_defaults(path: Path, content: b
     assert (b"# x" in path.read_bytes()) == (b"# x" in content)
 
 
+# ---- Nothing left ----------------------------------------------------------------------------------------------------
+
+#: What a loss of power, or a mishap, may leave of a file that held a state.
+NOTHING_LEFT = {"no bytes": b"", "only NULs": b"\0" * 100, "a newline": b"\n", "half a record": b'--- ["set",[],"a'}
+#: What stands beside a file, but was not kept there by us, or not of this file.
+STRANGERS = ["x.state.bak", "x.state.kept", "x.state.edited-yesterday", "y.state.kept-20240131-120000", "x.state~"]
+
+
+def warnings_of_opening(path: Path) -> list[str]:
+    """Open a file that holds nothing, and return what is told."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state = PersistedState(path)
+    with state:
+        assert plain(state) == {}
+    assert {each.category for each in caught} <= {RuntimeWarning}
+    return [str(each.message) for each in caught]
+
+
+@pytest.mark.leaves("files")
+@pytest.mark.parametrize("label", ["damaged", "edited", "kept"])
+@pytest.mark.parametrize("content", NOTHING_LEFT.values(), ids=NOTHING_LEFT)
+def test_a_file_that_lost_everything_names_what_was_kept_last(path: Path, content: bytes, label: str) -> None:
+    path.write_bytes(content)
+    kept = ["kept-20231231-235959", "edited-20240131-110000", f"{label}-20240131-120000", f"{label}-20240131-120000+"]
+    for name in [*STRANGERS, *(f"x.state.{each}" for each in kept)]:
+        path.with_name(name).write_text("a: 1\n")
+
+    *others, told = warnings_of_opening(path)
+
+    assert told == f"{path}: there is nothing in the file; look at {path}.{kept[-1]}, which was kept beside it"
+    assert len(others) == content.startswith((b"\0", b"-"))  # what was dropped
+    assert path.with_name(f"x.state.{kept[-1]}").read_text() == "a: 1\n"
+
+
+@pytest.mark.leaves("files")
+def test_a_file_that_lost_everything_names_the_edit_that_was_refused(path: Path) -> None:
+    with PersistedState(path, a=1) as state:
+        path.write_text("a: [\n")
+        with pytest.warns(RuntimeWarning, match="it is kept in"):
+            state.refresh()
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+    _, told = warnings_of_opening(path)
+
+    (kept,) = set(path.parent.iterdir()) - {path}
+    assert f"look at {kept}," in told
+    assert kept.read_text() == "a: [\n"
+
+
+@pytest.mark.leaves("files")
+@pytest.mark.parametrize("content", [*NOTHING_LEFT.values(), None], ids=[*NOTHING_LEFT, "no file"])
+def test_a_file_that_holds_nothing_and_has_nothing_of_ours_beside_it_tells_of_no_loss(
+    path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        path.write_bytes(content)
+    for name in STRANGERS:
+        path.with_name(name).write_text("a: 1\n")
+
+    assert not [told for told in warnings_of_opening(path) if "dropped" not in told]
+
+
+@pytest.mark.leaves("files")
+@pytest.mark.parametrize("content", [b"{}\n", b"# notes\n", None], ids=["empty mapping", "comment", "no file"])
+def test_a_state_that_is_empty_or_new_tells_of_no_loss(path: Path, content: bytes | None) -> None:
+    path.with_name("x.state.kept-20240131-120000").write_text("a: 1\n")
+    if content is not None:
+        path.write_bytes(content)
+
+    assert warnings_of_opening(path) == []
+
+
 # ---- Torn tails ------------------------------------------------------------------------------------------------------
 
 SNAPSHOT = b"# kept\na: 1\nl:\n- x\nd: {}\n"
@@ -890,6 +963,25 @@ except PermissionError as error:
     assert answer.split() == ["refused", "True"]
     assert path.read_bytes() == content
     assert listing(public_folder) == ["x.state"]
+
+
+def test_a_folder_that_cannot_be_listed_does_not_keep_an_empty_file_from_opening(public_folder: Path) -> None:
+    path = public_folder / "x.state"
+    for each in path, path.with_name("x.state.kept-20240131-120000"):
+        each.touch()
+        each.chmod(0o666)
+    public_folder.chmod(0o333)
+    code = f"""
+{DROP_PRIVILEGES}
+warnings.simplefilter("error")
+with persistedstate.PersistedState(sys.argv[1]) as state:
+    state.a = 1
+"""
+
+    run_child(code, path)
+
+    public_folder.chmod(0o777)
+    assert path.read_bytes() == b"a: 1\n"
 
 
 def test_a_folder_without_permission_takes_no_new_file(public_folder: Path) -> None:
