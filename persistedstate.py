@@ -1921,13 +1921,16 @@ class _System:
 
     @staticmethod
     def lock(descriptor: int) -> bool:
-        """Take the lock of an open file if nobody holds it; it ends with the process."""
-        from portalocker import AlreadyLocked, LockFlags, lock
+        """Take the lock of an open file if nobody holds it; it ends with the process. Raises OSError."""
+        from portalocker import AlreadyLocked, LockException, LockFlags, lock
 
         try:
             lock(descriptor, LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
         except AlreadyLocked:
             return False
+        except LockException as error:
+            cause = error.__cause__
+            raise cause if isinstance(cause, OSError) else OSError(errno.ENOLCK, str(error)) from None
         return True
 
 
@@ -2059,7 +2062,7 @@ class _Journal:
                 raise
             self.inode = _seen(status)[:2]
             _check_regular(status, self.path)
-            if _system.lock(self.descriptor) and self._is_current(self.descriptor):
+            if self._lock(self.descriptor) and self._is_current(self.descriptor):
                 return
             if _system.now() >= deadline and self._is_current(self.descriptor):
                 raise StateLocked(self.path, _holder(status))
@@ -2077,6 +2080,13 @@ class _Journal:
         if mode is not None:
             _system.chmod(self.path, mode)
         return descriptor
+
+    def _lock(self, descriptor: int) -> bool:
+        try:
+            return _system.lock(descriptor)
+        except OSError as error:
+            reason = f"{error.strerror}; the file system does not seem to support locks: put the file on a local disk"
+            raise OSError(error.errno, reason, self.path) from None
 
     def _is_current(self, descriptor: int) -> bool:
         """Tell whether the path still names the file that is open."""
@@ -2247,7 +2257,7 @@ class _Journal:
             _system.fsync(new)
             if _read_all(new) != data:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
-            if not _system.lock(new):
+            if not self._lock(new):
                 raise OSError(errno.EBUSY, "somebody locked the temporary file", path)
             self._check(basis)
             _system.replace(path, self.path)
@@ -2306,7 +2316,7 @@ class _Journal:
             self.claimed = _above_standard(_system.open(self.path, flags))
         except FileNotFoundError:
             return -1
-        if not _system.lock(self.claimed):
+        if not self._lock(self.claimed):
             raise StateLocked(self.path, _holder(_system.fstat(self.claimed)))
         return self.claimed
 

@@ -506,6 +506,34 @@ def test_folder_that_cannot_be_synced_costs_nothing(path: Path, strace: list[obj
     assert oracle.read(path) == {"n": 12, "l": list(range(1, 13))}
 
 
+@pytest.mark.parametrize("code", ["ENOLCK", "EOPNOTSUPP"])
+def test_file_system_without_locks_is_told_with_path_and_advice(path: Path, strace: list[object], code: str) -> None:
+    """As on a network file system whose server knows no locks: no change is taken, reading works."""
+    path.write_text("a: 1\n")
+    script = """
+        import sys
+        from persistedstate import PersistedState
+        print(PersistedState(sys.argv[1], _readonly=True).a)
+        try:
+            PersistedState(sys.argv[1])
+        except OSError as error:
+            print(error.errno, error.filename, error.strerror, sep=", ")
+    """
+    command = [*strace, "-e", "trace=flock", "-e", f"inject=flock:error={code}", sys.executable]
+    number = getattr(errno, code)
+    said = f"{os.strerror(number)}; the file system does not seem to support locks: put the file on a local disk"
+
+    opened = run(*command, "-c", textwrap.dedent(script), path)
+    changed, shown = (run(*command, "-m", "persistedstate", *rest) for rest in [("set", path, "a", 2), ("show", path)])
+
+    assert (opened.stdout, opened.stderr) == (f"1\n{number}, {path}, {said}\n", "")
+    assert (changed.returncode, changed.stdout) == (2, "")
+    assert changed.stderr == f"persistedstate: {path}: {said}\n"
+    assert (shown.returncode, shown.stdout) == (0, "a: 1\n")
+    assert path.read_text() == "a: 1\n"
+    assert listing(path.parent) == ["x.state"]
+
+
 # ---- Every way to start a process ------------------------------------------------------------------------------------
 
 PARENT = """

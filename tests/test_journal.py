@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import oracle
+import portalocker
 import pytest
 
 import persistedstate
@@ -117,14 +118,17 @@ def test_cut_that_fails_is_made_up_for_by_the_next_change(path: Path, system: Fa
         assert path.read_bytes() == before + b'--- ["set",[],"a",3]\n'
 
 
-@pytest.mark.parametrize(("call", "code"), [("open", errno.ENOSPC), ("fsync", errno.EIO), ("replace", errno.EIO)])
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [("open", errno.ENOSPC), ("fsync", errno.EIO), ("replace", errno.EIO), ("lock", errno.ENOLCK)],
+)
 def test_failed_vacuum_costs_nothing(path: Path, system: Faulty, call: str, code: int) -> None:
     state = PersistedState(path, a=1)
     state.a = 2
     before = path.read_bytes()
     system.fail(call, code)
 
-    with pytest.raises(OSError, match=r"space|error"):
+    with pytest.raises(OSError, match=r"space|error|locks"):
         state.vacuum()
 
     assert path.read_bytes() == before
@@ -170,6 +174,44 @@ def test_interrupted_change_is_settled_by_whatever_comes_next(path: Path, system
 
             assert state.a == 1
     assert path.read_bytes() == b"a: 1\nb: 2\n"
+
+
+def test_lock_that_fails_is_an_error_with_path_and_lets_the_file_go(path: Path, system: Faulty) -> None:
+    system.fail("lock", errno.ENOLCK)
+
+    with pytest.raises(OSError, match="put the file on a local disk") as caught:
+        PersistedState(path)
+
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOLCK, str(path))
+    with PersistedState(path, a=1) as state:
+        assert state.a == 1
+
+
+def test_lock_of_what_cannot_be_locked_is_an_oserror(path: Path) -> None:
+    """portalocker has exceptions of its own, which nobody who opens a file expects."""
+    with path.open("w") as file:
+        descriptor = file.fileno()
+
+    with pytest.raises(OSError, match="descriptor") as caught:
+        persistedstate._System.lock(descriptor)
+
+    assert caught.value.errno == errno.EBADF
+
+
+def test_lock_that_fails_for_no_reason_of_the_system_is_an_oserror(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On some network file systems it ends in an EOFError, says portalocker."""
+
+    def refuse(*_: object) -> None:
+        raise portalocker.LockException(portalocker.LockException.LOCK_FAILED, "no reply")
+
+    monkeypatch.setattr(portalocker, "lock", refuse)
+
+    with pytest.raises(OSError, match="no reply") as caught:
+        PersistedState(path)
+
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOLCK, str(path))
 
 
 def test_locked_temporary_file_is_not_put_in_place(path: Path, system: Faulty) -> None:
