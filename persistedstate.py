@@ -3620,6 +3620,8 @@ class _LiveTree(_Tree):
         self.renewal: tuple[_Document, bytes, Any, _Saved | None] | None = None
         #: How often what a person saved changed the state.
         self.merges = 0
+        #: Why vacuums failed since the last that did not, each told once.
+        self.told: set[int | None] = set()
         self.journal = journal
         self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
         self._load(journal.data)
@@ -3981,6 +3983,7 @@ class _LiveTree(_Tree):
         self.first_record = ""
         self.limit = max(2 * len(data), _VACUUM_FLOOR)
         self.trouble = None
+        self.told.clear()
         self.document = document
 
     def look(self) -> bool:
@@ -4062,8 +4065,10 @@ class _LiveTree(_Tree):
             if self.trouble is not None:
                 raise
             self.limit = 2 * self.journal.size
-            reason = f"{self.path}: no vacuum ({error}); the changes are in the journal"
-            warnings.warn(reason, RuntimeWarning, stacklevel=4)
+            if error.errno not in self.told:
+                self.told.add(error.errno)
+                reason = f"{self.path}: no vacuum ({error}); the changes are in the journal"
+                warnings.warn(reason, RuntimeWarning, stacklevel=4)
 
     def release(self) -> None:
         """Vacuum and close the file, when the last handle is gone; raises what keeps the changes from being safe."""

@@ -7,6 +7,8 @@ import os
 import pickle
 import threading
 import time
+import warnings
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import oracle
@@ -147,6 +149,43 @@ def test_vacuum_at_close_that_fails_warns_and_keeps_the_journal(path: Path, syst
         state.close()
 
     assert path.read_bytes() == before
+
+
+def test_vacuum_that_keeps_failing_is_tried_seldom_and_told_once_for_each_cause(
+    path: Path, system: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistedstate, "_VACUUM_FLOOR", 4096)
+    state, sizes = PersistedState(path, counter=0), list[int]()
+
+    def warned(code: int, changes: int = 5000) -> list[str]:
+        """Change the state, while replacing the file fails; return what is told of that."""
+
+        def refuse(*_: object) -> None:
+            sizes.append(path.stat().st_size)
+            raise OSError(code, os.strerror(code))
+
+        system.replace = refuse
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for number in range(changes):
+                state.counter = number
+        return [str(each.message) for each in caught]
+
+    (told,) = warned(errno.EIO)
+    assert told.endswith("Input/output error); the changes are in the journal")
+    assert len(sizes) > 4
+    assert all(later >= 2 * earlier for earlier, later in pairwise(sizes))
+    assert "No space" in "".join(warned(errno.ENOSPC))
+    assert warned(errno.EIO, 10_000) == []
+
+    del system.replace
+    state.vacuum()
+
+    assert len(warned(errno.EIO)) == 1
+    expected = plain(state)
+    del system.replace
+    state.close()
+    assert oracle.read(path) == expected == {"counter": 4999}
 
 
 def test_what_cannot_be_read_back_is_not_put_in_place(path: Path, system: Faulty) -> None:
