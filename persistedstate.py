@@ -5634,7 +5634,8 @@ def _as_json(value: Any) -> Any:
 def _json_text(value: Any, indent: int | None) -> str:
     from json import dumps
 
-    return dumps(_as_json(value), ensure_ascii=False, indent=indent)
+    is_unicode = "utf" in (sys.stdout.encoding or "utf-8").lower()
+    return dumps(_as_json(value), ensure_ascii=not is_unicode, indent=indent)
 
 
 def _show(options: Namespace) -> int:
@@ -6277,12 +6278,14 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _prepare_output() -> None:
-    """See to it that any text can be printed, whatever the encoding, and that line ends are those of the state."""
+    """See to it that any text can be printed, whatever the locale, and that line ends are those of the state."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process lives
         with suppress(AttributeError):  # a test's
-            getattr(sys, name).reconfigure(errors="backslashreplace", newline="\n")
+            stream = getattr(sys, name)
+            encoding = None if stream.isatty() or "PYTHONIOENCODING" in os.environ else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace", newline="\n")
 
 
 if __name__ == "__main__":

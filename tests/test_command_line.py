@@ -949,6 +949,29 @@ def test_output_that_knows_few_characters(encoding: str, shown: str, path: Path)
     assert (done.returncode, done.stdout) == (0, f"{shown}\n")
 
 
+def test_json_for_an_output_that_knows_few_characters_is_json(path: Path) -> None:
+    path.write_text('a: "ß 😀"\n', encoding="utf-8")
+
+    done = run("show", path, "--json", environ={**ENVIRON, "PYTHONIOENCODING": "ascii"})
+
+    assert json.loads(done.stdout) == {"a": "ß 😀"}
+
+
+def test_text_is_written_as_utf_8_whatever_the_locale_says(path: Path) -> None:
+    """As a state file is: what `show` writes into another file is the same state, from cron, too."""
+    path.write_text("# Grüße\nключ: grün  # 😀\n", encoding="utf-8")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environ = {key: value for key, value in ENVIRON.items() if key != "PYTHONIOENCODING"} | locale
+    commands = [("set", path, "a", r'"\u00df"'), ("get", path, "a"), ("show", path), ("show", path, "--json")]
+
+    done = [run(*command, environ=environ) for command in commands]
+
+    assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * len(commands)
+    assert [each.stdout for each in done[:3]] == ["", "ß\n", "# Grüße\nключ: grün  # 😀\na: ß\n"]
+    assert json.loads(done[3].stdout) == {"ключ": "grün", "a": "ß"}
+    assert path.read_text(encoding="utf-8") == done[2].stdout
+
+
 @in_a_terminal
 @pytest.mark.parametrize(
     ("extra", "colours"),

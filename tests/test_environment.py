@@ -349,6 +349,31 @@ def test_what_is_printed_to_a_closed_stream_does_not_get_into_the_file(path: Pat
     assert b"garbage" not in path.read_bytes()
 
 
+# ---- Locales ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_file_is_utf_8_whatever_the_locale_says(path: Path, locale: str) -> None:
+    code = r"""
+        import locale, sys
+        from persistedstate import PersistedState, plain
+        print(locale.getpreferredencoding(False).lower() in {"utf-8", "utf8"}, sys.flags.utf8_mode)
+        with PersistedState(sys.argv[1]) as state:
+            assert plain(state) == {"gr\xfc\xdfe": ["\u043a\u043b\u044e\u0447", "\U0001f600"]}, state
+            state["gr\xfc\xdfe"].append("\xe9")
+            state["\u20ac"] = {"\xdf": b"\xff"}
+        print(ascii(plain(PersistedState(sys.argv[1], _readonly=True))))
+    """
+    path.write_bytes('# Überschrift\ngrüße:\n- ключ   # ß\n--- ["insert",["grüße"],1,"😀"]\n'.encode())
+    expected = {"grüße": ["ключ", "😀", "é"], "€": {"ß": b"\xff"}}
+
+    done = run(sys.executable, "-c", textwrap.dedent(code), path, LC_ALL=locale, PYTHONUTF8=0, PYTHONCOERCECLOCALE=0)
+
+    assert done.stdout == f"{locale != 'C'} 0\n{expected!a}\n", done.stderr
+    assert path.read_bytes().startswith('# Überschrift\ngrüße:\n- ключ   # ß\n- "😀"\n- é\n'.encode())
+    assert oracle.read(path) == expected
+
+
 # ---- Real failures of system calls -----------------------------------------------------------------------------------
 
 #: Counts, acknowledges each change whose statement returned, and tells of errors; what it leaves is the file.

@@ -237,9 +237,7 @@ def test_lock_of_what_cannot_be_locked_is_an_oserror(path: Path) -> None:
     assert caught.value.errno == errno.EBADF
 
 
-def test_lock_that_fails_for_no_reason_of_the_system_is_an_oserror(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lock_that_fails_for_no_reason_of_the_system_is_an_oserror(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On some network file systems it ends in an EOFError, says portalocker."""
 
     def refuse(*_: object) -> None:
