@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -877,11 +878,19 @@ def test_a_handle_that_is_dropped_without_close_loses_nothing(path: Path) -> Non
 # ---- Never closed ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)", "os.abort()"])
+#: How a script ends without a hook that runs, and the exit code of that.
+ENDS = {
+    "os._exit(0)": 0,
+    "os.abort()": -signal.SIGABRT,
+    **{f"os.kill(os.getpid(), signal.{each.name})": -each for each in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)},
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("fsync", ["False", "True", "0.01", "60"])
 def test_never_closing_loses_nothing(path: Path, end: str, fsync: str) -> None:
     code = f"""
-        import os, resource, sys
+        import os, resource, signal, sys
         from persistedstate import PersistedState
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         state = PersistedState(sys.argv[1], _fsync={fsync}, counter=0, l=[])
@@ -893,7 +902,7 @@ def test_never_closing_loses_nothing(path: Path, end: str, fsync: str) -> None:
     """
     with Child(code, path) as child:
         child.expect("done")
-        child.finish({"os._exit(0)": 0, "os.abort()": -6}.get(end, -9))
+        child.finish(ENDS[end])
 
     with PersistedState(path) as state:
         assert plain(state) == {"counter": 50, "l": [{"i": i} for i in range(50)]}
