@@ -164,7 +164,7 @@ def test_vacuum_that_keeps_failing_is_tried_seldom_and_told_once_for_each_cause(
             sizes.append(path.stat().st_size)
             raise OSError(code, os.strerror(code))
 
-        system.replace = refuse
+        monkeypatch.setattr(system, "replace", refuse)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for number in range(changes):
@@ -178,12 +178,12 @@ def test_vacuum_that_keeps_failing_is_tried_seldom_and_told_once_for_each_cause(
     assert "No space" in "".join(warned(errno.ENOSPC))
     assert warned(errno.EIO, 10_000) == []
 
-    del system.replace
+    monkeypatch.delattr(system, "replace")
     state.vacuum()
 
     assert len(warned(errno.EIO)) == 1
     expected = plain(state)
-    del system.replace
+    monkeypatch.delattr(system, "replace")
     state.close()
     assert oracle.read(path) == expected == {"counter": 4999}
 
