@@ -1826,8 +1826,16 @@ def _is_nested(text: str) -> bool:
 
 
 def _is_record(text: str) -> bool:
+    from json import JSONDecodeError, JSONDecoder
+
     if _json_record(text) is not None:
         return True
+    try:
+        if not _is_nested(text):
+            JSONDecoder().raw_decode(text)
+    except JSONDecodeError as error:  # found in a second, for which ruamel.yaml would need a minute
+        if error.msg.startswith("Unterminated") or "]" not in text[error.pos :]:
+            return False
     try:
         return _Loader(text).root is not None
     except _BadText:
@@ -3634,12 +3642,8 @@ class _LiveTree(_Tree):
         self.generation = 1
         _replay(self.root, stream, self.path)
         if stream.torn:
-            warnings.warn(
-                f"{self.path}: dropped {stream.torn} bytes at the end that never became a complete record "
-                f"({len(sound)} bytes are sound)",
-                RuntimeWarning,
-                stacklevel=5,
-            )
+            reason = f"{self.path}: dropped {stream.torn} bytes at the end that never became a complete record"
+            warnings.warn(f"{reason} ({len(sound)} bytes are sound)", RuntimeWarning, stacklevel=5)
         if not (sound.strip() or self.journal.is_new) and (kept := self.journal.kept_aside()):
             reason = f"{self.path}: there is nothing in the file; look at {kept}, which was kept beside it"
             warnings.warn(reason, RuntimeWarning, stacklevel=5)
@@ -5634,8 +5638,7 @@ def _as_json(value: Any) -> Any:
 def _json_text(value: Any, indent: int | None) -> str:
     from json import dumps
 
-    is_unicode = "utf" in (sys.stdout.encoding or "utf-8").lower()
-    return dumps(_as_json(value), ensure_ascii=not is_unicode, indent=indent)
+    return dumps(_as_json(value), ensure_ascii="utf" not in (sys.stdout.encoding or "utf-8").lower(), indent=indent)
 
 
 def _show(options: Namespace) -> int:
@@ -6283,9 +6286,8 @@ def _prepare_output() -> None:
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process lives
         with suppress(AttributeError):  # a test's
-            stream = getattr(sys, name)
-            encoding = None if stream.isatty() or "PYTHONIOENCODING" in os.environ else "utf-8"
-            stream.reconfigure(encoding=encoding, errors="backslashreplace", newline="\n")
+            encoding = None if getattr(sys, name).isatty() or "PYTHONIOENCODING" in os.environ else "utf-8"
+            getattr(sys, name).reconfigure(encoding=encoding, errors="backslashreplace", newline="\n")
 
 
 if __name__ == "__main__":

@@ -199,6 +199,40 @@ def test_wide_record_is_read_without_ruamel(path: Path, monkeypatch: pytest.Monk
         assert plain(state) == {"a": [{}] * 500}
 
 
+@rounds(ci=2_000, nightly=100_000)
+def test_record_that_breaks_off_is_told_as_ruamel_tells_it(chance: random.Random, rounds: int) -> None:
+    def is_record(text: str) -> bool:
+        try:
+            return persistedstate._Loader(text).root is not None
+        except persistedstate._BadText:
+            return persistedstate._json_record(text) is not None
+
+    for _ in range(rounds):
+        text = chance.choice(CHUNKS[:8])[: chance.randint(1, 30)]
+        text += "".join(chance.choice([*SCRAPS, *'[]{},"\\']) for _ in range(chance.randrange(8)))
+        text += chance.choice(["", "", "]", " # ]", " # no"])
+        if text.startswith("[") and "\n" not in text:
+            assert persistedstate._is_record(text) == is_record(text), text
+
+
+@pytest.mark.parametrize("cut", range(1, 24))
+def test_wide_record_that_breaks_off_is_dropped_without_ruamel(
+    path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    """Which would take a minute for a large transaction that a crash has cut."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    items = [f'["set",["a"],"é{number}",[{{}},-1.5e3,"]",null]]' for number in range(500)]
+    record = f'--- ["transaction",[{",".join(items)}]]'
+    path.write_text(f"a: {{}}\n{record[:-cut]}")
+    monkeypatch.setattr(persistedstate, "_compose", refuse)
+
+    with pytest.warns(RuntimeWarning, match="dropped"), PersistedState(path) as state:
+        assert plain(state) == {"a": {}}
+
+
 def test_record_that_does_not_fit_is_found_among_many(path: Path) -> None:
     path.write_text('a: 1\n--- ["set",[],"a",2]\n---   ["set",["a"],"b",3]\n--- ["set",[],"a",4]\n')
 

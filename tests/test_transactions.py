@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import os
 import random
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from checks import run_child, scratch
+from checks import records, run_child, scratch
+from disk import abandon
 from processes import WRITE_CALLS, contents_at_each_moment, count_calls, interrupt_after_call, interrupt_at
 
 import persistedstate
@@ -180,6 +182,30 @@ def test_a_transaction_survives_death_right_after_it(path: Path) -> None:
 
     with PersistedState(path) as state:
         assert plain(state) == {"a": 2, "b": 2}
+
+
+@pytest.mark.parametrize("is_vacuumed", [False, True], ids=["one record", "vacuumed at once"])
+def test_a_huge_transaction_opens_again(path: Path, monkeypatch: pytest.MonkeyPatch, is_vacuumed: bool) -> None:
+    if not is_vacuumed:
+        monkeypatch.setattr(persistedstate, "_VACUUM_FLOOR", 1 << 30)
+    count = 200_000
+    state: Any = PersistedState(path, counter=-1, odd=[])
+
+    with state.transaction():
+        for number in range(count):
+            if number % 2:
+                state.odd.append(number)
+            else:
+                state.counter = number
+    abandon(state)
+
+    assert records(path) == (not is_vacuumed)
+    with PersistedState(path, _readonly=True) as again:
+        assert plain(again) == {"counter": count - 2, "odd": list(range(1, count, 2))}
+    os.truncate(path, path.stat().st_size - 2)
+    if not is_vacuumed:
+        with pytest.warns(RuntimeWarning, match="dropped"), PersistedState(path) as again:
+            assert plain(again) == {"counter": -1, "odd": []}
 
 
 def test_moves_of_nodes_are_kept(state: Any, path: Path) -> None:
