@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import random
 import sys
 import threading
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import oracle
 import pytest
-from checks import run_child
-from processes import listing
+from checks import reopened, run_child
+from processes import PATIENCE, listing
 from rounds import rounds as sized
 
 from persistedstate import PersistedState, StateClosed, StateError, plain
@@ -156,6 +157,83 @@ def test_threads_that_go_on_while_one_closes_are_told_and_lose_nothing(
         assert sum(content["accounts"]) == 0
         assert content["items_of"] == {str(worker.mine): worker.items for worker in workers}
         assert listing(path.parent) == [path.name]
+
+
+class Stop(BaseException):
+    """What another thread raises in one that works."""
+
+
+class Stopped:
+    """A thread that works until another one raises an exception in it, as often as that is wanted."""
+
+    def __init__(self, step: Callable[[], object]) -> None:
+        self.step, self.steps = step, 0
+        self.go, self.stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while True:
+            self.go.acquire()
+            try:
+                while True:
+                    self.step()
+                    self.steps += 1
+            except Stop:
+                self.stopped.release()
+            except Abort:
+                return
+
+    def stop(self, after: int, error: type[BaseException] = Stop) -> None:
+        """Let the thread work on, and raise the error in it as soon as it has taken so many steps."""
+        goal = self.steps + after
+        self.go.release()
+        while self.steps < goal:
+            assert self.thread.is_alive()
+        raised = ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(error)
+        )
+        assert raised == 1
+        if error is Stop:
+            assert self.stopped.acquire(timeout=PATIENCE)
+        else:
+            self.thread.join(PATIENCE)
+
+
+@pytest.mark.stress
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("fsync", [False, True])
+@sized(ci=200, nightly=20_000)
+def test_exception_that_is_raised_in_a_thread_leaves_memory_and_file_equal(
+    path: Path, chance: random.Random, rounds: int, fsync: bool | float
+) -> None:
+    """As debuggers and libraries for timeouts raise one; it may come at any instruction."""
+    state: Any = PersistedState(path, _fsync=fsync, counter=0, items_of={"one": []}, pair=[0, 0])
+
+    def step() -> None:
+        state.counter += 1
+        state.items_of["one"].append(state.counter)
+        with state.transaction():
+            state.pair[0] += 1
+            state.pair[1] += 1
+        if len(state.items_of["one"]) > 20:
+            del state.items_of["one"][:20]
+            state.vacuum()
+
+    worker = Stopped(step)
+    for _ in range(rounds):
+        worker.stop(chance.randrange(1, 12))
+
+        assert state._thread_lock.acquire(timeout=PATIENCE)
+        state._thread_lock.release()
+        content = plain(state)
+        assert content["pair"][0] == content["pair"][1]
+        assert oracle.same(reopened(path), content)
+    worker.stop(1, Abort)
+    content = plain(state)
+    state.close()
+    assert oracle.read(path) == content
+    assert listing(path.parent) == ["x.state"]
 
 
 @pytest.mark.stress
