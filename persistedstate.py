@@ -2171,13 +2171,13 @@ class _Journal:
 
     def _glance_around(self, now: float) -> None:
         """Note whether somebody else may have written, by the look of the file; `is_foreign` finds out."""
-        wrote_at, self.clock = self.wrote_at + self.clock, _system.time() - now
+        clock, self.clock = self.clock, _system.time() - now
         self.due_at = now + _LOOK_EVERY
         glance, known = _glance(self.path), self.basis
         if glance != known:
             is_ours = glance is not None and known is not None and glance[:2] == known[:2] and glance[2] == self.size
-            is_just_written = glance is not None and abs(glance[3] / 1e9 - wrote_at) < _CLOCK_TICK
-            self.is_suspicious = not (is_ours and is_just_written)
+            is_just_written = glance is not None and abs(glance[3] / 1e9 - self.wrote_at - clock) < _CLOCK_TICK
+            self.is_suspicious = not (is_ours and is_just_written and abs(self.clock - clock) < _CLOCK_TICK)
 
     def is_foreign(self) -> bool:
         """Find out whether somebody else wrote, replaced or removed the file."""

@@ -39,6 +39,8 @@ class Stage:
         self._slept = 0.0
         self._sleeps = 0
         self.between: random.Random | None = None
+        #: Seconds by which somebody has set the clock that dates files; what waiting is measured with does not see it.
+        self.set_by = 0.0
         #: How often the module asked for which call.
         self.calls: Counter[str] = Counter()
 
@@ -67,14 +69,14 @@ class Stage:
         return stamped
 
     def _stamp(self, file: int | Path) -> None:
-        moment = time.time_ns() + int(self._slept * 1e9)
+        moment = time.time_ns() + int((self._slept + self.set_by) * 1e9)
         os.utime(file, ns=(moment, moment))
 
     def now(self) -> float:
         return 1000 + self._slept
 
     def time(self) -> float:
-        return time.time() + self._slept
+        return time.time() + self._slept + self.set_by
 
     def sleep(self, seconds: float) -> None:
         self._sleeps += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 import os
 import re
@@ -675,6 +676,33 @@ def test_an_edit_of_the_same_size_right_behind_a_change_is_not_lost(path: Path, 
                 getattr(state, look)()
     expected = {**START, "last_id": 14, "done": "over", **({"tick": "change"} if "change" in looks else {})}
     assert oracle.same(oracle.read(path), expected)
+
+
+@rounds(ci=30, nightly=3000)
+def test_a_clock_that_is_set_back_and_forth_loses_nothing(
+    path: Path, state: Any, stage: Stage, chance: random.Random, rounds: int
+) -> None:
+    """Files are dated in the past and in the future, by hours or by less than the moment in which one looks again."""
+    names = itertools.count(10)
+    expected = copy.deepcopy(START)
+    for _ in range(rounds):
+        for _ in range(chance.randrange(6)):
+            stage.set_by = chance.choice([0, chance.uniform(-1e6, 1e6), 2**31, -1e9])
+            state.last_id = expected["last_id"] = chance.randrange(100)
+            stage.sleep(chance.choice([0, 0.01, QUIET / 2, QUIET * 1.1]))
+        stage.sleep(QUIET * 2)
+        old, new = state.name, f"person{next(names)}"
+        expected["name"] = new
+        stage.play(path, WAYS[chance.choice(list(WAYS))](path, path.read_bytes().replace(old.encode(), new.encode())))
+        stage.finish()
+        stage.set_by += chance.choice([0, 3600, -3600, chance.uniform(-0.2, 0.2)])
+        stage.sleep(chance.choice([0, QUIET * 1.1]))
+        look = chance.choice(["change", "refresh", "vacuum"])
+        expected |= {"tick": 1} if look == "change" else {}
+
+        take_notice(state, stage, look)
+
+        check(state, path, expected)
 
 
 def test_changes_that_follow_each_other_at_once_need_no_second_look(state: Any, stage: Stage) -> None:
