@@ -202,6 +202,7 @@ class Stopped:
 
 @pytest.mark.stress
 @pytest.mark.usefixtures("hurried")
+@pytest.mark.leaves("descriptors")
 @pytest.mark.parametrize("fsync", [False, True])
 @sized(ci=200, nightly=20_000)
 def test_exception_that_is_raised_in_a_thread_leaves_memory_and_file_equal(
