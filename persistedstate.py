@@ -230,7 +230,10 @@ _ILLEGAL = "[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 _UNUSUAL = f"[^\t\n\r -~{_WIDE}]|\r(?!\n)"
 
 _HEAD = re.compile(r"(?:[ \t]*(?:#.*)?\n)*---(?:[ \t]+#.*|[ \t]*)\n")
+_DIRECTIVE = re.compile(r"(?:[ \t]*(?:#.*|%.*)?\r?\n)*?%YAML[ \t]+([0-9.]+)")
 _DOCUMENT_END = re.compile(r"^\.\.\.(?=\s|\Z)", re.MULTILINE)
+#: What may stand behind a document, in the eyes of every reader.
+_AFTERWORD = re.compile(r"\.\.\.(?: *| +#.*)\n(?: *(?:#.*)?\n)*")
 _TAGS = {
     kind: {f"tag:yaml.org,2002:{name}" for name in names.split()}
     for kind, names in (
@@ -663,6 +666,8 @@ class _Loader:
         if str(node.tag).endswith((":str", ":value")):
             return node.value if node.value.isascii() else self._text(node)
         try:
+            if str(node.tag).endswith(":float") and "e" in node.value.lower():  # ruamel.yaml warns of 1e3 in YAML 1.1
+                return float(node.value.replace("_", ""))
             return self.constructor.construct_object(node)
         except Exception as error:  # noqa: BLE001 - whatever it is, the scalar is not what its tag says
             reason = str(error).partition("\n")[0]
@@ -760,9 +765,12 @@ def _column(text: str) -> int:
 
 
 #: The header of a block scalar to which the blank lines behind it belong.
-_KEEPING = re.compile(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?$", re.MULTILINE)
-_BLOCK_SCALAR = re.compile(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?$", re.MULTILINE)
+_KEEPING = re.compile(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_BLOCK_SCALAR = re.compile(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_BREAK = re.compile("[\r\x85\u2028\u2029]")
 _CONTENT = re.compile(r"^[^\S\n]*[^\s#]", re.MULTILINE)
+#: A blank line that may be a block scalar's: it is, if it is longer than the indentation.
+_BLANK = re.compile(r"[ \t]{2,}\r?\n")
 #: Where the next line is blank or a comment.
 _LOOSE = re.compile(r"\n(?=([ \t]*(?:#.*)?\r?\n))")
 
@@ -784,13 +792,13 @@ def _piece_end(text: str, first: int, end: int, following: int, column: int) -> 
     """Return where a piece ends whose entry ends at `end`, if that entry is right, before the following entry."""
     for content in _CONTENT.finditer(text, end, following):  # an alias ends where its anchor does
         end = text.find("\n", content.start(), following) + 1 or following
-    if _BLOCK_SCALAR.search(text, first, end):  # its lines may look like comments
+    if _BLOCK_SCALAR.search(text, first, end):  # its lines may look like comments or blank
         end += _own_comments(text[end:following], column)
-    gap = text[end:following]
-    if _KEEPING.search(text, first, end):
-        blank = gap[: len(gap) - len(gap.lstrip())]
-        end += blank.rfind("\n") + 1
         gap = text[end:following]
+        blank = gap[: len(gap) - len(gap.lstrip())]
+        is_kept = _KEEPING.search(text, first, end) is not None
+        end += blank.rfind("\n") + 1 if is_kept else max([0, *(match.end() for match in _BLANK.finditer(blank))])
+    gap = text[end:following]
     nested = text[first:end].lstrip(" ").startswith("- ") or text.find("\n", first, end - 1) >= 0
     return end + (_own_comments(gap, column) if nested else 0)
 
@@ -812,6 +820,16 @@ def _residue(piece: str) -> str:
     while lines and lines[-1].strip():
         lines.pop()
     return "".join(lines)
+
+
+def _apart(above: str, lines: str, column: int) -> str:
+    """Return the lines below a piece so that no block scalar in it would take in the first of them."""
+    lines = re.sub(r"\A(?:[ \t]*\r?\n)+", "", lines) if _KEEPING.search(above) else lines
+    if _BLOCK_SCALAR.search(above):
+        end = len(lines) - len(re.sub(rf"\A(?:[ \t]*\r?\n| {{{column + 1},}}#.*\n)+", "", lines))
+        deep = rf"^ {{{column + 1},}}(?=#)|^[ \t]{{2,}}(?=\r?$)"
+        lines = re.sub(deep, " " * column, lines[:end], flags=re.MULTILINE) + lines[end:]
+    return lines
 
 
 class _Anatomy:
@@ -1316,33 +1334,40 @@ class _Document:
         self.users: dict[Any, set[Any]] = {}
 
     @classmethod
-    def read(cls, text: str) -> tuple[_Document, dict[Any, Any]]:
-        """Return the document and its value; raises _BadText."""
+    def read(cls, text: str, version: str | None = None) -> tuple[_Document, dict[Any, Any]]:
+        """Return the document and its value; raises _BadText. version: of the YAML directive of the stream."""
         document = cls()
+        document.version = version
         body = text.removeprefix("\ufeff")
         document.head = text[: len(text) - len(body)]
-        if "\r\n" in body and body.count("\r\n") == body.count("\n"):
+        if "\r\n" in body and body.count("\r\n") == body.count("\n") == body.count("\r"):
             document.newline, body = "\r\n", body.replace("\r\n", "\n")
         document.ends_with_newline = not body or body.endswith("\n")
         try:
             value = document._read(body if document.ends_with_newline else body + "\n")
+            if not document.ends_with_newline:
+                value = document._read_unended(body, value)
         except _BadText as problem:
             lines_above = body.count("\n", 0, problem.offset) if document.newline != "\n" else 0
             raise _BadText(problem.reason, problem.offset + len(document.head) + lines_above) from None
-        if not document.ends_with_newline and document.pieces:
-            document._read_unended(value)
+        if version:
+            document.head = f"%YAML {version}\n---\n{document.head}"
         return document, value
 
-    def _read_unended(self, value: dict[Any, Any]) -> None:
-        key = next(reversed(self.pieces))
+    def _read_unended(self, body: str, value: dict[Any, Any]) -> dict[Any, Any]:
+        """Return the value of a text that was read with a line feed behind it, where that would change a block."""
+        if self.single:
+            return _Loader(body, self.version).mapping()
+        key = next(reversed(self.pieces), None)
         if key in self.odd and not self.tail:
             editor = _Editor(self.version, self._anchors_above(key), {}, odd=True)
             text = self.pieces[key].removesuffix("\n")
             ended = editor.read(text)
             if key not in ended:
-                raise _BadText("the last line must end with a line feed", len(self.text()))
+                raise _BadText("the last line must end with a line feed", len(body))
             if not _same(ended[key], value[key]):
                 self.unended[key], value[key] = ended[key], editor.read(text)[key]
+        return value
 
     def copied(self) -> _Document:
         """Return a document that can be updated without this one."""
@@ -1366,7 +1391,7 @@ class _Document:
 
     def _read(self, text: str) -> dict[Any, Any]:
         # Nothing printable is unusual; isprintable() needs a quarter of the time of the pattern.
-        if not text.replace("\n", "").isprintable() and re.search(_UNUSUAL, text):
+        if self.version or (not text.replace("\n", "").isprintable() and re.search(_UNUSUAL, text)):
             return self._read_whole(text)
         head = _HEAD.match(text)
         start = head.end() if head else 0
@@ -1375,7 +1400,8 @@ class _Document:
         tail = text[start + len(body) :]
         try:
             self.head += text[:start]
-            if end and any(not line.startswith(("#", "...")) for line in tail.splitlines() if line.strip()):
+            is_sound = not end or (_AFTERWORD.fullmatch(tail) and (head or _CONTENT.search(body)))
+            if not is_sound or "\n%" in text or text.startswith("%"):  # a directive, which may ask for YAML 1.1
                 raise _Odd
             value = self._read_body(body)
         except _Odd:
@@ -1422,28 +1448,28 @@ class _Document:
 
     def _read_whole(self, text: str) -> dict[Any, Any]:
         """Let ruamel.yaml read all of it."""
-        loader = _Loader(text)
+        loader = _Loader(text, self.version)
         value = loader.mapping()
         self.anchored, self.users, self.odd = loader.anchored, loader.users, set(value)
-        directive = re.match(r"(?:[ \t]*(?:#.*)?\n)*%YAML[ \t]+([0-9.]+)", text)
-        self.version = directive[1] if directive else None
-        if not (loader.root is not None and _is_block(loader.root) and self._cut_block(text, loader.root, value)):
-            self._hold(text, loader.root)
+        directive = _DIRECTIVE.match(text)
+        self.version = directive[1] if directive else self.version
+        body = _DOCUMENT_END.split(text, 1)[0]
+        if not (loader.root is not None and _is_block(loader.root) and self._cut_block(body, loader.root, value)):
+            self._hold(body, loader.root)
+        self.tail += text[len(body) :]
         return value
 
     def _cut_block(self, text: str, root: Any, value: dict[Any, Any]) -> bool:
-        """Cut the text at the lines where the root's keys stand.
-
-        False where they do not stand on lines of their own.
-        """
-        self.column = root.start_mark.column
-        starts = [_line_start(text, key.start_mark.index) for key, _ in root.value]
+        """Cut the text at the lines where the root's keys stand; False where those are not lines of their own."""
+        keys = [key for key, _ in root.value]
+        starts = [_line_start(text, key.start_mark.index) for key in keys]
+        self.column = _column(text[starts[0] :]) if text[root.start_mark.index] in "!&" else root.start_mark.column
         ends = [_line_end(text, _pair_end(pair, text)) for pair in root.value]
-        merges = any(str(key.tag) == _MERGE for key, _ in root.value)
         if (
-            merges
+            any(str(key.tag) == _MERGE for key in keys)
             or len(value) != len(starts)
             or any(end > start for end, start in zip(ends, starts[1:], strict=False))
+            or any(_BREAK.search(text, at, one.start_mark.index) for one, at in zip(keys, starts, strict=True))
         ):
             return False
         head = 0
@@ -1499,6 +1525,14 @@ class _Document:
         """Put the pieces in the order of the keys."""
         if not self.unended and not self.single and not self.anchored:  # an alias must stand below its anchor
             self.pieces = {key: self.pieces[key] for key in keys}
+            self._keep_apart()
+
+    def _keep_apart(self) -> None:
+        """Keep out of block scalars the blank lines and comments that came to stand below them."""
+        keys = [*self.pieces] if self.odd else []
+        for above, key in [pair for pair in pairwise(keys) if pair[0] in self.odd]:
+            self.pieces[key] = _apart(self.pieces[above], self.pieces[key], self.column)
+        self.tail = _apart(self.pieces[keys[-1]], self.tail, self.column) if keys else self.tail
 
     def _finish(self, keys: list[Any]) -> None:
         """See to what stands at the end."""
@@ -1513,20 +1547,17 @@ class _Document:
         gone = {key for key in stale if key in self.pieces and (touched.get(key) or key not in present)}
         if gone:
             kept: dict[Any, str] = {}
-            carried = above = ""
+            carried = ""
             for key, piece in self.pieces.items():
                 if key in gone:
                     carried += _residue(piece)
-                    above = next(reversed(kept.values()), "")
-                    continue
-                lines = carried + piece
-                if above and _KEEPING.search(above):  # blank lines would become a part of it
-                    lines = re.sub(r"\A(?:[ \t]*\n)+", "", lines)
-                kept[key], carried, above = lines, "", ""
+                else:
+                    kept[key], carried = carried + piece, ""
             self.pieces = kept
             self.head, self.tail = (self.head, carried + self.tail) if kept else (self.head + carried, self.tail)
             self.odd -= gone
             self.anchored -= gone
+            self._keep_apart()
         return stale
 
     def _patched(self, key: Any, changes: Any, origins: Mapping[int, Any]) -> str:
@@ -1679,8 +1710,8 @@ class _Stream:
         if marks and _NOTHING.fullmatch(text, 0, marks[0]) and not text[marks[0] + 3 :].lstrip().startswith("["):
             del marks[0]
         snapshot = text[: marks[0]] if marks else text
-        if marks and text.startswith("---\n[", marks[0]):  # 26.1 begins a record with a line feed
-            snapshot = snapshot.removesuffix("\n")
+        if marks and text.startswith("---\n[", marks[0]) and not _BLOCK_SCALAR.search(snapshot):
+            snapshot = snapshot.removesuffix("\n")  # 26.1 begins a record with a line feed
         try:
             document, value = _Document.read(snapshot)
         except _BadText:
@@ -1701,7 +1732,7 @@ class _Stream:
                 glued = chunk[1 + len(first) :].partition("\n")[0] if first else ""
                 record = _json_record(first) if glued else None
             if record is None:
-                loader = _Loader(chunk)
+                loader = _Loader(chunk, self.document.version)
                 record = None if loader.root is None else loader.value(loader.root, 0)
         except _BadText as problem:
             raise _BadText(problem.reason, problem.offset + offset) from None
@@ -1709,7 +1740,8 @@ class _Stream:
             beside = chunk.partition("\n")[0].strip()
             if beside and beside[0] not in "#{!&":
                 raise _BadText("a mapping must begin on a line of its own", offset)
-            self.document, self.value = _Document.read(chunk.partition("\n")[2] or chunk)
+            below = chunk if beside and beside[0] != "#" else chunk.partition("\n")[2]
+            self.document, self.value = _Document.read(below, self.document.version)
             self.records.clear()
         elif record is not None:
             self.records.append((record, offset + len(chunk) - len(chunk.lstrip())))

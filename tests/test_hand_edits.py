@@ -909,6 +909,33 @@ GOLDEN = [
         [put("b", to="yes")],
         '%YAML 1.1\n---\na: yes\nb: "yes"\n',
     ),
+    Golden(
+        "1.1 head: a new key stands above the end of the document",
+        "%YAML 1.1\n---\na: yes\n... # end\n",
+        [put("b", to=1)],
+        "%YAML 1.1\n---\na: yes\nb: 1\n... # end\n",
+    ),
+    Golden(
+        "1.1 head: it stays when a later mapping replaces the first",
+        "%YAML 1.1\n---\na: no\n---\na: yes\n",
+        [put("b", to=1)],
+        "%YAML 1.1\n---\na: yes\nb: 1\n",
+    ),
+    Golden("a tagged root: added", "--- !!map\na: 1\n", [put("b", to=2)], "--- !!map\na: 1\nb: 2\n"),
+    Golden(
+        "an entry below a lone carriage return", "# a\r\n# b\rs: |\r\n c\r\n", [put("s", to=1)], "# a\r\n# b\r\ns: 1\n"
+    ),
+    # --- block scalars, which would take in what comes to stand below them
+    Golden(
+        "a deeper comment comes below a block",
+        "s: |\n a\nt: 1\n  # c\nu: 2\n",
+        [drop("t")],
+        "s: |\n a\n# c\nu: 2\n",
+    ),
+    Golden("a line of blanks comes below a block", "s: |\n a\nt: 1\n   \nu: 2\n", [drop("t")], "s: |\n a\n\nu: 2\n"),
+    Golden("a blank line comes below a keeping block", "s: |+\n a\nt: 1\n\nu: 2\n", [drop("t")], "s: |+\n a\nu: 2\n"),
+    Golden("a block is the last that stays", "s: |\n a\nt: 1\n   \n  # c\n", [drop("t")], "s: |\n a\n\n# c\n"),
+    Golden("a block goes with its blanks", "s: |\n a\n   \n# u\nu: 2\n", [drop("s")], "# u\nu: 2\n"),
     Golden("non-ASCII text stays", "név: Zoltán  # ő\nx: 1\n", [put("név", to="Ágnes")], "név: Ágnes  # ő\nx: 1\n"),
     # --- anchors
     Golden(
