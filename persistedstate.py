@@ -2053,7 +2053,7 @@ class _Journal:
         self.claimed = -1
         #: The path of the file that is to take the place of ours; an interrupt may leave it behind.
         self.temporary = ""
-        #: Its descriptor and content; two interrupts in a row may leave open whether it did.
+        #: Its descriptor and content; a second error or interrupt may leave open whether it did.
         self.unfinished: tuple[int, bytes] | None = None
         self.inode: tuple[int, int] | None = None
         self.path = os.path.realpath(path)
@@ -2098,7 +2098,7 @@ class _Journal:
             try:
                 status = _system.fstat(self.descriptor)
             except OSError:
-                _system.close(self.descriptor)
+                self.close()
                 raise
             self.inode = _seen(status)[:2]
             _check_regular(status, self.path)
@@ -2312,7 +2312,7 @@ class _Journal:
 
     def _hand_over(self, new: int, data: bytes, replaced: int, size: int) -> None:
         """Go on with the new file: an append to the old descriptor would succeed and be lost."""
-        self.descriptor, self.temporary = new, ""
+        self.descriptor, self.inode, self.temporary = new, None, ""
         self._know(data)
         self.unfinished = None
         if size and _system.fstat(replaced).st_size != size:  # an editor opened it in the last moment
@@ -2322,14 +2322,12 @@ class _Journal:
         self.is_renamed = True
 
     def _clean_up(self, new: int, data: bytes) -> None:
-        """After an error or interrupt: go on with the new file if it took the place of the old one, else remove it."""
-        is_in_place = self.descriptor == new
-        try:
-            is_in_place = is_in_place or self._is_current(new)
-        except OSError:
-            self.is_renamed = False  # nobody can tell which file is there
-        if is_in_place:
-            self.descriptor, self.temporary = new, ""
+        """After an error or interrupt: go on with the new file if it took the place of the old one, else remove it.
+
+        Raises OSError while that cannot be told; what is written meanwhile, to either of them, might be lost.
+        """
+        if self._is_in_place(new):
+            self.descriptor, self.inode, self.temporary = new, None, ""
             self._know(data)
             self.unfinished = None
             return
@@ -2338,10 +2336,21 @@ class _Journal:
             _system.close(new)
         self._remove_temporary()
 
+    def _is_in_place(self, new: int) -> bool:
+        try:
+            return self.descriptor == new or self._is_current(new)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            return False  # it was never opened, or closed when an interrupt came
+
     def recover(self) -> None:
-        """Find out how a renewal ended that was interrupted twice."""
+        """Find out how a renewal ended, where two errors or interrupts left that open."""
         if self.unfinished is not None:
+            old = self.descriptor
             self._clean_up(*self.unfinished)
+            if old != self.descriptor:
+                _system.close(old)
 
     def _remove_temporary(self) -> None:
         if self.temporary:
@@ -2433,6 +2442,11 @@ class _Journal:
     def close(self) -> None:
         """Let the file and the lock go."""
         self._remove_temporary()
+        if self.unfinished is not None:
+            (new, _), self.unfinished = self.unfinished, None
+            if new != self.descriptor:
+                with suppress(OSError):
+                    _system.close(new)
         if self.descriptor >= 0:
             if self._is_open():  # an interrupt may have come right behind `close`
                 with suppress(OSError):
@@ -2442,7 +2456,7 @@ class _Journal:
 
     def _is_open(self) -> bool:
         try:
-            return self.inode == _seen(_system.fstat(self.descriptor))[:2]
+            return self.inode in {None, _seen(_system.fstat(self.descriptor))[:2]}
         except OSError as error:
             return error.errno != errno.EBADF
 
@@ -3988,7 +4002,7 @@ class _LiveTree(_Tree):
             self.journal.replace(data, basis)
             self._adopt(document, data, value, saved)
         except OSError as error:
-            if self.journal.is_half_rewritten or not self.journal.is_renamed:
+            if self.journal.is_half_rewritten or self.journal.unfinished is not None or not self.journal.is_renamed:
                 self.trouble = error
             raise
         finally:
@@ -3996,8 +4010,8 @@ class _LiveTree(_Tree):
             self.halted = self.trouble
 
     def _finish_renewal(self) -> None:
-        """Adopt the new snapshot if the file holds it; after two interrupts in a row the next look does."""
-        if self.renewal is not None:
+        """Adopt the new snapshot if the file holds it; where that is open as yet, the next look does."""
+        if self.renewal is not None and self.journal.unfinished is None:
             document, data, _, _ = self.renewal
             if self.document is not document and self.journal.holds(data):
                 self._adopt(*self.renewal)

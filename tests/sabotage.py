@@ -58,7 +58,7 @@ class Fault(NamedTuple):
     changes: list[tuple[str, str]]
 
 
-HANDED_OVER = '        self.descriptor, self.temporary = new, ""\n        self._know(data)\n        self.unfinished'
+HANDED_OVER = '        self.descriptor, self.inode, self.temporary = new, None, ""\n        self._know(data)\n'
 
 SHUT = "        tree.shut(StateError(tree.path, reason))\n"
 FAULTS = [
@@ -198,8 +198,8 @@ FAULTS = [
         "leave half a rewrite without notice",
         [
             (
-                "            if self.journal.is_half_rewritten or not self.journal.is_renamed:\n",
-                "            if False:\n",
+                "            if self.journal.is_half_rewritten or self.journal.unfinished",
+                "            if self.journal.unfinished",
             )
         ],
     ),
