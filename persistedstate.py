@@ -1624,18 +1624,22 @@ _SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _NOTHING = re.compile(r"\ufeff?(?:[ \t]*(?:#.*|%.*)?\r?\n)*")
 
 
-def _without_half_rewrite(data: bytes) -> tuple[bytes, bool]:
-    """Undo or complete a rewrite within the file (see `_Journal.replace`, and 26.1's) that was interrupted, if any."""
+def _without_half_rewrite(data: bytes) -> tuple[bytes, int]:
+    """Undo or complete a rewrite within the file (see `_Journal.replace`, and 26.1's) that was interrupted, if any.
+
+    Returns what counts, and the size up to which the file is needed for that until it is written anew; 0 if nothing was
+    interrupted.
+    """
     for match in reversed(list(_REWRITE.finditer(data)) if _MARK.encode() in data else []):
         new = data[match.end() :][: int(match[1])]
         if len(new) == int(match[1]) and b"\0" not in new:
-            return new, True
+            return new, match.end() + len(new)
         data = data[: match.start()]
     before, mark, last = data.rpartition(_REWRITE_26_1)
     if not mark:
-        return data, False
+        return data, 0
     is_whole = before.endswith(last) or last not in before or before.startswith(last + b"...\n")
-    return last if last and is_whole else before, True
+    return last if last and is_whole else before, len(data)
 
 
 _RECORD_START = b"--- ["
@@ -1667,7 +1671,8 @@ class _Stream:
         #: How many bytes at the end do not count, because they never became a complete record.
         self.torn = 0
         # Half rewritten, the file must be written anew before anything is appended.
-        whole, self.is_half_rewritten = _without_half_rewrite(data)
+        whole, self.needed = _without_half_rewrite(data)
+        self.is_half_rewritten = bool(self.needed)
         whole = _without_hole(whole.rstrip(b"\0"))
         self.text = self._without_torn_tail(self._decoded(whole))
         if not self.is_half_rewritten:
@@ -2388,6 +2393,8 @@ class _Journal:
 
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
+        if self.is_half_rewritten:  # else a copy that was cut short might count as whole, with what comes behind it
+            _system.ftruncate(self.descriptor, self.size)
         before, padding = self.size, b"\n" * max(0, len(data) - self.size)
         head = _above_standard(_system.open(self.path, os.O_RDWR | _FLAGS))
         try:
@@ -2402,9 +2409,10 @@ class _Journal:
             self.sync()  # so that no loss of power leaves the content without the line
             self.append(data)
             self.sync()
-        except OSError:
+        except BaseException:
+            self.size = before
             _system.ftruncate(self.descriptor, before)
-            self.size, self.is_half_rewritten = before, False
+            self.is_half_rewritten = False
             raise
         _write_all(head, data)
         _system.fsync(head)
@@ -3693,7 +3701,7 @@ class _LiveTree(_Tree):
         if not (sound.strip() or self.journal.is_new) and (kept := self.journal.kept_aside()):
             reason = f"{self.path}: there is nothing in the file; look at {kept}, which was kept beside it"
             warnings.warn(reason, RuntimeWarning, stacklevel=5)
-        self.journal.accept(len(sound))
+        self.journal.accept(stream.needed or len(sound))
         self.is_clean = not stream.records
         self.first_record = _first_record(stream.text)
         self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)

@@ -354,19 +354,20 @@ def test_write_that_takes_nothing_is_an_error(name: str) -> None:
     run_all(WORKLOADS[name], [(fault,) for fault in faults])
 
 
-def test_write_that_fails_and_cannot_be_taken_back_loses_nothing() -> None:
-    workload = WORKLOADS["rewrite within the file"]
+@pytest.mark.parametrize("name", ["rewrite within the file", "recovery of a rewrite"])
+def test_write_that_fails_and_cannot_be_taken_back_loses_nothing(name: str) -> None:
     plans: list[tuple[Fault, ...]] = []
-    for number, (name, size) in enumerate(calls_of(workload)):
-        if name == "write":
+    for number, (call, size) in enumerate(calls_of(WORKLOADS[name])):
+        if call == "write":
             firsts = [
                 Fault(number, errno.EIO, takes_effect=True),
                 *(Fault(number, taken=n) for n in (1, size // 2, size - 1)),
+                Fault(number, taken=size // 2, stays=True),
             ]
             seconds = [Fault(number + later, errno.EIO, stays) for later in range(1, 8) for stays in (False, True)]
             plans += [(first, second) for first in firsts for second in seconds]
 
-    run_all(workload, plans)
+    run_all(WORKLOADS[name], plans)
 
 
 def test_replacement_of_which_nobody_can_tell_whether_it_took_place_loses_nothing() -> None:
