@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import portalocker
 import pytest
 import yaml
 from checks import run_child
@@ -180,6 +182,26 @@ def test_an_error_while_opening_frees_the_lock(path: Path) -> None:
     path.write_text("a: 1\n")
 
     run_child(code, path)
+
+
+def test_a_file_system_without_locks_is_an_oserror(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        error = OSError(errno.EOPNOTSUPP, "refused")
+        raise portalocker.LockException(error) from error
+
+    with PersistedState(path, a=1) as state, monkeypatch.context() as patch:
+        patch.setattr(portalocker, "lock", refuse)
+        state.a = 2
+        with pytest.raises(OSError, match="not supported") as caught:
+            state.vacuum()
+        assert caught.value.errno == errno.EOPNOTSUPP
+        with pytest.warns(RuntimeWarning, match="no vacuum"):
+            state.close()
+        with pytest.raises(OSError, match="not supported"):
+            PersistedState(path)
+
+    with PersistedState(path) as state:
+        assert plain(state) == {"a": 2}
 
 
 # ---- Waiting ---------------------------------------------------------------------------------------------------------
