@@ -188,10 +188,10 @@ FAULTS = [
         "write the changes of a transaction one by one",
         [
             (
-                f"        self.records.append(record)\n        {change}",
-                f"        self.journal.append(f'--- {{record}}\\n'.encode())\n        {change}",
+                f"            {records}.append(record)\n            {change}",
+                f"            self.journal.append(f'--- {{record}}\\n'.encode())\n            {change}",
             )
-            for change in ("apply(", "node._redo_undoably(")
+            for records, change in (("self.records", "apply("), ("records", "node._redo_undoably("))
         ],
     ),
     Fault(
