@@ -2311,9 +2311,9 @@ class _Journal:
             _surely(self._clean_up, new, data)
             raise
         finally:
-            for descriptor in {old, self.claimed} - {self.descriptor, self.displaced, -1}:
+            claimed, self.claimed = self.claimed, -1  # first: what is closed may be the number of another file soon
+            for descriptor in {old, claimed} - {self.descriptor, self.displaced, -1}:
                 _system.close(descriptor)
-            self.claimed = -1
 
     def _hand_over(self, new: int, data: bytes, replaced: int, size: int) -> None:
         """Go on with the new file: an append to the old descriptor would succeed and be lost."""
@@ -2337,8 +2337,10 @@ class _Journal:
             self.unfinished = None
             return
         self.unfinished = None
-        with suppress(OSError):
-            _system.close(new)
+        for descriptor in {new, self.claimed} - {-1}:
+            with suppress(OSError):
+                _system.close(descriptor)
+        self.claimed = -1
         self._remove_temporary()
 
     def _is_in_place(self, new: int) -> bool:

@@ -389,6 +389,30 @@ def test_an_interrupt_in_a_close_that_merges(chance: random.Random, rounds: int)
             assert sorted(os.listdir(path.parent)) == [path.name]  # noqa: PTH208 - names
 
 
+@pytest.mark.leaves("descriptors")
+def test_an_interrupt_behind_any_close_of_a_merge_closes_no_number_twice() -> None:
+    """What the script opens next has the number of what was closed, and once lost it to the next merge or vacuum."""
+    number, closed = 0, list[int]()
+    while len(closed) >= number:
+        number, closed = number + 1, []
+
+        def close(descriptor: int, closed: list[int] = closed, number: int = number) -> None:
+            os.close(descriptor)
+            closed.append(descriptor)
+            if len(closed) == number:
+                raise KeyboardInterrupt
+
+        with edited("refresh") as (path, state, action):
+            with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+                patch.setitem(vars(cast("Stage", persistedstate._system)), "close", close)
+                action()
+            others = [os.open(os.devnull, os.O_RDONLY) for _ in closed]
+            check_merge(path, state, number)
+            for descriptor in others:
+                os.close(descriptor)
+    assert number > 3
+
+
 @contextlib.contextmanager
 def failing_sync() -> Iterator[Callable[[], None]]:
     """Give a function that lets the next fsync fail."""
