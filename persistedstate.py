@@ -4021,6 +4021,8 @@ class _LiveTree(_Tree):
 
     def _finish_renewal(self) -> None:
         """Adopt the new snapshot if the file holds it; where that is open as yet, the next look does."""
+        with suppress(OSError):
+            self.journal.recover()
         if self.renewal is not None and self.journal.unfinished is None:
             document, data, _, _ = self.renewal
             if self.document is not document and self.journal.holds(data):

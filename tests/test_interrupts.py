@@ -532,6 +532,28 @@ def test_two_interrupts_in_a_merge(chance: random.Random, rounds: int) -> None:
 
 
 @pytest.mark.leaves("descriptors")
+def test_a_second_interrupt_before_a_merge_could_deal_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is the merged one by then: memory once stayed without what the person had saved."""
+    surely = persistedstate._surely
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.setattr(persistedstate, "_surely", surely)
+        raise KeyboardInterrupt
+
+    def replace(source: str, target: str) -> None:
+        os.replace(source, target)  # noqa: PTH105 - as the module calls it
+        monkeypatch.setattr(persistedstate, "_surely", interrupted)
+        raise KeyboardInterrupt
+
+    with edited("refresh") as (path, state, action):
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setitem(vars(cast("Stage", persistedstate._system)), "replace", replace)
+            action()
+        assert persistedstate._surely is surely
+        check_merge(path, state, "twice")
+
+
+@pytest.mark.leaves("descriptors")
 @rounds(ci=150, nightly=100_000)
 def test_two_interrupts_in_close(chance: random.Random, rounds: int) -> None:
     _, after = expected_after(CHANGES["insert"])
