@@ -335,6 +335,8 @@ def _run(*command: object) -> subprocess.CompletedProcess[str]:
 
 
 def main() -> None:
+    if Path("/proc/self/ns/mnt").samefile(f"/proc/{os.getppid()}/ns/mnt"):
+        sys.exit("run this by unshare -m: its mounts, and what a failed one leaves, must not be everybody's")
     folder, seed, cycles, kind, *options = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
     machine = Machine(Disk(Path(folder), kind, ",".join(options)), seed)

@@ -59,9 +59,10 @@ def tool(name: str) -> str:
 def in_mount_namespace(mount: str, code: str, *arguments: object) -> str:
     """Run a shell line and then Python code in mount and user namespaces of their own; skip where that is forbidden.
 
-    The shell line must make "$1" a mount point, or the code does not run.
+    The shell line must make "$1" a mount point, or the code does not run. No file grows beyond 32 MB: what goes on
+    writing after its mount failed would fill the disk below.
     """
-    script = f'{mount} && mountpoint -q "$1" || exit 77; shift; exec "$@"'
+    script = f'ulimit -f 65536 && {mount} && mountpoint -q "$1" || exit 77; shift; exec "$@"'
     folder, *rest = arguments
     done = run(
         tool("unshare"), "-Urm", tool("sh"), "-c", script, "sh", folder,
@@ -151,7 +152,7 @@ FILL = """
 
 @pytest.mark.parametrize("fsync", [False, True])
 def test_full_disk_refuses_changes_until_there_is_space(tmp_path: Path, fsync: bool) -> None:
-    mount = 'ulimit -f 65536; mount -t tmpfs -o size=64k tmpfs "$1"'
+    mount = 'mount -t tmpfs -o size=64k tmpfs "$1"'
 
     assert in_mount_namespace(mount, FILL, tmp_path, fsync) == "done\n"
 
@@ -254,7 +255,8 @@ def test_file_on_a_read_only_file_system_is_refused_and_can_be_read(tmp_path: Pa
         print(PersistedState(os.path.join(sys.argv[1], "x.state"), _readonly=True).a)
         print(os.listdir(sys.argv[1]))
     """
-    mount = 'mount -t tmpfs -o size=64k tmpfs "$1" && echo "a: 1" >"$1/x.state" && mount -o remount,ro "$1"'
+    fill = 'mountpoint -q "$1" && echo "a: 1" >"$1/x.state" && mount -o remount,ro "$1"'
+    mount = f'mount -t tmpfs -o size=64k tmpfs "$1" && {fill}'
 
     answer = in_mount_namespace(mount, code, tmp_path)
 

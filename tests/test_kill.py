@@ -61,7 +61,7 @@ def test_kill_while_a_file_is_rewritten_in_its_place_loses_nothing(chance: rando
 @pytest.mark.stress
 @sized(ci=100, nightly=10_000)
 def test_kill_of_a_script_that_opens_and_closes_often_loses_nothing(chance: random.Random, rounds: int) -> None:
-    """The workload of `kill_26_1.py`, which makes the figure in the README."""
+    """The modest workload of `kill_26_1.py`: what 26.1 documents. README's table shows the mixed one."""
     outcome = kill(chance.getrandbits(32), rounds, "modest")
 
     assert outcome["examples"] == []

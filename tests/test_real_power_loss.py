@@ -38,6 +38,21 @@ def lose_power(seed: int, cycles: int, *kind: str) -> subprocess.CompletedProces
         )
 
 
+@pytest.mark.skipif(not Path("/proc/self/ns/mnt").exists(), reason="needs mount namespaces")
+def test_script_refuses_to_mount_where_everybody_sees_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, tmp_path, "0", "1", "ext4"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("run this by unshare -m")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module", params=["ext4", "ext4 commit=1", "ext4 data=writeback", "xfs"])
 def kind(request: pytest.FixtureRequest) -> list[str]:
     """A kind of file system and its mount options; tried once, and skipped where it cannot be had."""
