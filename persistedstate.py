@@ -1351,7 +1351,7 @@ class _Document:
             lines_above = body.count("\n", 0, problem.offset) if document.newline != "\n" else 0
             raise _BadText(problem.reason, problem.offset + len(document.head) + lines_above) from None
         if version:
-            document.head = f"%YAML {version}\n---\n{document.head}"
+            document.head = f"%YAML {version}\n---\n" + document.head.removeprefix("\ufeff")
         return document, value
 
     def _read_unended(self, body: str, value: dict[Any, Any]) -> dict[Any, Any]:
@@ -1604,7 +1604,7 @@ class _Document:
         editor = _Editor(self.version, {}, origins, odd=True)
         try:
             old = editor.read(self.single)
-            text = editor.flow(self.single, old, value) if old and value else "{}"
+            text = editor.flow(self.single, old, value) if old and value else "{}" + "\n" * self.single.endswith("\n")
             if _same(editor.read(text), value):
                 self.single = text
                 return

@@ -921,6 +921,7 @@ GOLDEN = [
         [put("b", to=1)],
         "%YAML 1.1\n---\na: yes\nb: 1\n",
     ),
+    Golden("merge key: all deleted", "<<: {a: 1}\n...\n", [drop("a")], "{}\n...\n"),
     Golden("a tagged root: added", "--- !!map\na: 1\n", [put("b", to=2)], "--- !!map\na: 1\nb: 2\n"),
     Golden(
         "an entry below a lone carriage return", "# a\r\n# b\rs: |\r\n c\r\n", [put("s", to=1)], "# a\r\n# b\r\ns: 1\n"
