@@ -198,3 +198,10 @@ def test_every_public_method_has_a_docstring() -> None:
 @pytest.mark.parametrize("option", ["_fsync", "_wait", "_readonly", "_mode"])
 def test_class_docstring_explains_option(option: str) -> None:
     assert option in (persistedstate.PersistedState.__doc__ or "")
+
+
+def test_what_shows_a_promise_exists() -> None:
+    names = set(re.findall(r"`(test_\w+)`", TEXT))
+
+    assert names
+    assert {name for name in names if not Path(__file__).with_name(f"{name}.py").is_file()} == set()
