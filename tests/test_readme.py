@@ -201,7 +201,7 @@ def test_class_docstring_explains_option(option: str) -> None:
 
 
 def test_what_shows_a_promise_exists() -> None:
-    names = set(re.findall(r"`(test_\w+)`", TEXT))
+    names = set(re.findall(r"`(test_\w+)`", README.read_text(encoding="utf-8")))
 
     assert names
     assert {name for name in names if not Path(__file__).with_name(f"{name}.py").is_file()} == set()
