@@ -231,7 +231,7 @@ _UNUSUAL = f"[^\t\n\r -~{_WIDE}]|\r(?!\n)"
 
 _HEAD = re.compile(r"(?:[ \t]*(?:#.*)?\n)*---(?:[ \t]+#.*|[ \t]*)\n")
 _DIRECTIVE = re.compile(r"(?:[ \t]*(?:#.*|%.*)?\r?\n)*?%YAML[ \t]+([0-9.]+)")
-_DOCUMENT_END = re.compile(r"^\.\.\.(?=\s|\Z)", re.MULTILINE)
+_DOCUMENT_END = re.compile(r"(?:^|(?<=[\r\x85\u2028\u2029]))\.\.\.(?=\s|\Z)", re.MULTILINE)
 #: What may stand behind a document, in the eyes of every reader.
 _AFTERWORD = re.compile(r"\.\.\.(?: *| +#.*)\n(?: *(?:#.*)?\n)*")
 _TAGS = {

@@ -921,6 +921,7 @@ GOLDEN = [
         [put("b", to=1)],
         "%YAML 1.1\n---\na: yes\nb: 1\n",
     ),
+    Golden("end of the document behind a lone carriage return", "a: 1\r...\n", [put("b", to=1)], "a: 1\rb: 1\n...\n"),
     Golden("merge key: all deleted", "<<: {a: 1}\n...\n", [drop("a")], "{}\n...\n"),
     Golden("a tagged root: added", "--- !!map\na: 1\n", [put("b", to=2)], "--- !!map\na: 1\nb: 2\n"),
     Golden(
