@@ -494,7 +494,7 @@ def with_line(text: str, number: int) -> str:
 
 
 CI = settings(
-    max_examples=max(1, round(150 * SHARE)),
+    max_examples=max(1, round(300 * SHARE)),
     stateful_step_count=50,
     report_multiple_bugs=False,
     deadline=None,
