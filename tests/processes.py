@@ -191,19 +191,25 @@ class _Countdown:
     def __init__(self, left: int) -> None:
         self.left = left
 
-    def step(self) -> None:
+    def step(self, *_: object) -> None:
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
 
 
-def _interrupt_by_tracing(step: Callable[[], None], action: Callable[[], object], files: frozenset[str]) -> None:
+def _interrupt_by_tracing(
+    step: Callable[[CodeType, int], None],
+    action: Callable[[], object],
+    files: frozenset[str],
+    only: CodeType | None = None,
+) -> None:
     def trace(frame: FrameType, event: str, _: Any) -> Any:
+        code = frame.f_code
         if event == "call":
-            frame.f_trace_opcodes = frame.f_code.co_filename in files
+            frame.f_trace_opcodes = code.co_filename in files if only is None else code is only
             return trace if frame.f_trace_opcodes else None
         if event == "opcode":
-            step()
+            step(code, frame.f_lasti)
         return trace
 
     before = sys.gettrace()
@@ -215,23 +221,34 @@ def _interrupt_by_tracing(step: Callable[[], None], action: Callable[[], object]
         _free_registry()
 
 
-def _interrupt_by_monitoring(step: Callable[[], None], action: Callable[[], object], files: frozenset[str]) -> None:
+def _interrupt_by_monitoring(
+    step: Callable[[CodeType, int], None],
+    action: Callable[[], object],
+    files: frozenset[str],
+    only: CodeType | None = None,
+) -> None:
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
     tool, instruction = 4, monitoring.events.INSTRUCTION
 
-    def callback(code: CodeType, _offset: int) -> Any:
+    def callback(code: CodeType, offset: int) -> Any:
         if code.co_filename not in files:
             return monitoring.DISABLE
-        step()
+        step(code, offset)
         return None
+
+    def watch(events: int) -> None:
+        if only is None:
+            monitoring.set_events(tool, events)
+        else:
+            monitoring.set_local_events(tool, only, events)
 
     monitoring.use_tool_id(tool, "interrupts")
     monitoring.register_callback(tool, instruction, callback)
-    monitoring.set_events(tool, instruction)
+    watch(instruction)
     try:
         action()
     finally:
-        monitoring.set_events(tool, 0)
+        watch(0)
         monitoring.register_callback(tool, instruction, None)
         monitoring.free_tool_id(tool)
         _free_registry()

@@ -12,23 +12,25 @@ import errno
 import fcntl
 import os
 import sys
+from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import oracle
 import processes
 import pytest
 from checks import records, scratch
 from editing import Stage, save, staged
-from rounds import rounds
+from rounds import SHARE, rounds
 
 import persistedstate
 from persistedstate import PersistedState, plain
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
+    from types import CodeType
 
 START: dict[str, Any] = {"a": 1, "l": [3, {"n": [1]}, "x", 2], "d": {"z": 1, "k": {"deep": [1]}}, "gone": None}
 TEXT = """\
@@ -71,6 +73,8 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "clear": lambda s: s.clear(),
 }
 
+#: The fast one, where PyYAML has it: these tests read thousands of files.
+READER = "libyaml" if "libyaml" in oracle.READERS else "pyyaml"
 FILES = frozenset({persistedstate.__file__, contextlib.__file__})
 #: A trace function that raises is gone; the monitoring of 3.12 goes on, also in the handler of the first interrupt.
 run_watched = processes._interrupt_by_monitoring if sys.version_info >= (3, 12) else processes._interrupt_by_tracing
@@ -87,32 +91,77 @@ def _no_state_left_open() -> Iterator[None]:
 
 
 class Interrupts:
-    """Raises KeyboardInterrupt before the instructions of these numbers; counts on from one action to the next."""
+    """Raises KeyboardInterrupt before the instructions of these numbers; counts on from one action to the next.
 
-    def __init__(self, *points: int) -> None:
-        self.points = points
+    only: the code whose instructions count, which spares the time of watching the others; without it all of the module.
+    """
+
+    def __init__(self, *numbers: int, only: CodeType | None = None) -> None:
+        self.numbers, self.only = numbers, only
         self.count = 0
 
-    def _step(self) -> None:
+    def _step(self, *_: object) -> None:
         self.count += 1
-        if self.count in self.points:
+        if self.count in self.numbers:
             raise KeyboardInterrupt
 
     def during(self, action: Callable[[], object]) -> None:
         with contextlib.suppress(KeyboardInterrupt), processes._uncollected():
-            run_watched(self._step, action, FILES)
+            run_watched(self._step, action, FILES, self.only)
 
     @property
     def came(self) -> bool:
-        """Whether the last of the points was reached."""
-        return self.count >= self.points[-1]
+        """Whether the last of the numbers was reached."""
+        return self.count >= self.numbers[-1]
 
 
-def instructions(action: Callable[[], object]) -> int:
-    """Count the instructions of an action."""
-    interrupts = Interrupts(-1)
+class Point(NamedTuple):
+    """An instruction when it is executed: its code, its offset there, and its number in the action and in that code."""
+
+    code: CodeType
+    offset: int
+    number: int
+    number_in_code: int
+
+
+def executed(action: Callable[[], object]) -> list[Point]:
+    """Return what an action executes."""
+    points: list[Point] = []
+    counts: Counter[CodeType] = Counter()
+
+    def note(code: CodeType, offset: int) -> None:
+        counts[code] += 1
+        points.append(Point(code, offset, len(points) + 1, counts[code]))
+
+    with processes._uncollected():
+        run_watched(note, action, FILES)
+    return points
+
+
+def by_instruction(points: Iterable[Point]) -> list[list[Point]]:
+    """Return for each instruction when it is executed."""
+    times: dict[tuple[CodeType, int], list[Point]] = {}
+    for point in points:
+        times.setdefault((point.code, point.offset), []).append(point)
+    return list(times.values())
+
+
+def chosen(chance: random.Random, points: list[Point], rounds: int) -> list[Point]:
+    """Return as many points as there are rounds: all instructions once, then what repeats once more, then the rest."""
+    times = by_instruction(points)
+    first = [once for once, *_ in times]
+    assert len(first) <= rounds or SHARE < 1, f"CI tries each instruction once: there are {len(first)} now"
+    again = [chance.choice(more) for _, *more in times if more]
+    tried = {*first, *again}
+    rest = [point for point in points if point not in tried]
+    return [point for part in (first, again, rest) for point in chance.sample(part, len(part))][:rounds]
+
+
+def interrupt(point: Point, action: Callable[[], object]) -> None:
+    """Interrupt an action at a point that it comes to."""
+    interrupts = Interrupts(point.number_in_code, only=point.code)
     interrupts.during(action)
-    return interrupts.count
+    assert interrupts.came, point
 
 
 @contextlib.contextmanager
@@ -162,22 +211,20 @@ def check_settled(state: Any, path: Path, allowed: Any, where: object) -> None:
 
 @pytest.mark.leaves("descriptors")
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-@rounds(ci=60, nightly=100_000)
+@rounds(ci=2_500, nightly=100_000)
 def test_an_interrupt_at_any_instruction_of_a_change(
     chance: random.Random, rounds: int, change: Callable[[Any], object]
 ) -> None:
     before, after = expected_after(change)
     with opened() as (_, state):
-        count = instructions(lambda: change(state))
+        points = executed(partial(change, state))
         assert plain(state) == after
-    assert count > 50
+    assert len(points) > 50
 
-    for number in some(chance, count, rounds):
+    for point in chosen(chance, points, rounds):
         with opened() as (path, state):
-            interrupts = Interrupts(number)
-            interrupts.during(partial(change, state))
-            assert interrupts.came
-            check_equal(state, path, (before, after), number)
+            interrupt(point, partial(change, state))
+            check_equal(state, path, (before, after), point)
 
 
 def transact(s: Any) -> None:
@@ -191,17 +238,17 @@ def transact(s: Any) -> None:
 
 
 @pytest.mark.leaves("descriptors")
-@rounds(ci=400, nightly=20_000)
+@rounds(ci=4_000, nightly=20_000)
 def test_an_interrupt_in_a_transaction_of_list_operations(chance: random.Random, rounds: int) -> None:
     before, after = expected_after(lambda s: transact(_plain_items(s)))
     with opened() as (_, state):
-        count = instructions(lambda: transact(state))
+        points = executed(partial(transact, state))
         assert plain(state) == after
 
-    for number in some(chance, count, rounds):
+    for point in chosen(chance, points, rounds):
         with opened() as (path, state):
-            Interrupts(number).during(partial(transact, state))
-            check_equal(state, path, (before, after), number)
+            interrupt(point, partial(transact, state))
+            check_equal(state, path, (before, after), point)
 
 
 def _plain_items(items: dict[str, Any]) -> dict[str, Any]:
@@ -217,13 +264,8 @@ class _Copying(dict[str, Any]):
         return self
 
 
-def some(chance: random.Random, count: int, rounds: int) -> list[int]:
-    """Return the numbers of all instructions, or as many of them as there are rounds."""
-    return sorted(chance.sample(range(1, count + 1), min(count, rounds)))
-
-
 @pytest.mark.leaves("descriptors")
-@rounds(ci=250, nightly=50_000)
+@rounds(ci=6_000, nightly=50_000)
 def test_an_interrupt_in_a_vacuum(chance: random.Random, rounds: int) -> None:
     _, after = expected_after(CHANGES["slice"])
 
@@ -232,20 +274,20 @@ def test_an_interrupt_in_a_vacuum(chance: random.Random, rounds: int) -> None:
         return state
 
     with opened() as (_, state):
-        count = instructions(changed(state).vacuum)
+        points = executed(changed(state).vacuum)
 
-    for number in some(chance, count, rounds):
+    for point in chosen(chance, points, rounds):
         with opened() as (path, state):
-            Interrupts(number).during(changed(state).vacuum)
-            check_equal(state, path, (after,), number)
+            interrupt(point, changed(state).vacuum)
+            check_equal(state, path, (after,), point)
             state.vacuum()
-            check_settled(state, path, [{**after, "later": str(number)}], number)
+            check_settled(state, path, [{**after, "later": str(point)}], point)
             assert records(path) == 0
             assert "# a comment" in path.read_text()
 
 
 @pytest.mark.leaves("descriptors")
-@rounds(ci=250, nightly=50_000)
+@rounds(ci=3_000, nightly=50_000)
 def test_an_interrupt_in_a_change_that_vacuums(
     chance: random.Random, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,38 +299,36 @@ def test_an_interrupt_in_a_change_that_vacuums(
         state.big = text
 
     with opened() as (path, state):
-        count = instructions(lambda: change(state))
+        points = executed(partial(change, state))
         assert records(path) == 0
 
-    for number in some(chance, count, rounds):
+    for point in chosen(chance, points, rounds):
         with opened() as (path, state):
-            Interrupts(number).during(partial(change, state))
-            check_equal(state, path, (before, after), number)
+            interrupt(point, partial(change, state))
+            check_equal(state, path, (before, after), point)
 
 
 @pytest.mark.leaves("descriptors")
-@rounds(ci=250, nightly=50_000)
+@rounds(ci=4_000, nightly=50_000)
 def test_an_interrupt_in_close(chance: random.Random, rounds: int) -> None:
     _, after = expected_after(CHANGES["insert"])
     with opened() as (_, state):
         CHANGES["insert"](state)
-        count = instructions(state.close)
+        points = executed(state.close)
 
-    for number in some(chance, count, rounds):
-        with scratch() as path:
-            path.write_text(TEXT)
-            state = PersistedState(path, before=1)
+    for point in chosen(chance, points, rounds):
+        with opened() as (path, state):
             CHANGES["insert"](state)
 
-            Interrupts(number).during(state.close)
-            assert content_of(path) == after, number
+            interrupt(point, state.close)
+            assert content_of(path) == after, point
             state.close()
 
-            assert content_of(path) == after, number
-            assert is_free(path), number
+            assert content_of(path) == after, point
+            assert is_free(path), point
             with PersistedState(path) as again:
-                again.later = number
-            assert oracle.read(path) == {**after, "later": number}
+                again.later = point.number
+            assert oracle.read(path, READER) == {**after, "later": point.number}
             assert sorted(os.listdir(path.parent)) == [path.name]  # noqa: PTH208 - names
 
 
@@ -316,8 +356,12 @@ MERGED = {
 }
 
 
+#: What lets the module see a hand edit, and merge it.
+LOOKS = ["refresh", "change", "vacuum", "close"]
+
+
 def noticed(look: str) -> Callable[[Any, Stage], object]:
-    """Return what lets the module see a hand edit."""
+    """Return the function for a look."""
     if look == "change":
 
         def change(state: Any, stage: Stage) -> None:
@@ -340,25 +384,29 @@ def edited(look: str) -> Iterator[tuple[Path, Any, Callable[[], object]]]:
 
 
 @pytest.mark.leaves("descriptors")
-@pytest.mark.parametrize("look", ["refresh", "change", "vacuum"])
-@rounds(ci=100, nightly=50_000)
-def test_an_interrupt_in_a_merge(chance: random.Random, rounds: int, look: str) -> None:
-    with edited(look) as (path, state, action):
-        count = instructions(action)
-        assert plain(state) == MERGED
-        assert records(path) == 0
+@rounds(ci=9_000, nightly=200_000)
+def test_an_interrupt_in_a_merge(chance: random.Random, rounds: int) -> None:
+    looks: dict[Point, str] = {}
+    for look in chance.sample(LOOKS, len(LOOKS)):
+        with edited(look) as (path, _, action):
+            looks |= dict.fromkeys(executed(action), look)
+            assert oracle.read(path) == MERGED
+            assert records(path) == 0
 
-    for number in some(chance, count, rounds):
-        with edited(look) as (path, state, action):
-            Interrupts(number).during(action)
-            mine = {**START, "l": [*START["l"], "S"], "before": 1}
-            assert plain(state) in (mine, {**mine, "a": 2}, MERGED, {**MERGED, "a": 1}), number
-            check_merge(path, state, number)
+    for point in chosen(chance, list(looks), rounds):
+        with edited(looks[point]) as (path, state, action):
+            interrupt(point, action)
+            if looks[point] == "close":
+                check_merging_close(path, state, point)
+            else:
+                mine = {**START, "l": [*START["l"], "S"], "before": 1}
+                assert plain(state) in (mine, {**mine, "a": 2}, MERGED, {**MERGED, "a": 1}), point
+                check_merge(path, state, point)
 
 
 def check_merge(path: Path, state: Any, where: object) -> None:
     """Assert that a merge that was interrupted is done or not begun, and is done by the next look."""
-    theirs = oracle.read(path)
+    theirs = oracle.read(path, READER)
     assert theirs["d"]["z"] == 7, where
     assert theirs["mine"] == 1, where
     state.refresh()
@@ -368,25 +416,17 @@ def check_merge(path: Path, state: Any, where: object) -> None:
     state.later = str(where)
     assert content_of(path) == {**found, "later": str(where)}, where
     state.close()
-    assert oracle.read(path) == {**found, "later": str(where)}, where
+    assert oracle.read(path, READER) == {**found, "later": str(where)}, where
     assert "# end" in path.read_text()
     assert sorted(os.listdir(path.parent)) == [path.name]  # noqa: PTH208 - names
 
 
-@pytest.mark.leaves("descriptors")
-@rounds(ci=100, nightly=50_000)
-def test_an_interrupt_in_a_close_that_merges(chance: random.Random, rounds: int) -> None:
-    with edited("close") as (path, _, action):
-        count = instructions(action)
-        assert oracle.read(path) == MERGED
-
-    for number in some(chance, count, rounds):
-        with edited("close") as (path, state, action):
-            Interrupts(number).during(action)
-            state.close()
-            assert oracle.read(path) == MERGED, number
-            assert is_free(path), number
-            assert sorted(os.listdir(path.parent)) == [path.name]  # noqa: PTH208 - names
+def check_merging_close(path: Path, state: Any, where: object) -> None:
+    """Assert that a close that was to merge and was interrupted is done by the next one."""
+    state.close()
+    assert oracle.read(path, READER) == MERGED, where
+    assert is_free(path), where
+    assert sorted(os.listdir(path.parent)) == [path.name]  # noqa: PTH208 - names
 
 
 @pytest.mark.leaves("descriptors")
@@ -431,7 +471,7 @@ def failing_sync() -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.leaves("descriptors")
-@rounds(ci=250, nightly=50_000)
+@rounds(ci=5_000, nightly=50_000)
 def test_an_interrupt_in_a_rescue(chance: random.Random, rounds: int) -> None:
     """The fsync of a change fails, so that a fresh snapshot is written; the interrupt comes anywhere in that."""
     change = CHANGES["extend"]
@@ -439,25 +479,27 @@ def test_an_interrupt_in_a_rescue(chance: random.Random, rounds: int) -> None:
     with failing_sync() as fail_once:
         with opened(_fsync=True) as (path, state):
             fail_once()
-            count = instructions(lambda: change(state))
+            points = executed(partial(change, state))
             assert plain(state) == after
             assert records(path) == 0
 
-        for number in some(chance, count, rounds):
+        for point in chosen(chance, points, rounds):
             with opened(_fsync=True) as (path, state):
                 fail_once()
-                Interrupts(number).during(partial(change, state))
+                interrupt(point, partial(change, state))
                 vars(cast("Stage", persistedstate._system)).pop("fsync", None)
-                check_equal(state, path, (before, after), number)
+                check_equal(state, path, (before, after), point)
 
 
 # ---- A second interrupt ----------------------------------------------------------------------------------------------
 
 
-def pairs(chance: random.Random, count: int, rounds: int) -> Iterator[tuple[int, int]]:
-    """Yield the instruction of the first interrupt, and how many later the second comes."""
+def pairs(chance: random.Random, points: list[Point], rounds: int) -> Iterator[tuple[int, int]]:
+    """Yield the number of an instruction, each as likely, and how many later the second interrupt comes."""
+    times = by_instruction(points)
     for _ in range(rounds):
-        yield chance.randint(1, count), chance.choice([chance.randint(1, 30), chance.randint(1, 300)])
+        first = chance.choice(chance.choice(times))
+        yield first.number, chance.choice([chance.randint(1, 30), chance.randint(1, 300)])
 
 
 def interrupt_twice(first: int, later: int, action: Callable[[], object], follow_up: Callable[[], object]) -> None:
@@ -470,27 +512,24 @@ def interrupt_twice(first: int, later: int, action: Callable[[], object], follow
 
 
 @pytest.mark.leaves("descriptors")
-@rounds(ci=500, nightly=200_000)
-def test_two_interrupts_in_a_change(chance: random.Random, rounds: int) -> None:
-    counts = {}
-    for name, change in CHANGES.items():
-        with opened() as (_, state):
-            counts[name] = instructions(partial(change, state))
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@rounds(ci=150, nightly=10_500)
+def test_two_interrupts_in_a_change(chance: random.Random, rounds: int, change: Callable[[Any], object]) -> None:
+    before, after = expected_after(change)
+    with opened() as (_, state):
+        points = executed(partial(change, state))
 
-    for first, later in pairs(chance, 1 << 30, rounds):
-        name = chance.choice(list(CHANGES))
-        change, number = CHANGES[name], first % counts[name] + 1
-        before, after = expected_after(change)
+    for first, later in pairs(chance, points, rounds):
         with opened() as (path, state):
-            interrupt_twice(number, later, partial(change, state), partial(state.update, second=1))
+            interrupt_twice(first, later, partial(change, state), partial(state.update, second=1))
             state.refresh()
             contents = [content | extra for content in (before, after) for extra in ({}, {"second": 1})]
-            check_equal(state, path, tuple(contents), (name, number, later))
+            check_equal(state, path, tuple(contents), (first, later))
 
 
 @pytest.mark.leaves("descriptors")
 @pytest.mark.parametrize("what", ["transaction", "vacuum", "rescue"])
-@rounds(ci=150, nightly=100_000)
+@rounds(ci=400, nightly=100_000)
 def test_two_interrupts_in_what_takes_longer(chance: random.Random, rounds: int, what: str) -> None:
     before, after = expected_after(lambda s: transact(_plain_items(s)))
 
@@ -508,9 +547,9 @@ def test_two_interrupts_in_what_takes_longer(chance: random.Random, rounds: int,
             return state
 
         with opened(_fsync=what == "rescue") as (_, state):
-            count = instructions(lambda: action(prepared(state)))
+            points = executed(partial(action, prepared(state)))
 
-        for first, later in pairs(chance, count, rounds):
+        for first, later in pairs(chance, points, rounds):
             with opened(_fsync=what == "rescue") as (path, state):
                 prepared(state)
                 interrupt_twice(first, later, partial(action, state), state.refresh)
@@ -520,12 +559,12 @@ def test_two_interrupts_in_what_takes_longer(chance: random.Random, rounds: int,
 
 
 @pytest.mark.leaves("descriptors")
-@rounds(ci=150, nightly=100_000)
+@rounds(ci=400, nightly=100_000)
 def test_two_interrupts_in_a_merge(chance: random.Random, rounds: int) -> None:
     with edited("refresh") as (_, _, action):
-        count = instructions(action)
+        points = executed(action)
 
-    for first, later in pairs(chance, count, rounds):
+    for first, later in pairs(chance, points, rounds):
         with edited("refresh") as (path, state, action):
             interrupt_twice(first, later, action, action)
             check_merge(path, state, (first, later))
@@ -554,18 +593,18 @@ def test_a_second_interrupt_before_a_merge_could_deal_with_the_first(monkeypatch
 
 
 @pytest.mark.leaves("descriptors")
-@rounds(ci=150, nightly=100_000)
+@rounds(ci=600, nightly=100_000)
 def test_two_interrupts_in_close(chance: random.Random, rounds: int) -> None:
     _, after = expected_after(CHANGES["insert"])
     with opened() as (_, state):
         CHANGES["insert"](state)
-        count = instructions(state.close)
+        points = executed(state.close)
 
-    for first, later in pairs(chance, count, rounds):
+    for first, later in pairs(chance, points, rounds):
         with opened() as (path, state):
             CHANGES["insert"](state)
             interrupt_twice(first, later, state.close, state.close)
             state.close()
-            assert oracle.read(path) == after, (first, later)
+            assert oracle.read(path, READER) == after, (first, later)
             assert is_free(path)
             assert sorted(os.listdir(path.parent)) == [path.name]  # noqa: PTH208 - names
