@@ -35,7 +35,7 @@ PATIENCE = 20.0
 #: What 26.1 leaves, and what a rewrite within the file writes: other readers know nothing of it.
 REWRITE = re.compile(rb"LAST VALID STATE")
 #: Of the readers to compare with; the module is silent.
-RUAMEL_WARNS = "ignore::ruamel.yaml.error.MantissaNoDotYAML1_1Warning"
+RUAMEL_WARNS = "ignore::ruamel.yaml.error.YAMLWarning"
 SEPARATOR = re.compile(r"^---(?=\s)", re.MULTILINE)
 
 # ---- Valid files ----
@@ -248,7 +248,10 @@ def readings(path: Path) -> Iterator[Any]:
             yield state_of(list(oracle.READERS[reader](text)))
         with contextlib.suppress(Exception):  # JSON may be broken into lines where YAML may not
             snapshot, *records = SEPARATOR.split(text)
-            yield state_of([*oracle.READERS[reader](snapshot), *map(json.loads, records)])
+            found = [*oracle.READERS[reader](snapshot)]
+            for record in records:
+                found += [json.loads(record)] if is_json(record) else oracle.READERS[reader](record)
+            yield state_of(found)
 
 
 def state_of(documents: list[Any]) -> Any:
@@ -279,6 +282,13 @@ def is_record(line: bytes) -> bool:
         return line.startswith(b"--- ") and isinstance(json.loads(line[4:]), list)
     except ValueError:
         return False
+
+
+def is_json(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        json.loads(text)
+        return True
+    return False
 
 
 def check_refused(content: bytes, refusal: Any, path: Path) -> None:
