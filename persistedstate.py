@@ -1621,7 +1621,7 @@ _MARK = "--- # LAST VALID STATE: "
 _REWRITE = re.compile(rb"^%b([0-9]+) bytes\n" % _MARK.encode(), re.MULTILINE)
 _REWRITE_26_1 = b"\n---\n### LAST VALID STATE ###\n"
 _SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
-_NOTHING = re.compile(r"\ufeff?(?:[ \t]*(?:#.*|%.*)?\r?\n)*")
+_NOTHING = re.compile(r"\ufeff?(?: *(?:#.*|%.*)?\r?\n)*")
 
 
 def _without_half_rewrite(data: bytes) -> tuple[bytes, int]:

@@ -667,6 +667,7 @@ def check_random_damage(path: Path, chance: random.Random) -> None:
     assert check(path) == []
 
 
+@pytest.mark.filterwarnings("ignore::ruamel.yaml.error.YAMLWarning")
 @rounds(ci=400, nightly=100_000)
 def test_whatever_happens_to_the_bytes_a_repaired_file_opens(chance: random.Random, rounds: int) -> None:
     for _ in range(rounds):

@@ -290,16 +290,22 @@ def test_rest_of_a_long_list_is_not_read_again(path: Path, monkeypatch: pytest.M
         assert oracle.read(path) == plain(state)
 
 
+@pytest.mark.parametrize("way", ["alone", "in a transaction"])
 def test_list_whose_change_was_interrupted_before_it_was_noted_is_compared(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
+    note = StateList._note
+
     def interrupt(*_: Any) -> None:
+        monkeypatch.setattr(StateList, "_note", note)
         raise KeyboardInterrupt
 
     with PersistedState(path, a=[1, 2, 3]) as state:
-        with state.transaction(), monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-            patch.setattr(StateList, "_note", interrupt)
-            state.a[1] = 5
+        monkeypatch.setattr(StateList, "_note", interrupt)
+        with state.transaction() if way != "alone" else contextlib.nullcontext():
+            with contextlib.suppress(KeyboardInterrupt):
+                state.a[1] = 5
+            state.a.append(4)
         state.vacuum()
 
-        assert oracle.read(path) == plain(state) == {"a": [1, 5, 3]}
+        assert oracle.read(path) == plain(state) == {"a": [1, 5 if way == "alone" else 2, 3, 4]}
