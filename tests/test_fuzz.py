@@ -2,7 +2,7 @@
 
 Promise: such a file opens to what readers without the module find in it, where nothing but a torn tail was dropped; or
 it is refused with StateCorrupt, which names a line, and every byte of it stays as it was. There is no other exception,
-and no file takes long. A journal that was cut opens to exactly the records that are whole.
+and no file takes a second. A journal that was cut opens to exactly the records that are whole.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 DATA = sorted((Path(__file__).parent / "data").glob("*/before.yaml"))
-#: Seconds of computing after which a file counts as hanging. None needs a hundredth of it.
-PATIENCE = 20.0
+#: Seconds of computing that a file may take. The slowest of 16,000 took 0.14, with the import of ruamel.yaml, and 0.16
+#: while coverage was measured.
+PATIENCE = 1.0
 #: What 26.1 leaves, and what a rewrite within the file writes: other readers know nothing of it.
 REWRITE = re.compile(rb"LAST VALID STATE")
 #: Of the readers to compare with; the module is silent.
@@ -226,10 +227,10 @@ def a_damaged_file(chance: random.Random) -> bytes:
 
 @contextlib.contextmanager
 def patience() -> Iterator[None]:
-    """Raise in code that computes for long; the time of other processes does not count."""
+    """Raise in code that computes for too long; the time of other processes does not count."""
 
     def give_up(*_: object) -> None:
-        raise AssertionError("does not end")
+        raise AssertionError("takes too long")
 
     before = signal.signal(signal.SIGVTALRM, give_up)
     signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE)
