@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import oracle
 import pytest
+from hypothesis import settings
 
 from persistedstate import PersistedState
 
@@ -18,10 +19,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 DESCRIPTORS = Path("/proc/self/fd")
+#: The variable with the seed of all random tests.
+SEED = "PERSISTEDSTATE_SEED"
 
 
+@pytest.hookimpl(tryfirst=True)  # Hypothesis reads its option in the same hook
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaves(*what): the test may leave 'descriptors', 'threads' or 'files' behind")
+    # pytest-xdist's workers, which come later, inherit it.
+    os.environ[SEED] = os.environ.get(SEED) or str(random.SystemRandom().getrandbits(48))
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = os.environ[SEED]
+    # Where Hypothesis sees a CI server, it would take seeds of its own.
+    settings.register_profile("seeded", derandomize=False)
+    settings.load_profile("seeded")
+
+
+def pytest_report_header() -> str:
+    return f"{SEED}={os.environ[SEED]}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    if exitstatus:
+        terminalreporter.write_line(pytest_report_header())
 
 
 @pytest.fixture
@@ -49,11 +69,9 @@ def on_disk(path: Path) -> Callable[..., dict[Any, Any]]:
 
 
 @pytest.fixture
-def chance() -> random.Random:
-    """Where a random test gets its chances from; a failure shows the seed, PERSISTEDSTATE_SEED replays it."""
-    seed = os.environ.get("PERSISTEDSTATE_SEED") or str(random.SystemRandom().getrandbits(48))
-    print(f"PERSISTEDSTATE_SEED={seed}")
-    return random.Random(seed)
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """Where a random test gets its chances from; the seed of all tests gives each other ones."""
+    return random.Random(f"{os.environ[SEED]} {request.node.name}")
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """How long the random tests run, and where their chances come from.
 
 A random test takes `@rounds(ci=…, nightly=…)` and runs `rounds` times in CI; the long run is
-`.ci/test -m campaign`. `PERSISTEDSTATE_SHARE=0.1` makes the short run shorter still. Every random test draws from
-the fixture `chance` (see conftest.py), which prints its seed; `PERSISTEDSTATE_SEED=…` replays it.
+`.ci/test -m campaign`. `PERSISTEDSTATE_SHARE=0.1` makes the short run shorter still. A random test draws from
+the fixture `chance` or by Hypothesis; conftest.py gives both the seed of the run, which `PERSISTEDSTATE_SEED=…` sets.
 """
 
 from __future__ import annotations
