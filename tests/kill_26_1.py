@@ -5,8 +5,8 @@
 PERSISTEDSTATE_26_PYTHON names an interpreter that has persistedstate 26.1. The script under it opens its state, makes
 about fifty changes and closes it, again and again. A mixed one uses all methods of dicts and lists, slices and nested
 lists among them; a modest one only what 26.1 documents: items of dicts and lists, at any depth, set, deleted, inserted,
-each of them one record. SIGKILL ends it 0.1 to 20 ms after it opened its state, unless a method that is not supported
-ends it before.
+each of them one record. SIGKILL ends it 0.1 to 20 ms after it opened its state, or in every second round after its
+first step, unless a method that is not supported ends it before.
 """
 
 from __future__ import annotations

