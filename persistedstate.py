@@ -768,6 +768,7 @@ def _column(text: str) -> int:
 _KEEPING = re.compile(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 _BLOCK_SCALAR = re.compile(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 _BREAK = re.compile("[\r\x85\u2028\u2029]")
+_LINE_END = re.compile(r"\r\n?|\n")
 _CONTENT = re.compile(r"^[^\S\n]*[^\s#]", re.MULTILINE)
 #: A blank line that may be a block scalar's: it is, if it is longer than the indentation.
 _BLANK = re.compile(r"[ \t]{2,}\r?\n")
@@ -1729,7 +1730,7 @@ class _Stream:
 
     def _read_chunk(self, chunk: str, offset: int) -> bool:
         """Take over one later document; False where 26.1 died while it wrote a new snapshot right behind the record."""
-        glued = ""
+        glued, start = "", len(chunk)
         try:
             record = _json_record(chunk)
             if record is None and chunk.startswith("\n["):
@@ -1738,14 +1739,16 @@ class _Stream:
                 record = _json_record(first) if glued else None
             if record is None:
                 loader = _Loader(chunk, self.document.version)
-                record = None if loader.root is None else loader.value(loader.root, 0)
+                if loader.root is not None:
+                    record, start = loader.value(loader.root, 0), loader.root.start_mark.index
         except _BadText as problem:
             raise _BadText(problem.reason, problem.offset + offset) from None
         if isinstance(record, dict):
-            beside = chunk.partition("\n")[0].strip()
+            end = _LINE_END.search(chunk, 0, start)
+            beside = chunk[: end.start() if end else start + 1].strip()
             if beside and beside[0] not in "#{!&":
                 raise _BadText("a mapping must begin on a line of its own", offset)
-            below = chunk if beside and beside[0] != "#" else chunk.partition("\n")[2]
+            below = chunk[end.end() :] if end and beside[:1] in ("", "#") else chunk
             self.document, self.value = _Document.read(below, self.document.version)
             self.records.clear()
         elif record is not None:
@@ -1811,6 +1814,13 @@ def _unglued(text: str) -> str:
     return _GLUED_RECORD.sub(parted, text)
 
 
+#: Without its dashes, a record as far as to its path; a string that was cut off and what JSON allows behind; and what
+#: only a person writes.
+_HEADLESS = re.compile(r'-{0,2} ?\["(?:set|delete|insert|splice|order|update|clear|transaction)",\[.*\]\s*')
+_CUT_STRING = re.compile(r'(?:[^"\\]|\\.)*"[,:\]}]')
+_BY_HAND = re.compile(r" *(?:- |[^\W\d][\w-]*:(?: |$))")
+
+
 def _leftover(text: str, *, is_certain: bool) -> int:
     """Return how long the line in front of the records is that can only be the rest of a record, 0 if there is none.
 
@@ -1820,9 +1830,9 @@ def _leftover(text: str, *, is_certain: bool) -> int:
     end = _journal_start(text)
     line = text[text.rfind("\n", 0, max(end - 1, 0)) + 1 : end]
     is_rest = line.rstrip().endswith("]") and line.count("]") > line.count("[")
-    is_odd = line.count('"') % 2 == 1
-    is_almost_whole = re.fullmatch(r'-{0,2} ?\["[a-z]+",\[.*\]\s*' if is_certain else r'-{0,2} ?\[".*\]\s*', line)
-    return len(line) if (is_rest and (is_odd or not is_certain)) or is_almost_whole else 0
+    is_in_string = line.count('"') % 2 == 1 and _CUT_STRING.match(line) is not None
+    is_likely = is_in_string or not (is_certain or _BY_HAND.match(line))
+    return len(line) if (is_rest and is_likely) or _HEADLESS.fullmatch(line) else 0
 
 
 def _json_record(text: str) -> Any:

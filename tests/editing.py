@@ -184,6 +184,31 @@ WAYS: dict[str, Callable[..., Iterator[float]]] = {
 }
 
 
+def appended(path: Path, data: bytes) -> Iterator[float]:
+    """Add lines as `echo … >>` does."""
+    with path.open("ab") as file:
+        file.write(data)
+    yield from ()
+
+
+def by_sed(path: Path, expression: str) -> Iterator[float]:
+    """Edit what stands in the file, records and all, with `sed -i`."""
+    subprocess.run(["sed", "-i", expression, path], check=True)
+    yield from ()
+
+
+def stripped(path: Path) -> Iterator[float]:
+    """Take the last line end away, within the inode."""
+    os.truncate(path, len(path.read_bytes().rstrip(b"\n")))
+    yield from ()
+
+
+def deleted(path: Path) -> Iterator[float]:
+    """Take the file away."""
+    path.unlink()
+    yield from ()
+
+
 def save(path: Path, text: str, way: str = "rename") -> None:
     """Save a text at once."""
     for _ in WAYS[way](path, text.encode()):

@@ -398,6 +398,11 @@ REFUSED = None
         pytest.param(b"%TAG ! x:\n%YAML 1.1\n---\na: 0\n---\na: yes\n", {"a": True}, id="YAML 1.1 behind a tag"),
         pytest.param(b"a: 1\n--- {b: 2}\n# c\n", {"b": 2}, id="mapping beside the separator, comment below"),
         pytest.param(b"a: 1\n--- {b: 2,\n c: 3}\n", {"b": 2, "c": 3}, id="mapping of two lines beside the separator"),
+        pytest.param(
+            b"a: 1\n--- # c\rb: 2\nd: 3\n", {"b": 2, "d": 3}, id="comment with another line end at the separator"
+        ),
+        pytest.param(b"a: 1\n---\rb: 2\n", {"b": 2}, id="separator with another line end"),
+        pytest.param(b'a: 1\n---\r{"b": 2}\n', {"b": 2}, id="JSON below a separator with another line end"),
         pytest.param(b"a: 1\n--- {b: 2}\n...\n", {"b": 2}, id="mapping beside the separator, end of the document"),
         pytest.param(b"a: 1\n... # c\n", {"a": 1}, id="end of the document"),
         pytest.param(b"---\n...\n", {}, id="end of an empty document"),

@@ -24,7 +24,23 @@ import oracle
 import pytest
 import yaml
 from checks import check, records, reopened, scratch
-from editing import DOUBTFUL, QUIET, WAYS, Stage, copied, in_bytes, in_place, rename_over, save, staged, three_way
+from editing import (
+    DOUBTFUL,
+    QUIET,
+    WAYS,
+    Stage,
+    appended,
+    by_sed,
+    copied,
+    deleted,
+    in_bytes,
+    in_place,
+    rename_over,
+    save,
+    staged,
+    stripped,
+    three_way,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import Child
@@ -799,6 +815,42 @@ def test_the_rest_of_a_record_without_its_dashes_is_no_text(path: Path, state: A
     assert plain(state) == {**START, "last_id": 7}
 
 
+@pytest.mark.parametrize("keep_journal", [True, False], ids=["journal kept", "journal left out"])
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ('note: 19" rack]', '19" rack]'),
+        ('pairs:\n- ["a",["b"]]', [["a", ["b"]]]),
+        ('note: it is "so"]', 'it is "so"]'),
+    ],
+)
+def test_a_last_line_in_brackets_is_no_rest_of_a_record(
+    path: Path, state: Any, line: str, value: Any, keep_journal: bool
+) -> None:
+    state.number = 1
+    journal = path.read_text()[len(TEXT) :]
+    save(path, f"{TEXT}{line}\n{journal if keep_journal else ''}")
+
+    assert state.refresh() is True
+
+    check_rest(state, path, {**START, "number": 1, line.partition(":")[0]: value})
+
+
+@pytest.mark.parametrize("way", ["rename", "in place"])
+@pytest.mark.parametrize("line", ["open: [1]]", "- [1]]", '- ["a", "b"]', 'jobs: ["a, b]]'])
+def test_a_last_line_with_a_bracket_too_many_is_not_dropped_without_a_word(
+    path: Path, state: Any, asides: Callable[[], list[str]], line: str, way: str
+) -> None:
+    state.number = 1
+    save(path, f"{TEXT}{line}\n", way)
+
+    with pytest.warns(RuntimeWarning, match="edited-"):
+        assert state.refresh() is False
+
+    assert asides() == [f"{TEXT}{line}\n"]
+    check_rest(state, path, {**START, "number": 1})
+
+
 def test_nobody_has_read_a_new_file_before_it_held_the_defaults(path: Path) -> None:
     with PersistedState(path, last_id=0, retry=3, rows=["a"]) as state:
         state.last_id = 6
@@ -1459,7 +1511,7 @@ class Session:
         self.note_text()
 
     def note_text(self) -> None:
-        if not self.stage.is_saving and (text := snapshot_lines(self.path)) not in self.texts:
+        if self.save is None and (text := snapshot_lines(self.path)) not in self.texts:
             self.texts.append(text)
 
     def change(self, name: str) -> Callable[[Any], object]:
@@ -1489,10 +1541,14 @@ class Session:
         kept = list(self.path.parent.glob("*.edited-*"))
         merged = [] if self.save is None else [self.save.merged(base, self.mine) for base in self.save.bases]
         is_merged, is_mine = alike(found, merged), alike(found, [self.mine])
-        assert warned == bool(kept), self.told(found)
+        is_restored = self.save is not None and self.save.way == "delete" and self.path.exists()
+        assert warned == (bool(kept) or is_restored), self.told(found)
         if kept:
             assert self.save is not None
-            assert self.save.is_mixed, self.told(found)
+            assert self.save.is_mixed or self.save.broken in "".join(aside.read_text() for aside in kept)
+            assert is_mine, self.told(found)
+            self.save = None
+        elif is_restored:
             assert is_mine, self.told(found)
             self.save = None
         elif self.save is not None and is_merged and not self.stage.is_saving and (must or not is_mine):
@@ -1519,10 +1575,14 @@ class Session:
         self.stage.sleep(self.chance.choice([0.01, 0.05, 0.15, 2]))
 
     def person(self) -> None:
+        """Do something to the file, if what was done before has been noticed."""
+        if self.save is None:
+            others = [self.append, self.sed, self.strip, self.delete, self.slip]
+            self.chance.choice([*[self.use_editor] * len(others), *others])()
+
+    def use_editor(self, slip: str = "") -> None:
         """Read the file, change it while the script may go on, and begin to save it."""
-        if self.stage.is_saving or self.save is not None:
-            return
-        read = self.path.read_text().splitlines(keepends=True)
+        read = [f"{line}\n" for line in self.path.read_text().splitlines()]
         for name in self.chance.choice([[], [], ["set"], ["vacuum"], ["append", "vacuum", "set"], ["set", "vacuum"]]):
             self.script_does(name)
         journal, base = ([line for line in read if line.startswith("--- ") is here] for here in (True, False))
@@ -1530,16 +1590,47 @@ class Session:
         for _ in range(self.chance.randint(1, 3)):
             self.edit(lines)
         way = self.chance.choice(["rename", "vim", "in place", "in place", "in place", "cp"])
-        self.log.append(way)
-        self.save = _Save(way, base, lines, self.texts)
-        self.texts.append(lines)
-        data = "".join([*lines, *self.chance.choice([journal, journal, []])]).encode()
+        data = "".join([*lines, slip, *self.chance.choice([journal, journal, []])]).encode()
         size = self.chance.choice([1, 7, 64])
         pause = min(self.chance.choice([0.001, 0.01, QUIET * 0.9]), 0.8 * size / len(data))  # in less than a second
         saver = in_place(self.path, data, size=size, pause=pause) if way == "in place" else WAYS[way](self.path, data)
-        self.stage.play(self.path, saver)
+        self.begin(_Save(way, base, lines, self.texts, broken=slip), saver)
         if way in {"rename", "cp"}:
             self.stage.finish()
+
+    def slip(self) -> None:
+        """Save what nobody can read, whatever the script writes behind it."""
+        slips = ["keep: twice\n", "\tfar: in\n", "<<<<<<< HEAD\n", "open: [1]]\n", "day: *monday\n"]
+        self.use_editor(self.chance.choice(slips))
+
+    def append(self) -> None:
+        base = snapshot_lines(self.path)
+        self.number += 1
+        new = f"p{self.number}: [1, {{x: y}}]\n"
+        missing = "" if self.path.read_bytes().endswith(b"\n") else "\n"
+        self.begin(_Save("append", base, [*base, new], self.texts), appended(self.path, f"{missing}{new}".encode()))
+
+    def sed(self) -> None:
+        base = snapshot_lines(self.path)
+        self.number += 1
+        new = rf"\1: person {self.number}"
+        lines = [re.sub(r"^(flag|last): .*", new, line) for line in base]
+        self.begin(_Save("sed", base, lines, self.texts), by_sed(self.path, rf"s/^\(flag\|last\): .*/{new}/"))
+
+    def strip(self) -> None:
+        base = snapshot_lines(self.path)
+        self.begin(_Save("strip", base, base, self.texts), stripped(self.path))
+
+    def delete(self) -> None:
+        self.begin(_Save("delete", [], [], []), deleted(self.path))
+
+    def begin(self, save: _Save, saver: Iterator[float]) -> None:
+        """Take the first step of a save."""
+        self.log.append(save.way + (" broken" if save.broken else ""))
+        self.save = save
+        if save.bases:
+            self.texts.append(save.lines)
+        self.stage.play(self.path, saver)
 
     def edit(self, lines: list[str]) -> None:
         """Change the lines of a snapshot."""
@@ -1572,15 +1663,22 @@ class Session:
 
 
 class _Save:
-    """What a person saves: the lines, those that the editor had read, and all texts that there have been."""
+    """What a person does to the file: the lines that come of it, those that were read, all texts that there have been.
 
-    def __init__(self, way: str, base: list[str], lines: list[str], texts: list[list[str]]) -> None:
-        self.way = way
+    broken: what stands in it that nobody can read; nothing of such a save is merged, and nothing of a deletion.
+    """
+
+    def __init__(
+        self, way: str, base: list[str], lines: list[str], texts: list[list[str]], *, broken: str = ""
+    ) -> None:
+        self.way, self.lines, self.broken = way, lines, broken
         self.theirs = yaml.safe_load("".join(lines))
         #: What the person may have started from: nobody can tell when the edit is as close to another text.
-        contents = [yaml.safe_load("".join(text)) for text in (base, *texts)]
-        nearest = distance(self.theirs, contents[0])
-        self.bases = [content for content in contents if distance(self.theirs, content) <= nearest]
+        self.bases: list[dict[str, Any]] = []
+        if lines and not broken:
+            contents = [yaml.safe_load("".join(text)) for text in (base, *texts)]
+            nearest = distance(self.theirs, contents[0])
+            self.bases = [content for content in contents if distance(self.theirs, content) <= nearest]
         #: The script wrote into the file while the editor was writing it within the inode.
         self.is_mixed = False
         #: Merged or not, the state was the same at the last look.
@@ -1595,7 +1693,7 @@ class _Save:
 
 
 def snapshot_lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines(keepends=True) if not line.startswith("--- ")]
+    return [f"{line}\n" for line in path.read_text().splitlines() if not line.startswith("--- ")]
 
 
 def distance(one: Any, other: Any) -> int:
