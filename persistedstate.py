@@ -188,6 +188,15 @@ class _Odd(Exception):
     """The text is outside the fast grammar: ruamel.yaml must read it."""
 
 
+def _warn(reason: str) -> None:
+    """Warn at the line of the script that called this module."""
+    frame, level = sys._getframe(), 1
+    between = {frame.f_code.co_filename, contextmanager.__code__.co_filename}
+    while frame.f_back is not None and frame.f_code.co_filename in between:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(reason, RuntimeWarning, stacklevel=level)
+
+
 # ------------------------------------------------------- Text --------------------------------------------------------
 # str <-> values; knows no file. A document is read by the fast grammar, line by line; the top-level entries outside
 # of it go to ruamel.yaml, one by one where that is safe, else all of them. Rewriting works on the text of one entry
@@ -1680,6 +1689,8 @@ class _Stream:
             self.torn = len(data) - len(self.text.encode())
         if self.text.endswith(_CUT):
             raise _BadText("not UTF-8; the file ends in the middle of a character", len(self.text) - 1)
+        if (mark := self.text.find("\n\ufeff") + 1) > 0:  # moved to the start it would no longer be a part of its key
+            raise _BadText("a byte order mark within the file; remove it", mark)
         self.document, self.value, marks = self._first_document(self.text)
         self.records = _json_records(self.text, marks)
         for mark, end in pairwise([*marks, len(self.text)]) if not self.records else ():
@@ -1901,8 +1912,8 @@ def _first_json(text: str) -> str:
 
 def _doubled(text: str) -> str:
     """Return the snapshot in front of its own half-written copy, as 26.1 leaves it when it dies in `close()`."""
-    first = text[: text.find("\n")]
-    position = text.find(first, 1)
+    first, end, _ = text.partition("\n")
+    position = text.find(first, 1) if end else 0
     while first and position > 0:
         if text[:position].startswith(text[position:].rstrip("\n")):
             return text[:position]
@@ -2188,10 +2199,11 @@ class _Journal:
             raise
         self.size += written
 
-    @property
-    def has_grown_before(self) -> bool:
-        """Whether there were records when the file was last known to be ours."""
-        return self.basis is not None and self.basis[2] > self.known[0]
+    def latest_lines(self) -> set[str]:
+        """Return the lines at the end that may have been appended since the file was last known to be ours."""
+        appended = self.size - (self.basis[2] if self.basis else 0)
+        data = _read_all(self.descriptor)[-appended:] if appended > 0 else b""
+        return {line.strip() for line in data.decode(errors="replace").split("\n")}
 
     def landed(self, offset: int, data: bytes) -> bool:
         """After an interrupted `append` at an offset: tell whether all of it is in the file; if not, cut what is."""
@@ -3709,10 +3721,9 @@ class _LiveTree(_Tree):
         _replay(self.root, stream, self.path)
         if stream.torn:
             reason = f"{self.path}: dropped {stream.torn} bytes at the end that never became a complete record"
-            warnings.warn(f"{reason} ({len(sound)} bytes are sound)", RuntimeWarning, stacklevel=5)
+            _warn(f"{reason} ({len(sound)} bytes are sound)")
         if not (sound.strip() or self.journal.is_new) and (kept := self.journal.kept_aside()):
-            reason = f"{self.path}: there is nothing in the file; look at {kept}, which was kept beside it"
-            warnings.warn(reason, RuntimeWarning, stacklevel=5)
+            _warn(f"{self.path}: there is nothing in the file; look at {kept}, which was kept beside it")
         self.journal.accept(stream.needed or len(sound))
         self.is_clean = not stream.records
         self.first_record = _first_record(stream.text)
@@ -4091,7 +4102,7 @@ class _LiveTree(_Tree):
             self._refuse(edit)
             self._renew(self._renewed(), edit.basis)
             return
-        doubtful = "" if self.journal.has_grown_before else self.first_record
+        doubtful = self.journal.latest_lines()
         base, mine = self.history.base(edit.saved, self.document, self.first_record, doubtful), _plain(self.root)
         value = _merged(base, mine, edit.saved.value)
         document = edit.saved.original.copied()
@@ -4106,8 +4117,7 @@ class _LiveTree(_Tree):
     def _refuse(self, edit: _Edit) -> None:
         """Tell that memory goes on without an edit, and where that is kept."""
         kept = f"; it is kept in {self.journal.keep_aside(edit.data, 'edited')}" if edit.data and edit.text else ""
-        reason = f"{self.path}: {edit.problem}{kept}. The file holds the state of the running script again"
-        warnings.warn(reason, RuntimeWarning, stacklevel=4)
+        _warn(f"{self.path}: {edit.problem}{kept}. The file holds the state of the running script again")
 
     def refresh(self) -> bool:
         """Merge what others did to the file; return whether that changed the state."""
@@ -4139,8 +4149,7 @@ class _LiveTree(_Tree):
             self.limit = 2 * self.journal.size
             if error.errno not in self.told:
                 self.told.add(error.errno)
-                reason = f"{self.path}: no vacuum ({error}); the changes are in the journal"
-                warnings.warn(reason, RuntimeWarning, stacklevel=4)
+                _warn(f"{self.path}: no vacuum ({error}); the changes are in the journal")
 
     def release(self) -> None:
         """Vacuum and close the file, when the last handle is gone; raises what keeps the changes from being safe."""
@@ -4311,16 +4320,17 @@ class _History:
         """Return the snapshot before the present one, if there was any."""
         return [past.document for past in self.past][:1]
 
-    def base(self, saved: _Saved, present: _Document, first_record: str, doubtful: str) -> dict[Any, Any]:
+    def base(self, saved: _Saved, present: _Document, first_record: str, doubtful: set[str]) -> dict[Any, Any]:
         """Return the value of the snapshot that an editor had read.
 
-        The record that followed it tells, unless it is the `doubtful` one, which may have been appended to what they
+        The record that followed it tells, unless it is a `doubtful` one, which may have been appended to what they
         saved; without one, the snapshot from which the least differs. Whoever saved the very text of the previous
         snapshot had read that, if the script changed it since; the text of an older one, or of one that a person has
         changed since, is what somebody wanted to go back to.
         """
         known = [_Past(present, first_record, 0, by_person=False), *self.past]
-        if saved.first_record not in ("", doubtful) and any(past.first_record == saved.first_record for past in known):
+        is_sure = saved.first_record and saved.first_record not in doubtful
+        if is_sure and any(past.first_record == saved.first_record for past in known):
             known = [past for past in known if past.first_record == saved.first_record]
         else:
             old = [past for place, past in enumerate(known[:_NEAR]) if place > 1 or past.by_person]
@@ -4976,7 +4986,7 @@ def _close_at_exit() -> None:
             try:
                 tree.release()
             except (OSError, StateError) as error:
-                warnings.warn(f"at exit: {error}", RuntimeWarning, stacklevel=1)
+                _warn(f"at exit: {error}")
             finally:
                 tree.lock.release()
 
@@ -5311,6 +5321,8 @@ VALUE is YAML: 42, text, '42', [a, b], {name: a, done: false}. In front of a VAL
 exit codes: 0 done; 1 no (missing, damaged, different); 2 an error; 3 another process has the file; 130 Ctrl-C
 """
 _NO, _ERROR, _IN_USE, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 130, 141
+#: What the single file does not bring.
+_PACKAGES = "ruamel.yaml portalocker"
 #: Seconds between two looks at a file that is followed; and for which `watch` marks what changed.
 _POLL, _JUST_NOW = 0.1, 2.0
 #: So many keys are named where one is missing, and so many characters of a line shown in which something is wrong.
@@ -5434,7 +5446,8 @@ def _key_in(node: Any, step: _PathStep, above: list[Any]) -> Any:
         found = [index % len(items) for index in indexes if -len(items) <= index < len(items)]
         shown = (indexes or step)[0]
         count = f"{len(items)} item{'s' * (len(items) != 1)}"
-        reason = f"{_path_text(above)} is a list of {count}, the first of which is 0"
+        within = f": {_path_text([*above, 0])} to {_path_text([*above, len(items) - 1])}" if items else ""
+        reason = f"{_path_text(above)} is a list of {count}{within}"
     else:
         found, reason = [], f"{_path_text(above)} is {_shown(_flow_text(items, quoted=False))}, which has no parts"
     if not found:
@@ -5732,6 +5745,8 @@ def _opened(options: Namespace) -> Iterator[PersistedState]:
     try:
         _system.stat(options.file)
     except FileNotFoundError:
+        if not os.path.isdir(folder := os.path.dirname(options.file) or os.curdir):
+            raise _Refusal(f"{options.file}: there is no folder {folder}") from None
         raise _Refusal(f"{options.file}: no such file; to begin with an empty state: touch {options.file}") from None
     with PersistedState(options.file, _wait=options.wait) as state:
         try:
@@ -6339,6 +6354,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         raise
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except ModuleNotFoundError as error:
+        _complain(f"the package {error.name} is missing; pip install {_PACKAGES}")
+        return _ERROR
     except (_Refusal, StateError, OSError) as error:
         sys.stdout.flush()  # raises if it is that which failed
         text, code = _complaint(error, getattr(options, "file", ""))

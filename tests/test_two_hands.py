@@ -494,6 +494,21 @@ def test_a_first_record_that_came_before_does_not_tell_of_an_older_text(path: Pa
     check_rest(state, path, {**START, "last_id": 7, "x": 1, "y": 2})
 
 
+def test_records_appended_to_a_save_do_not_tell_of_an_older_text(path: Path, state: Any) -> None:
+    """The first of them was also the first one behind an older snapshot."""
+    del state.done
+    state.new = 2
+    state.vacuum()
+    state.done = 1
+    save(path, path.read_text().partition("---")[0].replace("name: importer\n", ""), "in place")
+    del state.done
+    del state.new
+
+    state.refresh()
+
+    check_rest(state, path, {key: value for key, value in START.items() if key not in {"done", "name"}})
+
+
 def test_a_text_from_before_a_vacuum_saved_as_it_was_changes_nothing(path: Path, state: Any) -> None:
     """Whoever leaves an editor by `:wq` has changed nothing against what the editor had read."""
     state.last_id = 42
@@ -1134,6 +1149,32 @@ def test_a_text_that_cannot_be_read_is_kept_beside(
     state.close()
     assert len(asides()) == 1
     assert "# the big one" in path.read_text()
+
+
+def test_a_warning_names_the_line_of_the_script(path: Path, state: Any, asides: Callable[[], list[str]]) -> None:
+    def change() -> None:
+        state.last_id = 42
+
+    def transaction() -> None:
+        with state.transaction():
+            state.last_id = 43
+
+    for action in change, transaction, state.refresh, state.vacuum:
+        path.write_text(BROKEN["list"])
+        with pytest.warns(RuntimeWarning) as caught:
+            action()
+
+        assert {warning.filename for warning in caught} == {__file__}
+    assert asides()
+
+
+def test_the_warning_of_an_opening_names_the_line_of_the_script(path: Path) -> None:
+    path.write_text('a: 1\n--- ["se')
+
+    with pytest.warns(RuntimeWarning) as caught:
+        PersistedState(path).close()
+
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 @pytest.mark.parametrize("data", [b"last_id: 7\nname: \xff\xfe\n", b"last_id: 7\nname: a\0b\n", TEXT.encode("utf-16")])
