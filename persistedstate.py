@@ -1689,7 +1689,8 @@ class _Stream:
             self.torn = len(data) - len(self.text.encode())
         if self.text.endswith(_CUT):
             raise _BadText("not UTF-8; the file ends in the middle of a character", len(self.text) - 1)
-        if (mark := self.text.find("\n\ufeff") + 1) > 0:  # moved to the start it would no longer be a part of its key
+        # At the start of a file it belongs to no key: a key that begins with it cannot be moved there.
+        if mark := self.text.find("\n\ufeff") + 1 or self.text.startswith("\ufeff\ufeff"):
             raise _BadText("a byte order mark within the file; remove it", mark)
         self.document, self.value, marks = self._first_document(self.text)
         self.records = _json_records(self.text, marks)
