@@ -1321,6 +1321,9 @@ def _compact(piece: str, start: int, head_end: int) -> _Anatomy:
     return _Anatomy(piece[:start], piece[start:head_end], "", "", below, compact=True)
 
 
+_SECOND_MARK = "a byte order mark within the file; remove it"
+
+
 class _Document:
     """The text of a snapshot, cut into one piece for each top-level entry. Made by `read`, renewed by `update`."""
 
@@ -1350,6 +1353,8 @@ class _Document:
         document.version = version
         body = text.removeprefix("\ufeff")
         document.head = text[: len(text) - len(body)]
+        if (mark := f"\n{body}".find("\n\ufeff")) >= 0:  # moved to the start, it would be lost to its key
+            raise _BadText(_SECOND_MARK, len(document.head) + mark)
         if "\r\n" in body and body.count("\r\n") == body.count("\n") == body.count("\r"):
             document.newline, body = "\r\n", body.replace("\r\n", "\n")
         document.ends_with_newline = not body or body.endswith("\n")
@@ -1689,9 +1694,6 @@ class _Stream:
             self.torn = len(data) - len(self.text.encode())
         if self.text.endswith(_CUT):
             raise _BadText("not UTF-8; the file ends in the middle of a character", len(self.text) - 1)
-        # At the start of a file it belongs to no key: a key that begins with it cannot be moved there.
-        if mark := self.text.find("\n\ufeff") + 1 or self.text.startswith("\ufeff\ufeff"):
-            raise _BadText("a byte order mark within the file; remove it", mark)
         self.document, self.value, marks = self._first_document(self.text)
         self.records = _json_records(self.text, marks)
         for mark, end in pairwise([*marks, len(self.text)]) if not self.records else ():
@@ -1756,17 +1758,23 @@ class _Stream:
         except _BadText as problem:
             raise _BadText(problem.reason, problem.offset + offset) from None
         if isinstance(record, dict):
-            end = _LINE_END.search(chunk, 0, start)
-            beside = chunk[: end.start() if end else start + 1].strip()
-            if beside and beside[0] not in "#{!&":
-                raise _BadText("a mapping must begin on a line of its own", offset)
-            below = chunk[end.end() :] if end and beside[:1] in ("", "#") else chunk
-            self.document, self.value = _Document.read(below, self.document.version)
-            self.records.clear()
+            self._begin_anew(chunk, start, offset)
         elif record is not None:
             self.records.append((record, offset + len(chunk) - len(chunk.lstrip())))
         self.is_half_rewritten = self.is_half_rewritten or bool(glued)
         return not glued
+
+    def _begin_anew(self, chunk: str, start: int, offset: int) -> None:
+        """Take over a later mapping, which starts there in its document, as the snapshot."""
+        end = _LINE_END.search(chunk, 0, start)
+        beside = chunk[: end.start() if end else start + 1].strip()
+        if beside and beside[0] not in "#{!&":
+            raise _BadText("a mapping must begin on a line of its own", offset)
+        below = chunk[end.end() :] if end and beside[:1] in ("", "#") else chunk
+        if below.startswith("\ufeff"):
+            raise _BadText(_SECOND_MARK, offset + len(chunk) - len(below))
+        self.document, self.value = _Document.read(below, self.document.version)
+        self.records.clear()
 
 
 _RECORD_LINE = re.compile(r"^--- \[.*\][ \t\r]*(?:\n|\Z)", re.MULTILINE)
@@ -5080,6 +5088,7 @@ def repair(path: str | os.PathLike[str], *, dry_run: bool = False, wait: float =
         journal.close()
 
 
+_INNER_MARK = re.compile(r"(?<=\n)\ufeff+|(?<=\A\ufeff)\ufeff+")
 #: What no text may contain: a NUL, and what is not UTF-8 (in the form that decoding gives it).
 _NO_TEXT = re.compile("[\0\ud800-\udfff]+")
 
@@ -5114,6 +5123,9 @@ class _Remains:
 
     def _read_damaged(self, text: str) -> None:
         self.whole = text
+        for mark in _INNER_MARK.finditer(text):
+            self._cut(mark.start(), mark[0], _SECOND_MARK)
+        self.whole = text = _INNER_MARK.sub("", text)
         marks = [mark.start() for mark in re.finditer(r"^---[ \n]\[", text, re.MULTILINE)]
         end = marks[0] if marks else len(text)
         if _reason(text[:end]) is None:

@@ -413,6 +413,7 @@ REFUSED = None
         pytest.param(b"!!", REFUSED, id="exclamation marks"),
         pytest.param(b"a: 1\n\xef\xbb\xbfb: 2\n", REFUSED, id="byte order mark within the file"),
         pytest.param(b"\xef\xbb\xbf\xef\xbb\xbfa: 1\n", REFUSED, id="two byte order marks"),
+        pytest.param(b"a: 1\n--- # c\n\xef\xbb\xbfb: 2\n", REFUSED, id="byte order mark of a second mapping"),
         pytest.param(b"a: =\n", {"a": "="}, id="equals sign"),
         pytest.param(b"a: 1\n--- {b: 2}\n...\n", {"b": 2}, id="mapping beside the separator, end of the document"),
         pytest.param(b"a: 1\n... # c\n", {"a": 1}, id="end of the document"),
