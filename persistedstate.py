@@ -87,8 +87,9 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable
 
-    #: A function that undoes a step of a transaction, and its arguments.
-    _Undo = tuple[Callable[..., None], tuple[Any, ...]]
+    #: A function that undoes a step of a transaction, and its arguments; or, of a frequent change, what
+    #: `_Node._take_back` wants to know, and the record.
+    _Undo = tuple[Callable[..., None], tuple[Any, ...]] | tuple["_Node", str | None, Any, str]
 
 __version__ = "27.0"
 __all__ = [
@@ -2648,8 +2649,13 @@ class _Tree:
         try:
             self.is_undoing = True
             while len(self.undo) > steps:
-                function, arguments = self.undo[-1]
-                function(*arguments)
+                step = self.undo[-1]
+                if len(step) == 4:  # noqa: PLR2004 - of a frequent change
+                    node, key, old, _ = step
+                    node._take_back(key, old)
+                else:
+                    function, arguments = step
+                    function(*arguments)
                 self.undo.pop()
         finally:
             self.is_undoing = False
@@ -2837,9 +2843,9 @@ class _Node(_Holder):
         """Make the change of which `_heads` tells, if the node still has that length; may be called twice."""
         raise NotImplementedError
 
-    def _redo_undoably(self, undo: list[_Undo], key: Any, value: Any) -> None:
-        """Make such a change in a transaction, and note what undoes it."""
-        raise NotImplementedError
+    def _take_back(self, key: Any, old: Any) -> None:
+        """Undo such a change: put the old value back, or give a list its `old` length; may be called twice."""
+        self._redo(key, old, 0)
 
     def _pairs(self) -> Iterable[tuple[Any, Any]]:
         raise NotImplementedError
@@ -3127,10 +3133,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     def _redo(self, key: Any, value: Any, _length: int) -> None:
         self._items[key] = value
 
-    def _redo_undoably(self, undo: list[_Undo], key: Any, value: Any) -> None:
-        undo.append((self._unput, (key, self._items[key], None)))
-        self._items[key] = value
-
     def _prime(self, key: Any, value: Any) -> None:
         tree = self._tree
         if tree is not None and self._place is not None and type(key) is str and type(value) in _SCALARS:
@@ -3279,10 +3281,6 @@ class _Root(StateDict):
         self._show_all()
 
     def _redo(self, key: Any, value: Any, _length: int) -> None:
-        self._items[key] = self._tree.attributes[key] = value
-
-    def _redo_undoably(self, undo: list[_Undo], key: Any, value: Any) -> None:
-        undo.append((self._unput, (key, self._items[key], None)))
         self._items[key] = self._tree.attributes[key] = value
 
     def _prime(self, key: Any, value: Any) -> None:
@@ -3458,10 +3456,9 @@ class StateList(_Node, MutableSequence[Any]):
         if len(self._items) == length:
             self._items.append(value)
 
-    def _redo_undoably(self, undo: list[_Undo], _key: Any, value: Any) -> None:
-        length = len(self._items)
-        undo.append((self._unsplice, (length, [value], [], length)))
-        self._items.append(value)
+    def _take_back(self, _key: Any, old: Any) -> None:
+        self._forget()
+        del self._items[old:]
 
     def _prime(self) -> None:
         tree = self._tree
@@ -3693,7 +3690,7 @@ class _LiveTree(_Tree):
     """A tree with its file: the one behind all `PersistedState` objects of this process for that file.
 
     fsync: False, True, or seconds. `halted` is None while changes are welcome; otherwise a change first has to deal
-    with it: an error to raise, `_RENEWING`, `trouble`, or a tuple, a change that was interrupted (see `_settle`).
+    with it: an error to raise, `_RENEWING`, `trouble`, or a change that was interrupted (see `_settle`).
     """
 
     __slots__ = ("fsync", "halted", "journal", "limit")
@@ -3809,19 +3806,19 @@ class _LiveTree(_Tree):
         """Assign in a transaction of this thread, which writes the record at its end."""
         if self.halted is not None or (self.task is not None and self.task is not _current_task()):
             return False
-        records, undo = self.records, self.undo
-        savepoint = self.halted = (len(records), len(undo))
         try:
+            self.halted = record
             if heads is not node._heads or (key is None and length != len(node._items)):
                 self.halted = None
                 return False
             self.version += 1
-            records.append(record)
-            node._redo_undoably(undo, key, value)
+            self.records.append(record)
+            self.undo.append((node, key, length if key is None else node._items[key], record))
+            node._redo(key, value, length)
             self.halted = None
         except BaseException:
-            if self.halted is savepoint:
-                _surely(self._settle, savepoint)
+            if self.halted is record:
+                _surely(self._settle, record)
             raise
         return True
 
@@ -3869,14 +3866,15 @@ class _LiveTree(_Tree):
         """Note that the file ends in a record; happens before memory changes, because an interrupt may come between."""
         self._separator, self.is_clean, self.first_record = "", False, _first_record(data.decode())
 
-    def _settle(self, pending: tuple[Any, ...]) -> None:
+    def _settle(self, pending: tuple[Any, ...] | str) -> None:
         """Finish a change that was interrupted between file and memory: apply it if it is in the file.
 
         pending: offset of the record, the record, what applies it (a node by its `_redo`), the arguments for that. Or,
-        in a transaction, a savepoint, how many records and steps of undoing there were: go back to it.
+        in a transaction, a savepoint, how many records and steps of undoing there were, or the record of a frequent
+        change, with which both end if it was noted: go back.
         """
-        if len(pending) == 2:  # noqa: PLR2004 - a savepoint
-            self._go_back(*pending)
+        if isinstance(pending, str) or len(pending) == 2:  # noqa: PLR2004 - a savepoint
+            self._go_back(*(self._savepoint_before(pending) if isinstance(pending, str) else pending))
             self.halted = None
             return
         offset, data, change, *arguments = pending
@@ -3889,6 +3887,15 @@ class _LiveTree(_Tree):
             if isinstance(node, StateList):
                 node._forget()  # whether the interrupted change was noted is not known
         self.halted = None
+
+    def _savepoint_before(self, record: str) -> tuple[int, int]:
+        """Return how many records, and steps of undoing, there are without the last if that is of this record."""
+        records, steps = len(self.records), len(self.undo)
+        if records and self.records[-1] is record:
+            records -= 1
+        if steps and self.undo[-1][-1] is record:
+            steps -= 1
+        return records, steps
 
     def check(self) -> None:
         if self.halted is not None:
@@ -3906,7 +3913,7 @@ class _LiveTree(_Tree):
             raise RuntimeError(
                 f"{self.path}: a signal handler or finalizer came in the middle of a change; it may read"
             )
-        if isinstance(halted, tuple):
+        if isinstance(halted, (tuple, str)):
             self._settle(halted)
         else:
             self._rescue()
@@ -3995,7 +4002,7 @@ class _LiveTree(_Tree):
 
     def _settle_end(self) -> None:
         """Find out whether the record of the transaction is in the file; where that fails, write the file anew."""
-        if isinstance(self.halted, tuple):
+        if isinstance(self.halted, (tuple, str)):
             try:
                 self._settle(self.halted)
             except OSError as error:

@@ -191,7 +191,7 @@ FAULTS = [
                 f"            {records}.append(record)\n            {change}",
                 f"            self.journal.append(f'--- {{record}}\\n'.encode())\n            {change}",
             )
-            for records, change in (("self.records", "apply("), ("records", "node._redo_undoably("))
+            for records, change in (("self.records", "apply("), ("self.records", "self.undo.append("))
         ],
     ),
     Fault(
