@@ -116,7 +116,6 @@ _MAX_SIMPLE_KEY = 1000
 _MAX_ALIASED = 100_000
 #: The journal is vacuumed when it is larger than the snapshot and than this many bytes.
 _VACUUM_FLOOR = 1 << 20
-
 #: From here on the interpreter may refuse to write an int in digits.
 _LARGE_INT = 2000
 
@@ -602,7 +601,9 @@ def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] |
         if error.context_mark and mark.index >= len(text.rstrip()):
             mark = error.context_mark
         raise _BadText(str(error.problem or error.context), mark.index) from None
-    except (YAMLError, ValueError, AssertionError) as error:  # AssertionError: an unknown version of YAML
+    except (AssertionError, KeyError):
+        raise _BadText("a version of YAML other than 1.1 and 1.2", 0) from None
+    except (YAMLError, ValueError) as error:
         raise _BadText(str(error).partition("\n")[0], 0) from None
     except RecursionError:
         raise _BadText(f"nested deeper than {_MAX_DEPTH} levels", _deep_bracket(text)) from None

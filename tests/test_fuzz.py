@@ -414,6 +414,8 @@ REFUSED = None
         pytest.param(b"a: 1\n\xef\xbb\xbfb: 2\n", REFUSED, id="byte order mark within the file"),
         pytest.param(b"\xef\xbb\xbf\xef\xbb\xbfa: 1\n", REFUSED, id="two byte order marks"),
         pytest.param(b"a: 1\n--- # c\n\xef\xbb\xbfb: 2\n", REFUSED, id="byte order mark of a second mapping"),
+        pytest.param(b"%YAML 1.1\n---\n%YAML 0.2\n---\na: 1\n", REFUSED, id="version of YAML that is none"),
+        pytest.param(b"%YAML 1.3\n---\na: 1\n", REFUSED, id="version of YAML that is none yet"),
         pytest.param(b"a: =\n", {"a": "="}, id="equals sign"),
         pytest.param(b"a: 1\n--- {b: 2}\n...\n", {"b": 2}, id="mapping beside the separator, end of the document"),
         pytest.param(b"a: 1\n... # c\n", {"a": 1}, id="end of the document"),
