@@ -5342,8 +5342,6 @@ VALUE is YAML: 42, text, '42', [a, b], {name: a, done: false}. In front of a VAL
 exit codes: 0 done; 1 no (missing, damaged, different); 2 an error; 3 another process has the file; 130 Ctrl-C
 """
 _NO, _ERROR, _IN_USE, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 130, 141
-#: What the single file does not bring.
-_PACKAGES = "ruamel.yaml portalocker"
 #: Seconds between two looks at a file that is followed; and for which `watch` marks what changed.
 _POLL, _JUST_NOW = 0.1, 2.0
 #: So many keys are named where one is missing, and so many characters of a line shown in which something is wrong.
@@ -6376,7 +6374,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except ModuleNotFoundError as error:
-        _complain(f"the package {error.name} is missing; pip install {_PACKAGES}")
+        _complain(f"the package {error.name} is missing; pip install ruamel.yaml portalocker")
         return _ERROR
     except (_Refusal, StateError, OSError) as error:
         sys.stdout.flush()  # raises if it is that which failed
