@@ -110,7 +110,7 @@ def short_table(figures: Figures) -> str:
 # ---- SVG -------------------------------------------------------------------------------------------------------------
 
 #: Colours that keep their distance from white and from black alike: the page may be either.
-TEXT, GRID = "#7d8590", "#7d859055"
+TEXT, GRID = "#6e7781", "#7d859055"
 COLOURS = {"memory": "#9a8c98", "process crash": "#3b82f6", "power loss": "#16a34a", "": "#d97706"}
 LEGEND = {"memory": "memory only", "process crash": "survives a process crash", "power loss": "survives a power loss"}
 WIDTH, LEFT, RIGHT, TOP, STEP, BAR = 840, 225, 90, 64, 26, 16
