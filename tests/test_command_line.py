@@ -457,7 +457,7 @@ def test_change_of_a_file(arguments: list[str], before: str, after: str, path: P
         (["append", "X", "'a.b'", "1"], "'a.b' is a mapping, no list: nothing can be appended", 2),
         (["append", "X", "nothing", "1"], "nothing: there is no such key", 1),
         (["set", "none.state", "a", "1"], "none.state: no such file; to begin with an empty state: touch none.s", 2),
-        (["set", "none/x.state", "a", "1"], "none/x.state: there is no folder none", 2),
+        (["set", "none/x.state", "a", "1"], "none/x.state: no such file, nor its folder", 2),
         (["delete", "none.state", "a"], "none.state: no such file", 2),
         (["vacuum", "none.state"], "none.state: no such file", 2),
         (["repair", "none.state"], "none.state: No such file or directory", 2),
