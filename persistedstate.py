@@ -118,7 +118,6 @@ _MAX_ALIASED = 100_000
 _VACUUM_FLOOR = 1 << 20
 #: From here on the interpreter may refuse to write an int in digits.
 _LARGE_INT = 2000
-
 _GONE: Any = object()
 
 # ------------------------------------------------------ Errors -------------------------------------------------------
@@ -1836,8 +1835,7 @@ def _unglued(text: str) -> str:
     return _GLUED_RECORD.sub(parted, text)
 
 
-#: Without its dashes, a record as far as to its path; a string that was cut off and what JSON allows behind; and what
-#: only a person writes.
+#: A record that lacks dashes; a string that was cut off and what JSON allows behind it; what only a person writes.
 _HEADLESS = re.compile(r'-{0,2} ?\["(?:set|delete|insert|splice|order|update|clear|transaction)",\[.*\]\s*')
 _CUT_STRING = re.compile(r'(?:[^"\\]|\\.)*"[,:\]}]')
 _BY_HAND = re.compile(r" *(?:- |[^\W\d][\w-]*:(?: |$))")
@@ -1853,7 +1851,8 @@ def _leftover(text: str, *, is_certain: bool) -> int:
     line = text[text.rfind("\n", 0, max(end - 1, 0)) + 1 : end]
     is_rest = line.rstrip().endswith("]") and line.count("]") > line.count("[")
     is_in_string = line.count('"') % 2 == 1 and _CUT_STRING.match(line) is not None
-    is_likely = is_in_string or not (is_certain or _BY_HAND.match(line))
+    is_by_hand = _BY_HAND.match(line) or (is_certain and line.startswith((" ", "#")))
+    is_likely = (is_in_string or not is_certain) and not is_by_hand
     return len(line) if (is_rest and is_likely) or _HEADLESS.fullmatch(line) else 0
 
 
@@ -3205,7 +3204,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     def _put(self, key: Any, value: Any) -> None:
         old = self._items.get(key, _GONE)
         if self._tree is not None:
-            self._tree.on_undo(self._unput, key, old, None)
+            self._tree.on_undo(self._unput, key, old)
             self._touch_key(key)
             if old is not value:
                 _detach(old)
@@ -3224,8 +3223,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
         if self._tree is not None:
             if self._tree.levels:
                 last = next(reversed(self._items))
-                order = None if last == key else list(self._items)
-                self._tree.on_undo(self._unput, last if last == key else key, old, order)
+                self._tree.on_undo(*((self._unput, last, old) if last == key else (self._refill, dict(self._items))))
             self._touch_key(key, gone=True)
             _detach(old)
         self._heads = _NO_HEADS
@@ -3243,7 +3241,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     def _touch_key(self, key: Any, *, gone: bool = False) -> None:
         self._touch(key, gone=gone)
 
-    def _unput(self, key: Any, old: Any, order: list[Any] | None) -> None:
+    def _unput(self, key: Any, old: Any) -> None:
         if old is _GONE:
             _detach(self._items.pop(key, None))
             return
@@ -3251,8 +3249,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             _detach(self._items.get(key))
         self._items[key] = old
         self._adopt(old, key)
-        if order is not None:
-            self._refill({name: self._items[name] for name in order})
 
     def _refill(self, items: dict[Any, Any]) -> None:
         self._restore(items)
@@ -3298,9 +3294,12 @@ class _Root(StateDict):
         super()._empty()
         self._show_all()
 
-    def _unput(self, key: Any, old: Any, order: list[Any] | None) -> None:
-        super()._unput(key, old, order)
-        self._show_all()
+    def _unput(self, key: Any, old: Any) -> None:
+        super()._unput(key, old)
+        if old is _GONE:
+            self._hide(key)
+        else:
+            self._show(key, old)
 
     def _refill(self, items: dict[Any, Any]) -> None:
         super()._refill(items)
@@ -3318,7 +3317,8 @@ class _Root(StateDict):
             self._tree.attributes.pop(key, None)
 
     def _show_all(self) -> None:
-        self._tree.attributes.clear()
+        for name in self._tree.attributes.keys() - self._items.keys():
+            self._hide(name)
         for key, value in self._items.items():
             self._show(key, value)
 
@@ -3770,11 +3770,11 @@ class _LiveTree(_Tree):
             if key is None:
                 length = len(node._items)
                 head = f"{head}{length},"
-            if self.levels and self.owner == get_ident():
-                return self._assign_later(node, heads, f"{head}{text}]", key, value, length)
-            data = f"--- {head}{text}]\n".encode()
         except (KeyError, ValueError, _Unstorable):
             return False
+        if self.levels and self.owner == get_ident():
+            return self._assign_later(node, heads, f"{head}{text}]", key, value, length)
+        data = f"--- {head}{text}]\n".encode()
         lock, journal, pending = self.lock, self.journal, None
         try:
             lock.acquire()
@@ -4115,7 +4115,6 @@ class _LiveTree(_Tree):
         """Merge an edit, or keep it aside where that cannot be; either way the file is a fresh snapshot then."""
         if edit.saved is None:
             self._refuse(edit)
-            self._renew(self._renewed(), edit.basis)
             return
         doubtful = self.journal.latest_lines()
         base, mine = self.history.base(edit.saved, self.document, self.first_record, doubtful), _plain(self.root)
@@ -4130,9 +4129,12 @@ class _LiveTree(_Tree):
         self.merges += not _same(mine, value)
 
     def _refuse(self, edit: _Edit) -> None:
-        """Tell that memory goes on without an edit, and where that is kept."""
+        """Go on without an edit, and tell where that is kept."""
         kept = f"; it is kept in {self.journal.keep_aside(edit.data, 'edited')}" if edit.data and edit.text else ""
-        _warn(f"{self.path}: {edit.problem}{kept}. The file holds the state of the running script again")
+        try:
+            self._renew(self._renewed(), edit.basis)
+        finally:  # here, because a warning may be an error
+            _warn(f"{self.path}: {edit.problem}{kept}. The file holds the state of the running script again")
 
     def refresh(self) -> bool:
         """Merge what others did to the file; return whether that changed the state."""
@@ -5130,7 +5132,8 @@ class _Remains:
     def _read_damaged(self, text: str) -> None:
         self.whole = text
         for mark in _INNER_MARK.finditer(text):
-            self._cut(mark.start(), mark[0], _SECOND_MARK)
+            self.problems.append(_problem(text, _BadText(_SECOND_MARK, mark.start())))
+            self.cuts.append((len(_INNER_MARK.sub("", text[: mark.start()])), mark[0], _SECOND_MARK))
         self.whole = text = _INNER_MARK.sub("", text)
         marks = [mark.start() for mark in re.finditer(r"^---[ \n]\[", text, re.MULTILINE)]
         end = marks[0] if marks else len(text)

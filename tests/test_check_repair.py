@@ -237,14 +237,15 @@ def test_repair_keeps_aside_what_it_cut(damaged: Path, damage: Damage) -> None:
 
 
 def test_repair_takes_only_the_mark_of_a_file_that_was_put_behind_another(path: Path) -> None:
-    path.write_bytes(b"a: 1  # one\n\xef\xbb\xbfb: 2  # two\n")
+    path.write_bytes(b"a: 1  # one\n\xef\xbb\xbfb: 2  # two\n\xef\xbb\xbfc: 3\n")
 
-    (problem,) = repair(path).problems
+    problems = repair(path).problems
 
-    assert problem[:3] == (2, 1, "a byte order mark within the file; remove it")
-    assert path.read_bytes() == b"a: 1  # one\nb: 2  # two\n"
+    reason = "a byte order mark within the file; remove it"
+    assert [problem[:3] for problem in problems] == [(2, 1, reason), (3, 1, reason)]
+    assert path.read_bytes() == b"a: 1  # one\nb: 2  # two\nc: 3\n"
     (aside,) = asides(path)
-    assert aside.read_text() == f"# line 2: {problem.reason}\n\ufeff\n"
+    assert aside.read_text() == f"# line 2: {reason}\n\ufeff\n# line 3: {reason}\n\ufeff\n"
     aside.unlink()
 
 

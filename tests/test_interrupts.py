@@ -96,6 +96,8 @@ class Interrupts:
     only: the code whose instructions count, which spares the time of watching the others; without it all of the module.
     """
 
+    error: type[BaseException] = KeyboardInterrupt
+
     def __init__(self, *numbers: int, only: CodeType | None = None) -> None:
         self.numbers, self.only = numbers, only
         self.count = 0
@@ -103,10 +105,10 @@ class Interrupts:
     def _step(self, *_: object) -> None:
         self.count += 1
         if self.count in self.numbers:
-            raise KeyboardInterrupt
+            raise self.error
 
     def during(self, action: Callable[[], object]) -> None:
-        with contextlib.suppress(KeyboardInterrupt), processes._uncollected():
+        with contextlib.suppress(self.error), processes._uncollected():
             run_watched(self._step, action, FILES, self.only)
 
     @property
@@ -249,6 +251,62 @@ def test_an_interrupt_in_a_transaction_of_list_operations(chance: random.Random,
         with opened() as (path, state):
             interrupt(point, partial(transact, state))
             check_equal(state, path, (before, after), point)
+
+
+def abandoned(state: Any) -> None:
+    """Undo what changes the order of keys and of items, among other things."""
+    with contextlib.suppress(ZeroDivisionError), state.transaction():
+        state.a += 1
+        del state["a"]
+        state["a"] = [1]
+        state["d"].pop("z")
+        state["l"].pop(0)
+        state["l"].reverse()
+        state.update(gone=1, new=2)
+        state["d"].clear()
+        del state["l"]
+        raise ZeroDivisionError
+
+
+@pytest.mark.leaves("descriptors")
+@rounds(ci=4_000, nightly=20_000)
+def test_an_interrupt_in_a_transaction_that_is_undone(chance: random.Random, rounds: int) -> None:
+    before, _ = expected_after(lambda _: None)
+    with opened() as (_, state):
+        points = executed(partial(abandoned, state))
+        assert plain(state) == before
+
+    for point in chosen(chance, points, rounds):
+        with opened() as (path, state):
+            interrupt(point, partial(abandoned, state))
+            assert {name: getattr(state, name) for name in before} == before
+            check_equal(state, path, (before,), point)
+
+
+class _Errors(Interrupts):
+    """What a signal handler may raise, too."""
+
+    error = ValueError
+
+
+@pytest.mark.leaves("descriptors")
+@pytest.mark.parametrize("change", [lambda s: s["l"].append(9), lambda s: s.__setitem__("a", 9)], ids=["append", "set"])
+def test_an_error_of_a_handler_in_a_transaction_does_nothing_twice(change: Callable[[Any], object]) -> None:
+    with opened() as (_, state), state.transaction():
+        change(state)
+        points = executed(partial(change, state))
+    assert "_assign_later" in {point.code.co_name for point in points}
+
+    for point in points:
+        with opened() as (path, state):
+            with state.transaction():
+                change(state)
+                before = plain(state)
+                _Errors(point.number_in_code, only=point.code).during(partial(change, state))
+                after = copy.deepcopy(before)
+                change(after)
+                assert plain(state) in (before, after), point
+            assert oracle.read(path, READER) == plain(state), point
 
 
 def _plain_items(items: dict[str, Any]) -> dict[str, Any]:

@@ -837,6 +837,12 @@ def test_the_rest_of_a_record_without_its_dashes_is_no_text(path: Path, state: A
         ('note: 19" rack]', '19" rack]'),
         ('pairs:\n- ["a",["b"]]', [["a", ["b"]]]),
         ('note: it is "so"]', 'it is "so"]'),
+        (
+            'note: |\n  He wrote [in his letter: "I am\n  coming home"]',
+            'He wrote [in his letter: "I am\ncoming home"]\n',
+        ),
+        ('wrapped: ["a long string that\n  goes on"]', ["a long string that goes on"]),
+        ('listed: 1\n# [the old list was "a,\n# b"]', 1),
     ],
 )
 def test_a_last_line_in_brackets_is_no_rest_of_a_record(
@@ -1166,6 +1172,21 @@ def test_a_warning_names_the_line_of_the_script(path: Path, state: Any, asides: 
 
         assert {warning.filename for warning in caught} == {__file__}
     assert asides()
+
+
+def test_an_edit_is_refused_once_though_warnings_are_errors(
+    path: Path, state: Any, asides: Callable[[], list[str]]
+) -> None:
+    path.write_text(BROKEN["list"])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning):
+            state.refresh()
+        assert state.refresh() is False
+
+    assert len(asides()) == 1
+    check_rest(state, path, START)
 
 
 def test_the_warning_of_an_opening_names_the_line_of_the_script(path: Path) -> None:
