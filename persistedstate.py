@@ -2620,8 +2620,7 @@ class _Tree:
         self.levels: list[tuple[int, int]] = []
         self.undo: list[_Undo] = []
         self.is_undoing = False
-        #: The `moment` at which the change under way looked where it belongs.
-        self.started: Any = None
+        self.started: Any = None  #: The `moment` at which the change under way looked where it belongs.
         #: The nodes that know the beginnings of records; a vacuum makes them forget.
         self.primed: list[_Node] = []
         #: The root's entries that can be read as attributes.
@@ -3770,11 +3769,12 @@ class _LiveTree(_Tree):
             if key is None:
                 length = len(node._items)
                 head = f"{head}{length},"
+            is_later = self.levels and self.owner == get_ident()
+            data: Any = f"{head}{text}]" if is_later else f"--- {head}{text}]\n".encode()
         except (KeyError, ValueError, _Unstorable):
             return False
-        if self.levels and self.owner == get_ident():
-            return self._assign_later(node, heads, f"{head}{text}]", key, value, length)
-        data = f"--- {head}{text}]\n".encode()
+        if is_later:
+            return self._assign_later(node, heads, data, key, value, length)
         lock, journal, pending = self.lock, self.journal, None
         try:
             lock.acquire()
