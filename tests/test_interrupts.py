@@ -202,6 +202,21 @@ def check_equal(state: Any, path: Path, allowed: tuple[Any, ...], where: object)
     check_settled(state, path, ({**content, "later": str(where)} for content in allowed), where)
 
 
+def check_interrupts(
+    action: Callable[[Any], object], allowed: tuple[Any, ...], chance: random.Random, rounds: int
+) -> None:
+    """Interrupt an action on a fresh state at many points; the last of the allowed contents is what it leads to."""
+    with opened() as (_, state):
+        points = executed(partial(action, state))
+        assert plain(state) == allowed[-1]
+
+    for point in chosen(chance, points, rounds):
+        with opened() as (path, state):
+            interrupt(point, partial(action, state))
+            assert {name: getattr(state, name) for name in state} == plain(state), point
+            check_equal(state, path, allowed, point)
+
+
 def check_settled(state: Any, path: Path, allowed: Any, where: object) -> None:
     found = plain(state)
     assert found in list(allowed), where
@@ -242,15 +257,8 @@ def transact(s: Any) -> None:
 @pytest.mark.leaves("descriptors")
 @rounds(ci=4_000, nightly=20_000)
 def test_an_interrupt_in_a_transaction_of_list_operations(chance: random.Random, rounds: int) -> None:
-    before, after = expected_after(lambda s: transact(_plain_items(s)))
-    with opened() as (_, state):
-        points = executed(partial(transact, state))
-        assert plain(state) == after
-
-    for point in chosen(chance, points, rounds):
-        with opened() as (path, state):
-            interrupt(point, partial(transact, state))
-            check_equal(state, path, (before, after), point)
+    allowed = expected_after(lambda s: transact(_plain_items(s)))
+    check_interrupts(transact, allowed, chance, rounds)
 
 
 def abandoned(state: Any) -> None:
@@ -272,15 +280,7 @@ def abandoned(state: Any) -> None:
 @rounds(ci=4_000, nightly=20_000)
 def test_an_interrupt_in_a_transaction_that_is_undone(chance: random.Random, rounds: int) -> None:
     before, _ = expected_after(lambda _: None)
-    with opened() as (_, state):
-        points = executed(partial(abandoned, state))
-        assert plain(state) == before
-
-    for point in chosen(chance, points, rounds):
-        with opened() as (path, state):
-            interrupt(point, partial(abandoned, state))
-            assert {name: getattr(state, name) for name in before} == before
-            check_equal(state, path, (before,), point)
+    check_interrupts(abandoned, (before,), chance, rounds)
 
 
 class _Errors(Interrupts):

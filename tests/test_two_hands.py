@@ -1607,7 +1607,8 @@ class Session:
         assert warned == (bool(kept) or is_restored), self.told(found)
         if kept:
             assert self.save is not None
-            assert self.save.is_mixed or self.save.broken in "".join(aside.read_text() for aside in kept)
+            is_broken = self.save.broken and self.save.broken in "".join(aside.read_text() for aside in kept)
+            assert self.save.is_mixed or is_broken, self.told(found)
             assert is_mine, self.told(found)
             self.save = None
         elif is_restored:
