@@ -779,6 +779,7 @@ _KEEPING = re.compile(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 _BLOCK_SCALAR = re.compile(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 _BREAK = re.compile("[\r\x85\u2028\u2029]")
 _LINE_END = re.compile(r"\r\n?|\n")
+_SECOND_MARK = "a byte order mark within the file; remove it"
 _CONTENT = re.compile(r"^[^\S\n]*[^\s#]", re.MULTILINE)
 #: A blank line that may be a block scalar's: it is, if it is longer than the indentation.
 _BLANK = re.compile(r"[ \t]{2,}\r?\n")
@@ -1320,9 +1321,6 @@ def _colon(piece: str, start: int, key_end: int) -> tuple[str, int]:
 def _compact(piece: str, start: int, head_end: int) -> _Anatomy:
     below = " " * (head_end - _line_start(piece, head_end)) + piece[head_end:]
     return _Anatomy(piece[:start], piece[start:head_end], "", "", below, compact=True)
-
-
-_SECOND_MARK = "a byte order mark within the file; remove it"
 
 
 class _Document:
@@ -3869,11 +3867,12 @@ class _LiveTree(_Tree):
         """Finish a change that was interrupted between file and memory: apply it if it is in the file.
 
         pending: offset of the record, the record, what applies it (a node by its `_redo`), the arguments for that. Or,
-        in a transaction, a savepoint, how many records and steps of undoing there were, or the record of a frequent
-        change, with which both end if it was noted: go back.
+        in a transaction, a savepoint (counts of records and steps of undoing), or a frequent change's record: go back.
         """
-        if isinstance(pending, str) or len(pending) == 2:  # noqa: PLR2004 - a savepoint
-            self._go_back(*(self._savepoint_before(pending) if isinstance(pending, str) else pending))
+        if isinstance(pending, str):
+            pending = self._savepoint_before(pending)
+        if len(pending) == 2:  # noqa: PLR2004 - a savepoint
+            self._go_back(*pending)
             self.halted = None
             return
         offset, data, change, *arguments = pending
@@ -5130,10 +5129,11 @@ class _Remains:
         self.root = _Root(value, self.tree)
 
     def _read_damaged(self, text: str) -> None:
-        self.whole = text
+        removed = 0
         for mark in _INNER_MARK.finditer(text):
             self.problems.append(_problem(text, _BadText(_SECOND_MARK, mark.start())))
-            self.cuts.append((len(_INNER_MARK.sub("", text[: mark.start()])), mark[0], _SECOND_MARK))
+            self.cuts.append((mark.start() - removed, mark[0], _SECOND_MARK))
+            removed += len(mark[0])
         self.whole = text = _INNER_MARK.sub("", text)
         marks = [mark.start() for mark in re.finditer(r"^---[ \n]\[", text, re.MULTILINE)]
         end = marks[0] if marks else len(text)
