@@ -74,6 +74,7 @@ from collections.abc import (
     ValuesView,
 )
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from copy import copy
 from datetime import date, datetime, timezone
 from functools import cache
@@ -90,6 +91,9 @@ if TYPE_CHECKING:
     #: A function that undoes a step of a transaction, and its arguments; or, of a frequent change, what
     #: `_Node._take_back` wants to know, and the record.
     _Undo = tuple[Callable[..., None], tuple[Any, ...]] | tuple["_Node", str | None, Any, str]
+
+#: What the names of the module stood for before `importlib.reload`, while a state was open.
+_before_reload = dict(globals()) if globals().get("_open_trees") else {}
 
 __version__ = "27.0"
 __all__ = [
@@ -2639,6 +2643,10 @@ class _Tree:
     def check(self) -> None:
         """Raise what is in the way of changes."""
 
+    def turn(self) -> Any:
+        """Return the lock; raises StateError where waiting for it would never end."""
+        return self.lock
+
     def on_undo(self, function: Callable[..., None], *arguments: Any) -> None:
         if self.levels and not self.is_undoing:
             self.undo.append((function, arguments))
@@ -2726,9 +2734,11 @@ class _Node(_Holder):
     Then `_tree` is None, and it is as plain as any other.
     """
 
-    __slots__ = ("_born", "_heads", "_items", "_key", "_parent", "_place", "_tree")
+    __slots__ = ("_born", "_heads", "_home", "_items", "_key", "_parent", "_place", "_tree")
 
     _tree: _Tree | None
+    #: The tree from which an open transaction removed the node; it may bring it back.
+    _home: _Tree | None
     _parent: _Node | None
     #: In a mapping the key; in a list the index where it was last seen.
     _key: Any
@@ -2743,7 +2753,7 @@ class _Node(_Holder):
 
     def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
         self._items, self._tree, self._parent, self._key, self._place = items, tree, parent, key, None
-        self._heads = _NO_HEADS
+        self._heads, self._home = _NO_HEADS, None
         self._born = tree.generation if tree else 0
 
     def __repr__(self) -> str:
@@ -2795,11 +2805,15 @@ class _Node(_Holder):
             self._tree.commit(f'["{operation}",[{self._locate()[0]}]{rest}]', apply, *arguments)
 
     def _lock(self) -> Any:
-        """Return what to hold during a change, which may be none at all: a closed state says so in any case."""
-        if self._tree is None:
-            return _NO_LOCK
-        self._tree.check()
-        return self._tree.lock
+        """Return what to hold during a change, which may be none at all: a closed state says so in any case.
+
+        Another thread may remove the node meanwhile: who holds the lock looks again whether there is a tree.
+        """
+        tree = self._tree
+        if tree is None:
+            return _NO_LOCK if self._home is None else self._home.turn()
+        tree.check()
+        return tree.turn()
 
     def _checked(self, value: Any, key: Any) -> Any:
         """Return a plain copy of a value that is to be stored under a key; the value itself outside of the tree."""
@@ -2877,14 +2891,19 @@ def _grow(value: Any, tree: _Tree, parent: _Node | None, key: Any) -> Any:
 
 
 def _detach(child: Any) -> None:
-    """Let a removed node, and all below, live on as plain containers that never write."""
+    """Let a removed node, and all below, live on as plain containers that never write.
+
+    Without its tree a node takes no lock: that is the last step, when nobody looks at its content any more.
+    """
     if isinstance(child, _Node):
-        if child._tree is not None:
-            child._tree.on_undo(child._restore, child._items.copy())
-        child._tree = child._parent = child._place = None
-        child._heads = _NO_HEADS
+        tree = child._tree
+        if tree is not None and tree.levels:
+            tree.on_undo(child._restore, child._items.copy())
+            child._home = tree
         for _, item in child._pairs():
             _detach(item)
+        child._heads = _NO_HEADS
+        child._tree = child._parent = child._place = None
 
 
 def _plain(value: Any, origins: dict[int, Any] | None = None) -> Any:
@@ -2938,9 +2957,8 @@ def _changes(node: Any, below: dict[int, dict[int, _Node]], origins: dict[int, A
 
 def _copy(value: Any) -> Any:
     """Return a plain, deep copy of something that no other thread changes meanwhile."""
-    if not isinstance(value, _Holder) or value._tree is None:
-        return _plain(value)
-    with value._tree.lock:
+    tree = value._tree if isinstance(value, _Holder) else None
+    with _NO_LOCK if tree is None else tree.turn():
         return _plain(value)
 
 
@@ -3682,6 +3700,25 @@ _TRIES = 10
 _HISTORY = 1 << 20
 
 
+class _Task(NamedTuple):
+    """A task of asyncio or trio, or a greenlet; and what tells which one of its kind runs."""
+
+    current: Callable[[], Any]
+    task: Any
+
+
+class _Transaction:
+    """Stands for an outermost transaction."""
+
+    is_open = True
+
+
+#: The open transactions inside of which the code that runs was started: a thread gets those of the task behind it.
+_started_in: ContextVar[tuple[_Transaction, ...]] = ContextVar("_started_in", default=())
+#: Seconds that such a thread waits for the transaction, which may be waiting for the thread.
+_DEADLOCK = 5.0
+
+
 class _LiveTree(_Tree):
     """A tree with its file: the one behind all `PersistedState` objects of this process for that file.
 
@@ -3689,27 +3726,29 @@ class _LiveTree(_Tree):
     with it: an error to raise, `_RENEWING`, `trouble`, or a change that was interrupted (see `_settle`).
     """
 
-    __slots__ = ("fsync", "halted", "journal", "limit", "owner", "records", "task")
+    __slots__ = ("fsync", "halted", "journal", "limit", "owner", "records", "task", "transaction")
 
     def __init__(self, journal: _Journal, *, fsync: bool | float) -> None:
         super().__init__(journal.path)
         self.reserved = _METHODS
         self.fsync = fsync
-        #: The records of the open transactions, and the asyncio task that opened them, if one did.
+        #: The records of the open transactions, and the task that opened them, if one did.
         self.records: list[str] = []
-        self.task: Any = None
-        #: The thread that opened them.
+        self.task: _Task | None = None
+        #: The thread that opened them; means nothing without `levels`, which are set later and ended earlier.
         self.owner = 0
+        #: The outermost of them, or the last that there was.
+        self.transaction = _Transaction()
         self.halted: Any = None
         #: Why the file may lack what is in memory, until a new snapshot has been written.
-        self.trouble: OSError | StateLocked | None = None
+        self.trouble: Exception | None = None
         self.history = _History()
         #: A new snapshot that is about to be written, and what has to be noted of it.
         self.renewal: tuple[_Document, bytes, Any, _Saved | None] | None = None
         #: How often what a person saved changed the state.
         self.merges = 0
         #: Why vacuums failed since the last that did not, each told once.
-        self.told: set[int | None] = set()
+        self.told: set[int | type] = set()
         self.journal = journal
         self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
         self._load(journal.data)
@@ -3748,9 +3787,17 @@ class _LiveTree(_Tree):
             if self.fsync or self.journal.size > self.limit or self.journal.is_suspicious:
                 self._after_append()
             return
-        if self.task is not None:
-            self._check_task()
+        self._check_task()
         self._change_later(record, apply, *arguments)
+
+    def turn(self) -> Any:
+        """Return the lock; raises StateError in a thread for which the transaction that holds it seems to wait."""
+        if self.levels and self.owner != get_ident() and self.transaction in _started_in.get():
+            if not self.lock.acquire(timeout=_DEADLOCK):
+                reason = "the transaction that started this thread is open, and perhaps waits for it"
+                raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
+            self.lock.release()
+        return self.lock
 
     def moment(self) -> tuple[int, int, int]:
         return self.generation, self.journal.size, len(self.records)
@@ -3767,12 +3814,12 @@ class _LiveTree(_Tree):
             if key is None:
                 length = len(node._items)
                 head = f"{head}{length},"
-            is_later = self.levels and self.owner == get_ident()
+            is_later = bool(self.levels)  # asked once: another thread may begin a transaction at any moment
             data: Any = f"{head}{text}]" if is_later else f"--- {head}{text}]\n".encode()
         except (KeyError, ValueError, _Unstorable):
             return False
         if is_later:
-            return self._assign_later(node, heads, data, key, value, length)
+            return self.owner == get_ident() and self._assign_later(node, heads, data, key, value, length)
         lock, journal, pending = self.lock, self.journal, None
         try:
             lock.acquire()
@@ -3780,8 +3827,7 @@ class _LiveTree(_Tree):
                 return False
             size = journal.size
             pending = self.halted = (size, data, node, key, value, length)
-            is_late = journal.size != size or heads is not node._heads
-            if is_late or (key is None and length != len(node._items)):
+            if journal.size != size or heads is not node._heads or (key is None and length != len(node._items)):
                 self.halted = None  # another thread, a signal handler or a finalizer was there first: look again
                 return False
             journal.append(data)
@@ -3804,7 +3850,7 @@ class _LiveTree(_Tree):
         self, node: _Node, heads: dict[str | None, str], record: str, key: str | None, value: Any, length: int
     ) -> bool:
         """Assign in a transaction of this thread, which writes the record at its end."""
-        if self.halted is not None or (self.task is not None and self.task is not _current_task()):
+        if self.halted is not None or not self._is_in_task():
             return False
         try:
             self.halted = record
@@ -3897,7 +3943,7 @@ class _LiveTree(_Tree):
 
     def check(self) -> None:
         if self.halted is not None:
-            with self.lock:
+            with self.turn():
                 self.resume()
 
     def resume(self) -> None:
@@ -3913,6 +3959,9 @@ class _LiveTree(_Tree):
             )
         if isinstance(halted, (tuple, str)):
             self._settle(halted)
+        elif isinstance(halted, Warning):
+            self.halted = None
+            raise halted
         else:
             self._rescue()
 
@@ -3936,12 +3985,21 @@ class _LiveTree(_Tree):
             self.halted = self.trouble
 
     def _after_append(self) -> None:
+        """See to what is due after a change. The change is made: what fails now is raised by the next one instead.
+
+        Only where `_fsync=True` cannot be kept, this one is not acknowledged.
+        """
         if self.fsync:
             self._sync()
-        if self.journal.size > self.limit:
-            self._vacuum_or_warn()
-        elif self.journal.is_suspicious:
-            self.look()
+        try:
+            if self.journal.size > self.limit:
+                self._vacuum_or_warn()
+            elif self.journal.is_suspicious:
+                self.look()
+        except Warning as warning:  # where warnings are errors
+            self.halted = self.trouble or warning
+        except Exception as error:  # noqa: BLE001 - see above
+            self.halted = self.trouble = error
 
     def _sync(self) -> None:
         if self.syncer is not None:
@@ -3962,16 +4020,24 @@ class _LiveTree(_Tree):
         self.check()
         if not self.levels:
             self.records, self.undo, self.task, self.owner = [], [], _current_task(), get_ident()
+            self.transaction = _Transaction()
+            _started_in.set((*[one for one in _started_in.get() if one.is_open], self.transaction))
         self._check_task()
         self.levels.append((len(self.records), len(self.undo)))
 
+    def _is_in_task(self) -> bool:
+        """Tell whether the task runs that opened the transaction."""
+        return self.task is None or self.task.current() is self.task.task
+
     def _check_task(self) -> None:
         """Refuse a task to take part in the transaction of another one, which may undo it."""
-        if self.task is not None and self.task is not _current_task():
+        if not self._is_in_task():
             raise StateError(self.path, "a transaction of another task is open; change the state after it")
 
     def end(self) -> None:
         """Leave a transaction; the outermost end writes one record."""
+        if self.owner != get_ident():
+            raise StateError(self.path, "a transaction ends in another thread than it began in; its changes are undone")
         self.started = self.moment()
         is_written = len(self.levels) == 1 and bool(self.records)
         if is_written:
@@ -3988,6 +4054,8 @@ class _LiveTree(_Tree):
     def abandon(self, depth: int) -> None:
         """Undo and leave the transactions, if any, inside of `depth` others; an interrupt has to wait for the end."""
         interrupt: BaseException | None = None
+        if len(self.levels) > depth and self.owner != get_ident():
+            self._take_lock_over()
         while len(self.levels) > depth:
             try:
                 self._settle_end()
@@ -3995,8 +4063,19 @@ class _LiveTree(_Tree):
                 self.levels.pop()
             except KeyboardInterrupt as error:
                 interrupt = error
+        self.transaction.is_open = bool(self.levels)
         if interrupt is not None:
             raise interrupt
+
+    def _take_lock_over(self) -> None:
+        """Let this thread hold the lock, and release it soon, in the place of the one that entered the transaction."""
+        lock: Any = self.lock
+        try:
+            lock._release_save()  # as threading.Condition does
+        except RuntimeError:  # from Python 3.14 on only the holder may
+            self.lock = threading.RLock()
+        self.owner = get_ident()
+        self.lock.acquire()
 
     def _settle_end(self) -> None:
         """Find out whether the record of the transaction is in the file; where that fails, write the file anew."""
@@ -4159,13 +4238,14 @@ class _LiveTree(_Tree):
     def _vacuum_or_warn(self) -> None:
         try:
             self._vacuum()
-        except OSError as error:
-            if self.trouble is not None:
+        except Exception as error:
+            if self.trouble is not None or isinstance(error, Warning):
                 raise
             self.limit = 2 * self.journal.size
-            if error.errno not in self.told:
-                self.told.add(error.errno)
-                _warn(f"{self.path}: no vacuum ({error}); the changes are in the journal")
+            reason = getattr(error, "errno", None) or type(error)
+            if reason not in self.told:
+                self.told.add(reason)
+                _warn(f"{self.path}: no vacuum ({type(error).__name__}: {error}); the changes are in the journal")
 
     def release(self) -> None:
         """Vacuum and close the file, when the last handle is gone; raises what keeps the changes from being safe."""
@@ -4288,13 +4368,16 @@ class _Syncer:
         """Note that there is something to sync."""
         self.is_needed = True
         if not self.is_waiting:
-            _system.later(self.seconds, self.is_stopped, self._run)
-            self.is_waiting = True
+            try:
+                _system.later(self.seconds, self.is_stopped, self._run)
+                self.is_waiting = True
+            except RuntimeError:  # no thread can be started any more: rather now than never
+                self._run()
 
     def _run(self) -> None:
         with self.tree.lock:
             self.is_waiting = False
-            with suppress(OSError):  # the next change, or `close`, tries again and raises
+            with suppress(Exception):  # the next change, or `close`, tries again and raises
                 self._sync()
 
     def _sync(self) -> None:
@@ -4739,7 +4822,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     @property
     def _thread_lock(self) -> Any:
         """The re-entrant lock that guards every change; hold it to make several of them one for other threads."""
-        return self._tree.lock
+        return self._tree.turn()
 
     def close(self) -> None:
         """Vacuum, and let the file go; every later use raises StateClosed. A second call does nothing.
@@ -4749,7 +4832,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         tree = getattr(self, "_tree", None) if not hasattr(self, "_refusal") else None
         if tree is None:
             return
-        with tree.lock:
+        with tree.turn():
             if tree.levels:
                 raise StateError(tree.path, "a transaction is open; close after it")
             with _registry_lock:
@@ -4787,7 +4870,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         """
         tree = self._tree
         tree.check()
-        with tree.lock:
+        with tree.turn():
             depth = len(tree.levels)
             try:
                 try:
@@ -4804,12 +4887,12 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
 
         Raises OSError when that fails, losing nothing.
         """
-        with self._tree.lock:
+        with self._tree.turn():
             self._tree.vacuum()
 
     def refresh(self) -> bool:
         """Pick up what others did to the file; return whether the state changed. Raises StateCorrupt."""
-        with self._tree.lock:
+        with self._tree.turn():
             changed: bool = self._tree.refresh()
             return changed
 
@@ -4871,7 +4954,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         return self
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_refusal":
+        if name in ("_refusal", "_own"):  # not yet made
             raise AttributeError(name)
         if name in self._own:
             return self._own[name]
@@ -5001,19 +5084,37 @@ def _close_at_exit() -> None:
         if tree.lock.acquire(timeout=1):
             try:
                 tree.release()
-            except (OSError, StateError) as error:
+            except Exception as error:  # noqa: BLE001 - the others have to be closed, too
                 _warn(f"at exit: {error}")
             finally:
                 tree.lock.release()
 
 
-def _current_task() -> Any:
-    """Return the asyncio task that runs, None outside of one."""
-    asyncio = sys.modules.get("asyncio")
-    try:
-        return None if asyncio is None else asyncio.current_task()
-    except RuntimeError:
-        return None
+def _asker(module: str, function: str) -> Callable[[], Any]:
+    """Return a function that asks a scheduler which task runs; None outside of one."""
+
+    def current() -> Any:
+        ask = getattr(sys.modules.get(module), function, None)  # None, too, while another thread imports the module
+        try:
+            return None if ask is None else ask()
+        except RuntimeError:
+            return None
+
+    return current
+
+
+#: Who lets several tasks share a thread; an asyncio task may go through several greenlets.
+_SCHEDULERS = [
+    _asker("asyncio", "current_task"), _asker("trio.lowlevel", "current_task"), _asker("greenlet", "getcurrent"),
+]  # fmt: skip
+
+
+def _current_task() -> _Task | None:
+    for current in _SCHEDULERS:
+        task = current()
+        if task is not None:
+            return _Task(current, task)
+    return None
 
 
 def _refuse_in_child() -> None:
@@ -5028,9 +5129,10 @@ def _refuse_in_child() -> None:
         tree.shut(StateError(tree.path, reason))
 
 
-atexit.register(_close_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_refuse_in_child)
+if not _before_reload:
+    atexit.register(_close_at_exit)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_refuse_in_child)
 
 
 # ------------------------------------------------------ Repair -------------------------------------------------------
@@ -6395,6 +6497,8 @@ def _prepare_output() -> None:
             encoding = None if getattr(sys, name).isatty() or "PYTHONIOENCODING" in os.environ else "utf-8"
             getattr(sys, name).reconfigure(encoding=encoding, errors="backslashreplace", newline="\n")
 
+
+globals().update(_before_reload)  # what is open cannot change its classes: it goes on, and is shared, as it was
 
 if __name__ == "__main__":
     sys.exit(_main())

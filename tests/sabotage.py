@@ -76,6 +76,13 @@ FAULTS = [
     ),
     Fault("go on with the old descriptor", [(HANDED_OVER, HANDED_OVER.partition("\n")[2])]),
     Fault(
+        "bool forgotten at a shared list",
+        [
+            ("is_later = bool(self.levels)  #", "is_later = self.levels and self.owner == get_ident()  #"),
+            ("return self.owner == get_ident() and self._assign_later(", "return self._assign_later("),
+        ],
+    ),
+    Fault(
         "memory before journal",
         [
             (
@@ -182,7 +189,7 @@ FAULTS = [
     ),
     Fault(
         "no sync after the last write",
-        [("            _system.later(self.seconds, self.is_stopped, self._run)\n", "")],
+        [("                _system.later(self.seconds, self.is_stopped, self._run)\n", "")],
     ),
     Fault(
         "write the changes of a transaction one by one",

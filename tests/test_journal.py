@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import sys
 import threading
 import time
 import warnings
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import oracle
 import portalocker
 import pytest
+from checks import run_child
 
 import persistedstate
 from persistedstate import (
@@ -380,6 +382,143 @@ def test_error_of_the_timer_surfaces_at_close(path: Path, system: Faulty) -> Non
         state.close()
 
     assert oracle.read(path) == {"a": 2}
+
+
+# ---- What fails behind a change that is made is no failure of that change --------------------------------------------
+
+
+def test_timer_that_cannot_be_started_syncs_at_once(path: Path, system: Faulty) -> None:
+    synced: list[int] = []
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with PersistedState(path, l=[], _fsync=60) as state:
+        system.later = refuse  # type: ignore[attr-defined]
+        system.fsync = synced.append  # type: ignore[attr-defined]
+
+        state.l.append(1)
+        state.l.append(2)
+
+        assert len(synced) == 2
+        assert plain(state) == oracle.read(path) == {"l": [1, 2]}
+        del system.fsync
+
+
+def test_change_with_a_timer_while_the_interpreter_ends(path: Path) -> None:
+    code = """
+        import atexit, sys
+        from persistedstate import PersistedState
+
+        def change_late():
+            state.l.append("late")
+            print(state)
+
+        atexit.register(change_late)
+        state = PersistedState(sys.argv[1], l=[], _fsync=60)
+        state._thread_lock
+        atexit.unregister(__import__("persistedstate")._close_at_exit)
+    """
+    assert run_child(code, path) == "{'l': ['late']}\n"
+    assert oracle.read(path) == {"l": ["late"]}
+
+
+def edited(path: Path, text: str) -> None:
+    """Save as an editor does that puts a new file in the place of the old."""
+    new = path.with_name("new")
+    new.write_text(text)
+    new.replace(path)
+
+
+@pytest.mark.leaves("files")
+def test_save_that_can_neither_be_merged_nor_kept_is_told_by_the_next_change(path: Path, system: Faulty) -> None:
+    state = PersistedState(path, l=[])
+    state.l.append(1)
+    edited(path, "l: [\n")
+    real = system.open
+
+    def refuse(name: str, *arguments: Any) -> Any:
+        if ".edited-" in str(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return real(name, *arguments)
+
+    system.open = refuse  # type: ignore[attr-defined]
+    state._tree.journal.due_at = 0
+
+    state.l.append(2)
+
+    assert plain(state) == {"l": [1, 2]}
+    for _ in range(2):
+        with pytest.raises(PermissionError, match="edited-"):
+            state.l.append(3)
+    assert plain(state) == {"l": [1, 2]}
+    assert path.read_text() == "l: [\n"
+    del system.open
+    with pytest.warns(RuntimeWarning, match="edited-"):
+        state.l.append(3)
+    state.close()
+    assert oracle.read(path) == {"l": [1, 2, 3]}
+
+
+@pytest.mark.leaves("files")
+def test_warning_that_is_an_error_is_raised_by_the_next_change(path: Path) -> None:
+    state = PersistedState(path, l=[])
+    state.l.append(1)
+    edited(path, "l: [\n")
+    state._tree.journal.due_at = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+
+        state.l.append(2)
+        with pytest.raises(RuntimeWarning, match="edited-"):
+            state.l.append(3)
+        state.l.append(3)
+
+    state.close()
+    assert oracle.read(path) == {"l": [1, 2, 3]}
+
+
+@pytest.mark.leaves("files")
+@pytest.mark.parametrize("is_renamed", [True, False])
+def test_edit_that_cannot_be_read_for_want_of_a_package_blocks_changes_and_loses_none(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_renamed: bool
+) -> None:
+    """As where a process gave up the right to read its packages."""
+    state = PersistedState(path, l=[], m={})
+    state.l.append(1)
+    text = "l: [7]\nm: &a {b: 1}\n"
+    edited(path, text) if is_renamed else path.write_text(text)
+    state._tree.journal.due_at = 0
+    monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
+
+    state.l.append(2)
+    with pytest.raises(ImportError):
+        state.l.append(3)
+
+    assert plain(state) == {"l": [1, 2], "m": {}}
+    monkeypatch.undo()
+    state.l.append(3)
+    state.close()
+    assert oracle.read(path) == {"l": [1, 2, 7, 3], "m": {"b": 1}}
+
+
+def test_vacuum_that_fails_for_any_reason_is_told_once_and_costs_no_change(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = PersistedState(path, l=[])
+    state._tree.limit = 0
+
+    def fail(*_: object) -> None:
+        raise AttributeError("a fault of the module")
+
+    monkeypatch.setattr(persistedstate, "_renewed", fail)
+    with pytest.warns(RuntimeWarning, match=r"no vacuum \(AttributeError: a fault"):
+        state.l.append(1)
+    state._tree.limit = 0
+    state.l.append(2)
+    state.close()
+
+    assert oracle.read(path) == {"l": [1, 2]}
 
 
 @pytest.mark.parametrize("fsync", [True, 0.01])

@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import oracle
 import pytest
 import yaml
 from checks import run_child
@@ -1181,3 +1182,50 @@ def test_a_file_that_is_replaced_between_opening_and_locking_is_opened_anew(
         assert plain(state) == {"a": 2}
         state.a = 3
         assert yaml.safe_load(path.read_text().partition("--- ")[0]) == {"a": 2}
+
+
+# ---- Unusual ways into the module ------------------------------------------------------------------------------------
+
+
+def test_object_that_was_never_opened_closes_quietly() -> None:
+    state = PersistedState.__new__(PersistedState)
+
+    state.close()
+
+    assert not hasattr(state, "key")
+
+
+def test_state_is_shared_through_a_reload_of_the_module(path: Path) -> None:
+    code = """
+        import importlib, sys
+        import persistedstate
+        from persistedstate import PersistedState, plain
+
+        state = PersistedState(sys.argv[1], a=1, l=[])
+        importlib.reload(persistedstate)
+        again = persistedstate.PersistedState(sys.argv[1], b={"n": 1})
+        again.b["n"] += 1
+        again.l.append(again.b)
+        state.a += 1
+        print(plain(state) == persistedstate.plain(again), persistedstate.PersistedState is PersistedState)
+        state.close()
+        again.close()
+        importlib.reload(persistedstate)  # with nothing open it is a reload as any
+        print(persistedstate.PersistedState is PersistedState)
+    """
+    assert run_child(code, path) == "True True\nFalse\n"
+    assert oracle.read(path) == {"a": 2, "l": [{"n": 2}], "b": {"n": 2}}
+
+
+def test_state_that_is_left_open_by_a_reload_is_vacuumed_at_exit(path: Path) -> None:
+    run_child(
+        """
+        import importlib, sys
+        import persistedstate
+        state = persistedstate.PersistedState(sys.argv[1], a=1)
+        state.a = 2
+        importlib.reload(persistedstate)
+        """,
+        path,
+    )
+    assert path.read_text() == "a: 2\n"

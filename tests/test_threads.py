@@ -8,14 +8,18 @@ import ctypes
 import random
 import sys
 import threading
+import types
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import oracle
 import pytest
 from checks import reopened, run_child
+from meeting import meet
 from processes import PATIENCE, listing
 from rounds import rounds as sized
 
+import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, plain
 
 if TYPE_CHECKING:
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 THREADS = 8
+#: The fast one, where PyYAML has it: these tests read thousands of files.
+READER = "libyaml" if "libyaml" in oracle.READERS else "pyyaml"
 
 
 @pytest.fixture
@@ -272,6 +278,204 @@ def test_threads_that_refresh_while_others_write_find_nothing_foreign(path: Path
         assert oracle.read(path) == plain(state)
 
 
+# ---- A thread that stands still at each instruction ------------------------------------------------------------------
+
+#: What a thread does, and the same on plain containers.
+STATEMENTS: dict[str, tuple[Callable[[Any], object], Callable[[Any], object]]] = {
+    "counter": (lambda state: setattr(state, "plain", 7), lambda plain: plain.update(plain=7)),
+    "nested": (lambda state: state.d.__setitem__("n", 7), lambda plain: plain["d"].update(n=7)),
+    "append": (lambda state: state.l.append(7), lambda plain: plain["l"].append(7)),
+    "update": (lambda state: state.d.update(n=7), lambda plain: plain["d"].update(n=7)),
+}
+
+
+class Transacting:
+    """What the other thread does in a transaction that it begins, and then keeps or undoes."""
+
+    def __init__(self, state: Any, *, is_kept: bool) -> None:
+        self.state, self.is_kept = state, is_kept
+        self.transaction: Any = None
+
+    def begin(self) -> None:
+        self.transaction = self.state.transaction()
+        self.transaction.__enter__()
+        self.state.tx += 1
+        self.state.d["t"] = self.state.tx
+        self.state.l.append("t")
+
+    def end(self) -> None:
+        if self.is_kept:
+            self.transaction.__exit__(None, None, None)
+        else:
+            with contextlib.suppress(Abort):
+                self.transaction.__exit__(Abort, Abort(), None)
+
+    def whole(self) -> None:
+        self.begin()
+        self.end()
+
+    def next(self) -> None:
+        self.end()
+        self.begin()
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "undone"])
+@pytest.mark.parametrize("when", ["around", "within", "before", "twice"])
+@pytest.mark.parametrize(("statement", "same"), STATEMENTS.values(), ids=STATEMENTS)
+def test_change_and_transaction_of_two_threads_do_not_mix_wherever_they_meet(
+    path: Path, statement: Callable[[Any], object], same: Callable[[Any], object], when: str, is_kept: bool
+) -> None:
+    with PersistedState(path, plain=0, tx=0, d={"n": 0, "t": 0}, l=[7]) as state:
+        other = Transacting(state, is_kept=is_kept)
+        steps: list[Callable[[], None]] = {
+            "around": [other.begin, other.end],
+            "within": [other.whole],
+            "before": [other.begin, other.end],
+            "twice": [other.begin, other.next, other.end],
+        }[when]
+        before = 1 if when in ("before", "twice") else 0
+        expected: dict[str, Any] = {"plain": 0, "tx": 0, "d": {"n": 0, "t": 0}, "l": [7]}
+        times, number, is_reached = 2 if when == "twice" else 1, 0, True
+        while is_reached:
+            number += 1
+            if number % 16 == 0:
+                state.vacuum()
+            for _ in range(2):  # from then on a change takes the short way
+                state.plain, state.d["n"], state.l[:] = 0, 0, [7]
+                state.l.append(8)
+            expected.update(plain=0, l=[7, 8])
+            expected["d"]["n"] = 0
+
+            is_reached = meet(state, partial(statement, state), number, steps, before=before)
+
+            same(expected)
+            if is_kept:
+                expected["tx"] += times
+                expected["d"]["t"] = expected["tx"]
+                expected["l"] += ["t"] * times
+            found = oracle.read(path, READER)
+            assert oracle.same(found, plain(state)), number
+            found["l"].sort(key=str)
+            expected["l"].sort(key=str)
+            assert found == expected, number
+        assert number > 50
+
+
+@pytest.mark.parametrize("is_kept", [None, True, False], ids=["plainly", "in a transaction", "in one that is undone"])
+@pytest.mark.parametrize(
+    ("change", "content"),
+    [
+        (lambda node: node.__setitem__("n", [1]), {"n": [1]}),
+        (lambda node: node.update(m=2), {"n": {"deep": [0]}, "m": 2}),
+        (lambda node: node["n"]["deep"].append(1), {"n": {"deep": [0, 1]}}),
+        (lambda node: node["n"].pop("deep"), {"n": {}}),
+    ],
+    ids=["set", "update", "below", "pop"],
+)
+def test_node_that_another_thread_removes_is_changed_or_removed_wherever_they_meet(
+    path: Path, change: Callable[[Any], object], content: Any, is_kept: bool | None
+) -> None:
+    """A removed node takes changes as a plain dict does; one that comes back with an undone transaction keeps them."""
+    with PersistedState(path, jobs={}) as state:
+        other = Transacting(state, is_kept=bool(is_kept))
+
+        def remove() -> None:
+            state.jobs.pop("a")
+
+        def remove_in_transaction() -> None:
+            other.transaction = state.transaction()
+            other.transaction.__enter__()
+            remove()
+
+        steps = [remove] if is_kept is None else [remove_in_transaction, other.end]
+        number, is_reached = 0, True
+        while is_reached:
+            number += 1
+            if number % 16 == 0:
+                state.vacuum()
+            state.jobs["a"] = {"n": {"deep": [0]}}
+            node = state.jobs["a"]
+
+            is_reached = meet(state, partial(change, node), number, steps)
+
+            assert plain(node) == content, number
+            assert plain(state) == {"jobs": {"a": content} if is_kept is False else {}}, number
+            assert oracle.same(oracle.read(path, READER), plain(state)), number
+        assert number > 50
+
+
+@pytest.mark.stress
+@sized(ci=300, nightly=30_000)
+@pytest.mark.usefixtures("hurried")
+def test_plain_changes_beside_transactions_that_are_kept_or_undone(path: Path, rounds: int) -> None:
+    def work(mine: int) -> None:
+        for number in range(rounds):
+            if mine % 2:
+                state.by[mine] += 1
+                state.plain[mine].append(number)
+                continue
+            with contextlib.suppress(Abort), state.transaction():
+                state.by[mine] += 1
+                if number % 3 == 0:
+                    raise Abort
+
+    with PersistedState(path, by=dict.fromkeys(range(THREADS), 0), plain={n: [] for n in range(THREADS)}) as state:
+        together(work)
+
+        kept = rounds - len(range(0, rounds, 3))
+        assert state.by == {mine: rounds if mine % 2 else kept for mine in range(THREADS)}
+        assert state.plain == {mine: list(range(rounds)) if mine % 2 else [] for mine in range(THREADS)}
+        assert oracle.same(oracle.read(path, READER), plain(state))
+
+
+@pytest.mark.stress
+@sized(ci=2_000, nightly=200_000)
+@pytest.mark.usefixtures("hurried")
+def test_changes_of_nodes_that_other_threads_remove(path: Path, rounds: int) -> None:
+    def work(mine: int) -> None:
+        for _ in range(rounds):
+            if mine % 2:
+                state.jobs["a"] = {"n": 0, "l": [[]]}
+                state.jobs.pop("a", None)
+                continue
+            with contextlib.suppress(KeyError):
+                state.jobs["a"]["n"] = [1]
+                state.jobs["a"]["l"][0].append(1)
+
+    with PersistedState(path, jobs={}) as state:
+        together(work)
+
+        assert oracle.same(oracle.read(path, READER), plain(state))
+
+
+@pytest.mark.parametrize("end", [None, Abort])
+def test_transaction_that_is_left_in_another_thread_is_undone_and_blocks_nobody(
+    path: Path, end: type[Exception] | None
+) -> None:
+    with PersistedState(path, a=1, l=[[1]]) as state:
+        transaction = state.transaction()
+
+        def enter() -> None:
+            transaction.__enter__()
+            state.a = 2
+            state.l[0].append(2)
+
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        if end is None:
+            with pytest.raises(StateError, match="another thread"):
+                transaction.__exit__(None, None, None)
+        else:
+            assert not transaction.__exit__(end, end(), None)
+
+        assert plain(state) == oracle.read(path) == {"a": 1, "l": [[1]]}
+        later = threading.Thread(target=state.l[0].append, args=[3], daemon=True)
+        later.start()
+        later.join(PATIENCE)
+        assert plain(state) == oracle.read(path) == {"a": 1, "l": [[1, 3]]}
+
+
 # ---- Tasks -----------------------------------------------------------------------------------------------------------
 
 
@@ -390,6 +594,173 @@ def test_thread_of_a_task_waits_for_the_transaction_of_another(path: Path) -> No
 
         assert plain(state.l) == ["mine", "mine too", "other"]
         assert oracle.read(path) == plain(state)
+
+
+@pytest.mark.parametrize("module", ["asyncio", "trio.lowlevel", "greenlet"])
+def test_scheduler_that_another_thread_is_importing_is_not_asked(
+    path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, types.ModuleType(module))  # as it is while its first line runs
+
+    with PersistedState(path, a=1) as state:
+        with state.transaction():
+            state.a += 1
+
+        assert oracle.read(path) == {"a": 2}
+
+
+def check_intruder_was_refused(state: Any, path: Path, told: list[str]) -> None:
+    assert len(told) == len(CHANGES)
+    assert all("task" in text for text in told)
+    assert plain(state) == oracle.read(path) == {"a": 1, "d": {}, "l": []}
+    state.a = 3
+    assert oracle.read(path)["a"] == 3
+
+
+def intrude_all(state: Any) -> list[str]:
+    """Try every change; return what each was told."""
+    told = []
+    for change in CHANGES.values():
+        with pytest.raises(StateError) as caught:
+            change(state)
+        told.append(str(caught.value))
+    return told
+
+
+def test_task_of_trio_is_kept_out_of_the_transaction_of_another(path: Path) -> None:
+    trio = pytest.importorskip("trio")
+    told: list[str] = []
+
+    async def main() -> None:
+        inside, tried = trio.Event(), trio.Event()
+
+        async def owner() -> None:
+            with contextlib.suppress(Abort), state.transaction():
+                state.a = 2
+                inside.set()
+                await tried.wait()
+                state.l.append(2)
+                raise Abort
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(owner)
+            await inside.wait()
+            told.extend(intrude_all(state))
+            tried.set()
+
+    with PersistedState(path, a=1, d={}, l=[]) as state:
+        trio.run(main)
+
+        check_intruder_was_refused(state, path, told)
+
+
+@pytest.mark.parametrize("intruder", ["main", "other"])
+def test_greenlet_is_kept_out_of_the_transaction_of_another(path: Path, intruder: str) -> None:
+    greenlet = pytest.importorskip("greenlet").greenlet
+    told: list[str] = []
+
+    def owner() -> None:
+        with contextlib.suppress(Abort), state.transaction():
+            state.a = 2
+            other.switch()
+            state.l.append(2)
+            raise Abort
+
+    def try_all() -> None:
+        told.extend(intrude_all(state))
+        mine.switch()
+
+    with PersistedState(path, a=1, d={}, l=[]) as state:
+        if intruder == "main":
+            mine, other = greenlet(owner), greenlet.getcurrent()
+            mine.switch()
+            try_all()
+        else:
+            mine, other = greenlet.getcurrent(), greenlet(try_all)
+            owner()
+
+        check_intruder_was_refused(state, path, told)
+
+
+@pytest.mark.leaves("descriptors")  # those of gevent's hub
+def test_greenlet_of_gevent_is_kept_out_of_the_transaction_of_another(path: Path) -> None:
+    gevent = pytest.importorskip("gevent")
+    told: list[str] = []
+
+    def owner() -> None:
+        with contextlib.suppress(Abort), state.transaction():
+            state.a = 2
+            gevent.sleep(0)
+            state.l.append(2)
+            raise Abort
+
+    with PersistedState(path, a=1, d={}, l=[]) as state:
+        gevent.joinall([gevent.spawn(owner), gevent.spawn(lambda: told.extend(intrude_all(state)))], raise_error=True)
+
+        check_intruder_was_refused(state, path, told)
+
+
+def test_greenlets_within_one_task_of_asyncio_are_one(path: Path) -> None:
+    """As SQLAlchemy has them, which runs what blocks in a greenlet."""
+    greenlet = pytest.importorskip("greenlet").greenlet
+
+    async def main() -> None:
+        with state.transaction():
+            state.a = 2
+            greenlet(lambda: setattr(state, "a", 3)).switch()
+
+    with PersistedState(path, a=1) as state:
+        asyncio.run(main())
+
+        assert plain(state) == oracle.read(path) == {"a": 3}
+
+
+def test_event_loop_that_runs_within_a_transaction_takes_part_in_it(path: Path) -> None:
+    async def main() -> None:
+        state.a = 2
+
+    with PersistedState(path, a=1) as state:
+        with contextlib.suppress(Abort), state.transaction():
+            asyncio.run(main())
+            assert state.a == 2
+            raise Abort
+
+        assert plain(state) == oracle.read(path) == {"a": 1}
+
+
+WAITING: dict[str, Callable[[Any], object]] = {
+    "change": lambda state: setattr(state, "a", 3),
+    "nested": lambda state: state.d.update(k=1),
+    "append": lambda state: state.l.append(1),
+    "transaction": lambda state: state.transaction().__enter__(),
+    "copy": plain,
+    "copy of a part": lambda state: state.d.copy(),
+    "vacuum": lambda state: state.vacuum(),
+    "refresh": lambda state: state.refresh(),
+    "close": lambda state: state.close(),
+    "lock": lambda state: state._thread_lock,
+}
+
+
+@pytest.mark.parametrize("use", WAITING.values(), ids=WAITING)
+def test_thread_for_which_a_transaction_waits_is_told_so(
+    path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Any], object]
+) -> None:
+    monkeypatch.setattr(persistedstate, "_DEADLOCK", 0.05)
+
+    async def main() -> None:
+        with state.transaction():
+            state.a = 2
+            with pytest.raises(StateError, match="perhaps waits for it"):
+                await asyncio.to_thread(use, state)
+            state.l.append(2)
+        await asyncio.to_thread(state.l.append, 3)  # the transaction has ended
+
+    with PersistedState(path, a=1, d={}, l=[]) as state:
+        state.a, state.l[:] = 1, []
+        asyncio.run(main())
+
+        assert plain(state) == oracle.read(path) == {"a": 2, "d": {}, "l": [2, 3]}
 
 
 # ---- The end of the process ------------------------------------------------------------------------------------------
