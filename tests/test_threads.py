@@ -338,7 +338,7 @@ def test_change_and_transaction_of_two_threads_do_not_mix_wherever_they_meet(
         times, number, is_reached = 2 if when == "twice" else 1, 0, True
         while is_reached:
             number += 1
-            if number % 16 == 0:
+            if number % 4 == 0:
                 state.vacuum()
             for _ in range(2):  # from then on a change takes the short way
                 state.plain, state.d["n"], state.l[:] = 0, 0, [7]
@@ -391,7 +391,7 @@ def test_node_that_another_thread_removes_is_changed_or_removed_wherever_they_me
         number, is_reached = 0, True
         while is_reached:
             number += 1
-            if number % 16 == 0:
+            if number % 4 == 0:
                 state.vacuum()
             state.jobs["a"] = {"n": {"deep": [0]}}
             node = state.jobs["a"]
