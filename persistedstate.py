@@ -3701,20 +3701,24 @@ _HISTORY = 1 << 20
 
 
 class _Task(NamedTuple):
-    """A task of asyncio or trio, or a greenlet; and what tells which one of its kind runs."""
+    """A task, and the module of what scheduled it: asyncio's, trio's, or a greenlet."""
 
-    current: Callable[[], Any]
+    scheduler: str
     task: Any
 
 
 class _Transaction:
-    """Stands for an outermost transaction."""
+    """Stands for an outermost transaction; `around` is that of another state inside of which it began."""
 
-    is_open = True
+    __slots__ = ("around", "levels")
+
+    def __init__(self, levels: list[tuple[int, int]], around: _Transaction | None) -> None:
+        self.levels = levels
+        self.around = around if around is not None and around.levels else None
 
 
-#: The open transactions inside of which the code that runs was started: a thread gets those of the task behind it.
-_started_in: ContextVar[tuple[_Transaction, ...]] = ContextVar("_started_in", default=())
+#: The transaction inside of which the code that runs was started: a thread gets that of the task behind it.
+_started_in: ContextVar[_Transaction | None] = ContextVar("_started_in", default=None)
 #: Seconds that such a thread waits for the transaction, which may be waiting for the thread.
 _DEADLOCK = 5.0
 
@@ -3738,7 +3742,7 @@ class _LiveTree(_Tree):
         #: The thread that opened them; means nothing without `levels`, which are set later and ended earlier.
         self.owner = 0
         #: The outermost of them, or the last that there was.
-        self.transaction = _Transaction()
+        self.transaction: _Transaction | None = None
         self.halted: Any = None
         #: Why the file may lack what is in memory, until a new snapshot has been written.
         self.trouble: Exception | None = None
@@ -3792,12 +3796,19 @@ class _LiveTree(_Tree):
 
     def turn(self) -> Any:
         """Return the lock; raises StateError in a thread for which the transaction that holds it seems to wait."""
-        if self.levels and self.owner != get_ident() and self.transaction in _started_in.get():
+        if self.levels and self.owner != get_ident() and self._has_started_this():
             if not self.lock.acquire(timeout=_DEADLOCK):
                 reason = "the transaction that started this thread is open, and perhaps waits for it"
                 raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
             self.lock.release()
         return self.lock
+
+    def _has_started_this(self) -> bool:
+        """Tell whether the code that runs was started inside of the latest transaction."""
+        transaction = _started_in.get()
+        while transaction is not None and transaction is not self.transaction:
+            transaction = transaction.around
+        return transaction is not None
 
     def moment(self) -> tuple[int, int, int]:
         return self.generation, self.journal.size, len(self.records)
@@ -3850,7 +3861,7 @@ class _LiveTree(_Tree):
         self, node: _Node, heads: dict[str | None, str], record: str, key: str | None, value: Any, length: int
     ) -> bool:
         """Assign in a transaction of this thread, which writes the record at its end."""
-        if self.halted is not None or not self._is_in_task():
+        if self.halted is not None or (self.task is not None and not self._is_in_task()):
             return False
         try:
             self.halted = record
@@ -4020,14 +4031,14 @@ class _LiveTree(_Tree):
         self.check()
         if not self.levels:
             self.records, self.undo, self.task, self.owner = [], [], _current_task(), get_ident()
-            self.transaction = _Transaction()
-            _started_in.set((*[one for one in _started_in.get() if one.is_open], self.transaction))
+            self.transaction = _Transaction(self.levels, _started_in.get())
+            _started_in.set(self.transaction)
         self._check_task()
         self.levels.append((len(self.records), len(self.undo)))
 
     def _is_in_task(self) -> bool:
         """Tell whether the task runs that opened the transaction."""
-        return self.task is None or self.task.current() is self.task.task
+        return self.task is None or _ask(self.task.scheduler) is self.task.task
 
     def _check_task(self) -> None:
         """Refuse a task to take part in the transaction of another one, which may undo it."""
@@ -4063,7 +4074,6 @@ class _LiveTree(_Tree):
                 self.levels.pop()
             except KeyboardInterrupt as error:
                 interrupt = error
-        self.transaction.is_open = bool(self.levels)
         if interrupt is not None:
             raise interrupt
 
@@ -5090,31 +5100,25 @@ def _close_at_exit() -> None:
                 tree.lock.release()
 
 
-def _asker(module: str, function: str) -> Callable[[], Any]:
-    """Return a function that asks a scheduler which task runs; None outside of one."""
-
-    def current() -> Any:
-        ask = getattr(sys.modules.get(module), function, None)  # None, too, while another thread imports the module
-        try:
-            return None if ask is None else ask()
-        except RuntimeError:
-            return None
-
-    return current
-
-
-#: Who lets several tasks share a thread; an asyncio task may go through several greenlets.
-_SCHEDULERS = [
-    _asker("asyncio", "current_task"), _asker("trio.lowlevel", "current_task"), _asker("greenlet", "getcurrent"),
-]  # fmt: skip
+#: What lets several tasks share a thread, and the function of each that tells which one runs. An asyncio task comes
+#: first: it may go through several greenlets.
+_SCHEDULERS = {"asyncio": "current_task", "trio.lowlevel": "current_task", "greenlet": "getcurrent"}
 
 
 def _current_task() -> _Task | None:
-    for current in _SCHEDULERS:
-        task = current()
-        if task is not None:
-            return _Task(current, task)
+    for scheduler in _SCHEDULERS:
+        if scheduler in sys.modules and (task := _ask(scheduler)) is not None:
+            return _Task(scheduler, task)
     return None
+
+
+def _ask(scheduler: str) -> Any:
+    """Ask which task runs; None outside of one, and of a scheduler that another thread is importing."""
+    ask = getattr(sys.modules.get(scheduler), _SCHEDULERS[scheduler], None)
+    try:
+        return None if ask is None else ask()
+    except RuntimeError:
+        return None
 
 
 def _refuse_in_child() -> None:
