@@ -1945,11 +1945,16 @@ class Problem(NamedTuple):
         return f"line {self.line}, column {self.column}: {self.reason}\n    {self.text.rstrip()}"
 
 
+def _line_number(text: str, offset: int) -> int:
+    """Return the number of the line that holds an offset, counted as `sed -n 7p`, `grep -n` and vim count."""
+    return text.count("\n", 0, offset) + 1
+
+
 def _problem(text: str, problem: _BadText) -> Problem:
     start = max(_line_start(text, problem.offset), 1 if text.startswith("\ufeff") else 0)
     line = text[start:].partition("\n")[0].rstrip("\r").encode(errors="surrogateescape").decode(errors="replace")
     column = max(problem.offset - start, 0) + 1
-    return Problem(text.count("\n", 0, start) + 1, column, problem.reason, line)
+    return Problem(_line_number(text, start), column, problem.reason, line)
 
 
 def _corrupt(path: str, text: str, problem: _BadText) -> StateCorrupt:
@@ -4336,7 +4341,7 @@ class _Edit:
             self.saved = _Saved(data or b"")
             self.text = self.saved.text.strip()
         except _BadText as problem:
-            line = (data or b"").decode(errors="replace").count("\n", 0, problem.offset) + 1
+            line = _line_number((data or b"").decode(errors="replace"), problem.offset)
             self._give_up(f"what was saved there cannot be understood (line {line}: {problem.reason})")
         if self.problem or not self.text:
             self._give_up(self.problem or ("the file was removed" if data is None else "the file was emptied"))
@@ -5266,12 +5271,13 @@ class _Remains:
         for start, entry, is_orphan in _block_entries(text, is_root=is_root):
             loose = _loose(entry) if is_root and not start else ""
             at = offset + start + len(loose)
+            kept.append((self._comments(above, loose, offset), offset))
             if is_orphan:
                 self._cut(at, entry[len(loose) :], "what it belongs to is missing", _start_of(entry) - len(loose))
                 part = ""
             else:
                 part = self._entry(known, entry[len(loose) :], at)
-            kept.append((loose + part, at - len(loose)))
+            kept.append((part, at))
             if is_root and "&" in part:  # later entries may refer to its anchors
                 known += part
         block = "".join([part for part, _ in kept])
@@ -5283,6 +5289,9 @@ class _Remains:
         if problem is None:
             return entry
         first = _start_of(entry)
+        comments = self._comments(above, entry[:first], offset)
+        if comments != entry[:first]:
+            return comments + self._entry(above + comments, entry[first:], offset + first)
         head = entry[: entry.find("\n", first) + 1 or len(entry)]
         body = entry[len(head) :]
         if body and _reason(above + head) is None:
@@ -5293,6 +5302,20 @@ class _Remains:
             return ""
         self._cut(offset, entry, problem.reason, min(max(problem.offset - len(above), first), len(entry) - 1))
         return ""
+
+    def _comments(self, above: str, text: str, offset: int) -> str:
+        """Return what can be read of the lines above an entry, none of which holds a value."""
+        if not text or _reason(above + text) is None:
+            return text
+        kept = ""
+        for line in _lines(text):
+            problem = _reason(above + line)
+            if problem is None:
+                kept += line
+            else:
+                self._cut(offset, line, problem.reason, min(max(problem.offset - len(above), 0), len(line) - 1))
+            offset += len(line)
+        return kept
 
     def _without_clashes(self, above: str, parts: list[tuple[str, int]]) -> str:
         """Return what can be read of entries that are sound one by one, but not together: a key stands there twice."""
@@ -5361,7 +5384,7 @@ class _Remains:
         """Return all that was cut, with line numbers and reasons."""
         parts = []
         for offset, text, reason in sorted(self.cuts):
-            line = self.whole.count("\n", 0, offset) + 1
+            line = _line_number(self.whole, offset)
             parts.append(f"# line {line}: {reason}\n{text}" + "\n" * (not text.endswith("\n")))
         return "".join(parts).encode(errors="surrogateescape")
 
@@ -5400,6 +5423,11 @@ def _loose(entry: str) -> str:
     return _residue(entry) if _CONTENT.search(entry) else ""
 
 
+def _lines(text: str) -> list[str]:
+    """Return the lines of a text, with what ends them in YAML; `str.splitlines` ends them at more characters."""
+    return re.findall(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+", text)
+
+
 #: A line that only closes brackets, and one that a tab makes invalid: neither begins an entry.
 _CLOSING = re.compile(r" *(?:[\]}][\]}, \t]*(?:#.*)?\n?\Z|\t)")
 
@@ -5409,7 +5437,7 @@ def _block_entries(text: str, *, is_root: bool) -> list[tuple[int, str, bool]]:
 
     Returns for each its offset, its text, and whether it stands deeper than the others, so that its head is missing.
     """
-    lines = text.splitlines(keepends=True)
+    lines = _lines(text)
     columns = [len(line) - len(line.lstrip(" ")) for line in lines]
     content = [number for number, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
     speaking = [number for number in content if not _CLOSING.match(lines[number])]
@@ -5483,12 +5511,21 @@ def _complaint(error: Exception, name: str) -> tuple[str, int]:
         holder = f"process {error.pid}" if error.pid else "another process"
         return f"{error.path}: in use by {holder}; wait for it with --wait SECONDS, or end it", _IN_USE
     if isinstance(error, StateCorrupt):
-        place = f"{error.path}: line {error.line}, column {error.column}"
-        line = f": {_shown(error.text)}" if error.text.strip() else ""
-        return f"{place}: {error.reason}{line}; persistedstate repair helps", _ERROR
+        first = _first_problem(error)
+        line = f": {_shown(first.text)}" if first.text.strip() else ""
+        place = f"{error.path}: line {first.line}, column {first.column}"
+        return f"{place}: {first.reason}{line}; persistedstate repair helps", _ERROR
     if isinstance(error, OSError) and not isinstance(error, StateError) and error.strerror:
         return f"{os.fsdecode(error.filename or name)}: {error.strerror}", _ERROR
     return str(error), getattr(error, "code", _ERROR)
+
+
+def _first_problem(error: StateCorrupt) -> Problem:
+    """Return the problem that `check` tells first: reading a file whole often stops lines below what is wrong."""
+    with suppress(OSError):
+        for problem in check(error.path):
+            return problem
+    return Problem(error.line, error.column, error.reason, error.text)
 
 
 #: What a step of a path may mean, the likeliest first: `.3` is the key "3", or else 3 (a key or an index).

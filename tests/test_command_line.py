@@ -496,6 +496,43 @@ def test_damaged_file_is_told_with_line_and_column(arguments: list[str], path: P
     assert done.stderr.endswith(": b: ]; persistedstate repair helps\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: 1\nb 2\nc: 3\n", 2),
+        ("a: 1\nb: [1,\n2\nc: 3\n", 2),
+        ("jobs:\n- 1\n-2\n- 3\nb: 1\n", 3),
+        ("a: 1\r\nb: ]\r\nc: 3\r\n", 2),
+        ("\ufeffa: 1\r\nb: 1\n\r\nc: ]\n", 4),
+        ("a: 1\rb: 1\nc: ]\n", 2),
+        ('a: "x\u0085y"\nb: "x\u2028y\u2029z"\nc: ]\n', 3),
+        ("a: 1\nb: 2 # x\fy\nc: 3\n", 2),
+        ("a: 1\nb: x\vy\x1c\nc: 3\n", 2),
+        ("a: 1\n# caf\udce9\nb: 2\n", 2),
+        ("# caf\udce9\n# good\n\nb: 2\n", 1),
+        ("b:\n  # caf\udce9\n  c: 2\n", 2),
+        ('a: "\u2028"\n--- ["set",[],"a",1]\n--- ["set",["x"],"a",1]\n', 3),
+    ],
+)
+def test_every_command_tells_the_line_that_check_tells_first(
+    text: str, line: int, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And all count them as `sed -n 7p` does, whatever else ends a line elsewhere."""
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    commands = [["show"], ["get", "a"], ["log"], ["watch"], ["set", "a", "1"], ["diff", str(path)]]
+
+    codes = {_main([command[0], str(path), *command[1:]]) for command in commands}
+    told = capsys.readouterr().err.splitlines()
+    _main(["check", str(path)])
+    checked, shown = capsys.readouterr().out.splitlines()[:2]
+
+    assert codes == {2}
+    assert checked.startswith(f"{path}: line {line}, column ")
+    assert [words.startswith(f"persistedstate: {checked}") for words in told] == [True] * len(commands)
+    found = path.read_bytes().split(b"\n")[line - 1].decode(errors="replace").removeprefix("\ufeff")
+    assert shown.strip() == persistedstate._printable(found).strip()
+
+
 def test_file_in_use_is_told_with_the_pid(script: Child, path: Path) -> None:
     tell(script, "STATE.a = [1]")
     for arguments in [
@@ -679,7 +716,7 @@ def test_following_tells_that_the_file_is_gone_or_damaged(path: Path) -> None:
         follower.expect(f"persistedstate: {path} is gone; waiting for it to come back")
         path.with_name("x.new").write_text("a: [\nb: 1\n", encoding="utf-8")
         path.with_name("x.new").rename(path)
-        assert follower.line().startswith(f"persistedstate: {path}: line 1, column 4: ")
+        assert follower.line().startswith(f"persistedstate: {path}: line 1, column 5: ")
         path.with_name("x.new").write_text("a: 3\n", encoding="utf-8")
         path.with_name("x.new").rename(path)
         follower.expect("~ a: 2 → 3")
