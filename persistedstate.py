@@ -5472,13 +5472,17 @@ PATH names a part of a state: keys and indexes, from the top.
 A word is a key, or an index in a list. A key with dots, brackets or quotes stands in quotes, '' and \\" inside of them.
 Keys that are no strings are found by what YAML shows: [3], [true], [null]. Where a mapping has both 3 and '3', .3 and
 '3' are the string and [3] is the number; a new key is the same.
-VALUE is YAML: 42, text, '42', [a, b], {name: a, done: false}. In front of a VALUE that begins with a dash write --.
+VALUE is YAML: 42, text, '42', [a, b], {name: a, done: false}; an empty one is null. In front of a VALUE that begins
+with a dash write --. With --string, VALUE is text exactly as it stands, be it empty, 1.10, null or -x; it comes last.
 
-exit codes: 0 done; 1 no (missing, damaged, different); 2 an error; 3 another process has the file; 130 Ctrl-C
+exit codes: 0 done; 1 no (missing, damaged, different); 2 an error; 3 another process has the file;
+above 128 a signal: 130 Ctrl-C (also in watch and log --follow), 143 SIGTERM, 141 nobody reads the output any more
 """
 _NO, _ERROR, _IN_USE, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 130, 141
 #: Seconds between two looks at a file that is followed; and for which `watch` marks what changed.
 _POLL, _JUST_NOW = 0.1, 2.0
+#: What ends `watch`: Ctrl-C, kill, a terminal that is closed, Ctrl-\.
+_ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 #: So many keys are named where one is missing, and so many characters of a line shown in which something is wrong.
 _NAMED_KEYS, _LONG_LINE = 6, 80
 
@@ -5994,14 +5998,13 @@ def _watch(options: Namespace) -> int:
 def _tell_on(teller: _Teller, name: str, style: _Style, news: Callable[[], list[_Change]]) -> None:
     """Print what changes, until Ctrl-C."""
     said = ""
-    with suppress(KeyboardInterrupt):
-        for trouble in _looks(teller, name):
-            if trouble and trouble != said:
-                _complain(trouble)
-            said = trouble
-            style.print(news())
-            if not _has_reader():
-                raise BrokenPipeError
+    for trouble in _looks(teller, name):
+        if trouble and trouble != said:
+            _complain(trouble)
+        said = trouble
+        style.print(news())
+        if not _has_reader():
+            raise BrokenPipeError
 
 
 def _has_reader() -> bool:
@@ -6097,18 +6100,18 @@ class _Screen:
         return [_printable(line) for line in text.removesuffix("\n").split("\n")]
 
     def run(self) -> None:
-        """Draw until Ctrl-C; the terminal is then as it was."""
+        """Draw until a signal such as Ctrl-C; the terminal is then as it was."""
         import signal
 
-        wanted: dict[str, Any] = {"SIGTERM": self._end, "SIGHUP": self._end, "SIGTSTP": self._pause}
+        wanted: dict[str, Any] = {**dict.fromkeys(_ENDING, self._end), "SIGTSTP": self._pause}
         handlers = {getattr(signal, name): handler for name, handler in wanted.items() if hasattr(signal, name)}
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        heeded = {number for number in handlers if signal.getsignal(number) is not signal.SIG_IGN}  # not below nohup
+        before = {number: signal.signal(number, handlers[number]) for number in heeded}
         try:
             self._enter()
-            with suppress(KeyboardInterrupt):
-                for trouble in _looks(self.teller, self.name):
-                    self.look()
-                    self.draw(trouble)
+            for trouble in _looks(self.teller, self.name):
+                self.look()
+                self.draw(trouble)
         finally:
             self._leave()
             for number, handler in before.items():
@@ -6116,6 +6119,11 @@ class _Screen:
 
     @staticmethod
     def _end(number: int, _: object) -> NoReturn:
+        """End once: another signal must not keep the terminal from being given back."""
+        import signal
+
+        for name in _ENDING:
+            signal.signal(getattr(signal, name, number), signal.SIG_IGN)
         sys.exit(128 + number)
 
     def _pause(self, number: int, _: object) -> None:

@@ -621,7 +621,7 @@ def test_following_a_busy_file_misses_nothing(path: Path) -> None:
         follower.expect("~ down: 0 → 0")
         follow_a_busy_file(follower, path)
         follower.send_signal(signal.SIGINT)
-        follower.finish()
+        follower.finish(130)
 
 
 def follow_a_busy_file(follower: Child, path: Path) -> None:
@@ -702,7 +702,7 @@ def test_following_goes_on_across_vacuums_and_removals(script: Child, path: Path
         while (line := follower.line()) != '+ c: "yes"':
             assert line == "+ b[1]: 2"
         follower.send_signal(signal.SIGINT)
-        follower.finish()
+        follower.finish(130)
 
 
 def test_following_tells_that_the_file_is_gone_or_damaged(path: Path) -> None:
@@ -744,7 +744,7 @@ def test_following_in_a_terminal(script: Child, path: Path) -> None:
         tell(script, "STATE.jobs = ['a']; del STATE.last_id; STATE.vacuum()")
         terminal.until_shown("+ jobs: [a]", "- last_id: 42")
         terminal.press("\x03")
-        terminal.finish()
+        terminal.finish(130)
 
         assert {"green", "red", "brown"} <= terminal.colours  # brown is pyte's name for yellow
 
@@ -772,13 +772,15 @@ def test_watch_draws_the_state_and_marks_what_changed(script: Child, path: Path)
 
 
 @in_a_terminal
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_watch_leaves_the_terminal_as_it_was(number: signal.Signals, code: int, config: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [("^C", 130), ("^\\", 131), (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_watch_leaves_the_terminal_as_it_was(number: str | signal.Signals, code: int, config: Path) -> None:
     with Terminal([*COMMAND, "watch", str(config)], ENVIRON) as terminal:
         terminal.until_shown("retry")
         assert (terminal.echoes_at_first, terminal.echoes) == (True, False)
-        if number == signal.SIGINT:
-            terminal.press("\x03")
+        if isinstance(number, str):
+            terminal.press(chr(ord(number[1]) & 31))
         else:
             terminal.send_signal(number)
         terminal.finish(code)
@@ -797,7 +799,7 @@ def test_watch_gives_the_terminal_back_while_it_is_stopped(config: Path) -> None
         assert b"\x1b[?7h\x1b[?25h\x1b[?1049l\x1b[?1049h\x1b[?25l\x1b[?7l" in terminal.written
         terminal.until(lambda: terminal.written.count(b"retry") == 2)
         terminal.press("\x03")
-        terminal.finish()
+        terminal.finish(130)
 
         assert terminal.echoes
 
@@ -839,6 +841,37 @@ def test_watch_of_a_part_that_comes_and_goes(script: Child, path: Path) -> None:
 
 
 @in_a_terminal
+def test_watch_gives_the_terminal_back_when_a_second_signal_comes(config: Path) -> None:
+    """What ends it comes again at each moment of its end; it is only late then."""
+    code = """if True:
+        import os, persistedstate, signal, sys
+        leave, put = persistedstate._Screen._leave, persistedstate._Screen._put
+        def leave_signalled(screen):
+            for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT:
+                os.kill(os.getpid(), number)
+            leave(screen)
+        persistedstate._Screen._leave = leave_signalled
+        sys.exit(persistedstate._main())
+    """
+    with Terminal([sys.executable, "-c", code, "watch", str(config)], ENVIRON) as terminal:
+        terminal.until_shown("retry")
+        terminal.press("\x03")
+        terminal.finish(130)
+
+        assert terminal.written.endswith(b"\x1b[?7h\x1b[?25h\x1b[?1049l")
+        assert terminal.echoes
+
+
+@in_a_terminal
+def test_watch_goes_on_at_a_signal_that_is_ignored(script: Child, path: Path) -> None:
+    with Terminal(["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", *COMMAND, "watch", str(path)], ENVIRON) as terminal:
+        terminal.until_shown("{}")
+        terminal.send_signal(signal.SIGHUP)
+        tell(script, "STATE.a = 1")
+        terminal.until_shown("a: 1")
+
+
+@in_a_terminal
 def test_watch_of_a_file_with_other_line_ends(path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbfa: 1 #\ttab\r\nb: 2\r\n")
     with Terminal([*COMMAND, "watch", str(path)], ENVIRON) as terminal:
@@ -867,7 +900,7 @@ def test_watch_prints_lines_into_a_pipe(script: Child, path: Path) -> None:
         tell(script, "STATE.vacuum(); del STATE.a")
         watcher.expect("- a: {b: 2}")
         watcher.send_signal(signal.SIGINT)
-        watcher.finish()
+        watcher.finish(130)
 
 
 # ---- check, repair, vacuum, diff, demo ----
