@@ -5924,7 +5924,7 @@ def _opened(options: Namespace) -> Iterator[PersistedState]:
 
 def _set(options: Namespace) -> int:
     *above, last = _parse_path(options.path)
-    value = _yaml_value(options.value)
+    value = _value(options)
     with _opened(options) as state:
         keys, node = _resolve(state, above)
         is_new = type(_content(node)) is dict and not any(_twin(_content(node), wanted) for wanted in last)
@@ -5942,7 +5942,7 @@ def _delete(options: Namespace) -> int:
 
 
 def _append(options: Namespace) -> int:
-    steps, value = _parse_path(options.path), _yaml_value(options.value)
+    steps, value = _parse_path(options.path), _value(options)
     with _opened(options) as state:
         keys, node = _resolve(state, steps)
         if not isinstance(node, StateList):
@@ -5950,6 +5950,10 @@ def _append(options: Namespace) -> int:
             raise _Refusal(f"{_path_text(keys)} is {kind}, no list: nothing can be appended")
         node.append(value)
     return 0
+
+
+def _value(options: Namespace) -> Any:
+    return options.value if options.string else _yaml_value(options.value)
 
 
 def _yaml_value(text: str) -> Any:
@@ -6370,9 +6374,10 @@ _COMMANDS = {
     ),
     "set": _Command(
         _set,
-        "FILE PATH VALUE --wait",
+        "FILE PATH VALUE --string --wait",
         "set a value; the key may be new",
-        'persistedstate set example.state last_id 41\n  persistedstate set example.state "jobs[0]" "{name: a}"',
+        'persistedstate set example.state last_id 41\n  persistedstate set example.state "jobs[0]" "{name: a}"\n'
+        '  persistedstate set --string example.state version "$version"',
     ),
     "delete": _Command(
         _delete,
@@ -6382,7 +6387,7 @@ _COMMANDS = {
     ),
     "append": _Command(
         _append,
-        "FILE PATH VALUE --wait",
+        "FILE PATH VALUE --string --wait",
         "add an item to the end of a list",
         'persistedstate append example.state jobs "{name: b, done: false}"',
     ),
@@ -6452,7 +6457,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "nargs": "?",
         "help": "a part of it, such as jobs[3].name; persistedstate --help tells more",
     },
-    "VALUE": {"metavar": "VALUE", "help": "YAML: 42, text, [a, b], {name: a}"},
+    "VALUE": {"metavar": "VALUE", "help": "YAML: 42, text, [a, b], {name: a}; an empty one is null"},
+    "--string": {"action": "store_true", "help": "VALUE is text exactly as it stands, no YAML; it comes last"},
     "--json": {"action": "store_true", "help": "as JSON; what it cannot say becomes a string"},
     "--wait": {
         "type": _seconds,
@@ -6476,23 +6482,28 @@ def _parser(words: Sequence[str] = ()) -> ArgumentParser:
     def layout(prog: str) -> RawDescriptionHelpFormatter:
         return RawDescriptionHelpFormatter(prog, width=100)  # to ask for the terminal's costs 5 ms each time
 
-    parser = Parser(
-        prog="persistedstate",
-        description="Look at state files, change them, watch them, mend them.",
-        epilog=_HELP,
-        formatter_class=layout,
-    )
+    # What is short for --string would come too late.
+    manner: dict[str, Any] = {"formatter_class": layout, "allow_abbrev": False}
+    does = "Look at state files, change them, watch them, mend them."
+    parser = Parser(prog="persistedstate", description=does, epilog=_HELP, **manner)
     parser.add_argument("--version", action="version", version=f"persistedstate {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, prog="persistedstate")
     for name in words[:1] if words and words[0] in _COMMANDS else _COMMANDS:
         command = _COMMANDS[name]
         example = f"example:\n  {command.example}"
-        added = commands.add_parser(
-            name, help=command.does, description=command.does, epilog=example, formatter_class=layout
-        )
+        added = commands.add_parser(name, help=command.does, description=command.does, epilog=example, **manner)
         for argument in command.arguments.split():
             added.add_argument(argument.strip("[]").lower(), **_ARGUMENTS[argument])
     return parser
+
+
+def _options(words: Sequence[str]) -> Namespace:
+    """Parse the words; behind --string, the last one is VALUE, also where it looks like an option."""
+    is_text = "--string" in words[1:-1] and words[-1].startswith("-")
+    options = _parser(words).parse_args([*words[:-1], "-"] if is_text else words)
+    if is_text:
+        options.value = words[-1]
+    return options
 
 
 def _main(arguments: Sequence[str] | None = None) -> int:
@@ -6516,7 +6527,7 @@ def _main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        options = _parser(words).parse_args(words)
+        options = _options(words)
     except SystemExit as end:
         return int(end.code or 0)
     try:

@@ -29,7 +29,7 @@ import persistedstate
 from persistedstate import PersistedState, _main, _parse_path, _path_text, _Refusal, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 Terminal: Any = None
 with suppress(ImportError):
@@ -425,6 +425,11 @@ def test_get_serves_a_shell_script(config: Path) -> None:
         (["set", "when", "2024-05-01"], "", "when: 2024-05-01\n"),
         (["set", "nothing", ""], "", "nothing: null\n"),
         (["set", "--", "dash", "-x"], "", 'dash: "-x"\n'),
+        (["set", "v", "1.10", "--string"], "", 'v: "1.10"\n'),
+        (["set", "--string", "v", "1.10", "--wait", "0"], "", 'v: "1.10"\n'),
+        (["set", "v", "--wait", "0", "--string", "-1"], "", 'v: "-1"\n'),
+        (["set", "--string", "--", "v", "-x"], "", 'v: "-x"\n'),
+        (["append", "jobs", "--string", "-h"], "jobs:\n- 1\n", 'jobs:\n- 1\n- "-h"\n'),
         (["delete", "jobs[-1]"], "jobs:\n- a  # one\n- b\n", "jobs:\n- a  # one\n"),
         (["delete", "[3]"], "3: a\n'3': b\n", "'3': b\n"),
         (["append", "jobs", "{name: b}"], "jobs:\n- a\n", "jobs:\n- a\n- name: b\n"),
@@ -441,8 +446,35 @@ def test_change_of_a_file(arguments: list[str], before: str, after: str, path: P
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["", " ", "1.10", "0123", "1e3", "null", "~", "true", "2024-05-01", "#fff", "[1", "b: c: d", "'quoted'", "!!str x"]
+    + ["-x", "-5", "-", "--", "--help", "-h", "--string", "--wait", "--wait=x", "a  b\n", "\t", "\u2028", "ß 😀"],
+)
+@pytest.mark.parametrize("arguments", [["set", "--string", "X", "a"], ["set", "X", "a", "--string"]])
+def test_text_is_taken_as_it_stands(
+    arguments: list[str], text: str, config: Path, on_disk: Callable[..., dict[Any, Any]]
+) -> None:
+    assert _main([*[str(config) if word == "X" else word for word in arguments], text]) == 0
+
+    assert on_disk()["a"] == text
+
+
+def test_text_of_a_shell_variable_that_is_empty(config: Path, on_disk: Callable[..., dict[Any, Any]]) -> None:
+    """An empty VALUE is null, as in YAML; with --string it is the empty text."""
+    shell = 'for option in "" --string; do "$0" -m persistedstate set $option x.state "a$option" "$none" || exit; done'
+
+    subprocess.run(["sh", "-c", shell, sys.executable], cwd=config.parent, env=ENVIRON, check=True)
+
+    assert (on_disk()["a"], on_disk()["a--string"]) == (None, "")
+
+
+@pytest.mark.parametrize(
     ("arguments", "said", "code"),
     [
+        (["set", "X", "--string", "a"], "the following arguments are required: VALUE", 2),
+        (["set", "X", "--str", "a", "1"], "unrecognized arguments: --str", 2),
+        (["set", "X", "a", "-x", "--string"], "the following arguments are required: VALUE", 2),
+        (["get", "X", "--string", "-x"], "unrecognized arguments: --string", 2),
         (["set", "X", "a.b.c", "1"], "a: there is no such key, only retry, hosts, jobs, 'a.b'", 1),
         (["set", "X", "retry.x", "1"], "retry.x: retry is 30, which has no parts", 1),
         (["set", "X", "jobs[2]", "1"], "jobs[2]: jobs is a list of 2 items: jobs[0] to jobs[1]", 1),
@@ -805,6 +837,37 @@ def test_watch_gives_the_terminal_back_while_it_is_stopped(config: Path) -> None
 
 
 @in_a_terminal
+def test_watch_gives_the_terminal_back_when_a_second_signal_comes(config: Path) -> None:
+    """What ends it comes again at each moment of its end; it is only late then."""
+    code = """if True:
+        import os, persistedstate, signal, sys
+        leave, put = persistedstate._Screen._leave, persistedstate._Screen._put
+        def leave_signalled(screen):
+            for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT:
+                os.kill(os.getpid(), number)
+            leave(screen)
+        persistedstate._Screen._leave = leave_signalled
+        sys.exit(persistedstate._main())
+    """
+    with Terminal([sys.executable, "-c", code, "watch", str(config)], ENVIRON) as terminal:
+        terminal.until_shown("retry")
+        terminal.press("\x03")
+        terminal.finish(130)
+
+        assert terminal.written.endswith(b"\x1b[?7h\x1b[?25h\x1b[?1049l")
+        assert terminal.echoes
+
+
+@in_a_terminal
+def test_watch_goes_on_at_a_signal_that_is_ignored(script: Child, path: Path) -> None:
+    with Terminal(["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", *COMMAND, "watch", str(path)], ENVIRON) as terminal:
+        terminal.until_shown("{}")
+        terminal.send_signal(signal.SIGHUP)
+        tell(script, "STATE.a = 1")
+        terminal.until_shown("a: 1")
+
+
+@in_a_terminal
 def test_watch_fits_the_window(script: Child, path: Path) -> None:
     tell(script, "STATE.update(numbers=list(range(100)), long='x' * 200)")
     with Terminal([*COMMAND, "watch", str(path)], ENVIRON, columns=70, rows=8) as terminal:
@@ -838,37 +901,6 @@ def test_watch_of_a_part_that_comes_and_goes(script: Child, path: Path) -> None:
         terminal.until_shown("is gone; waiting")
         path.write_text("jobs: [{name: again}]\n", encoding="utf-8")
         terminal.until_shown("> name: again")
-
-
-@in_a_terminal
-def test_watch_gives_the_terminal_back_when_a_second_signal_comes(config: Path) -> None:
-    """What ends it comes again at each moment of its end; it is only late then."""
-    code = """if True:
-        import os, persistedstate, signal, sys
-        leave, put = persistedstate._Screen._leave, persistedstate._Screen._put
-        def leave_signalled(screen):
-            for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT:
-                os.kill(os.getpid(), number)
-            leave(screen)
-        persistedstate._Screen._leave = leave_signalled
-        sys.exit(persistedstate._main())
-    """
-    with Terminal([sys.executable, "-c", code, "watch", str(config)], ENVIRON) as terminal:
-        terminal.until_shown("retry")
-        terminal.press("\x03")
-        terminal.finish(130)
-
-        assert terminal.written.endswith(b"\x1b[?7h\x1b[?25h\x1b[?1049l")
-        assert terminal.echoes
-
-
-@in_a_terminal
-def test_watch_goes_on_at_a_signal_that_is_ignored(script: Child, path: Path) -> None:
-    with Terminal(["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", *COMMAND, "watch", str(path)], ENVIRON) as terminal:
-        terminal.until_shown("{}")
-        terminal.send_signal(signal.SIGHUP)
-        tell(script, "STATE.a = 1")
-        terminal.until_shown("a: 1")
 
 
 @in_a_terminal
