@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import statistics
 import subprocess
@@ -34,12 +35,14 @@ REGISTRY_HOST = re.compile(
 )
 
 
+@functools.cache
 def banners() -> list[tuple[int, str]]:
     """Return (line, title) of every section, the head included."""
     found = [(SOURCE.count("\n", 0, match.start()) + 1, match[1]) for match in BANNER.finditer(SOURCE)]
     return [(1, "Head"), *found]
 
 
+@functools.cache
 def section_of(line: int) -> int:
     """Return the number of the section that holds a line."""
     return sum(1 for start, _ in banners() if start <= line) - 1
@@ -53,6 +56,7 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (function.end_lineno or 0) - function.lineno + 1 - docstring
 
 
+@functools.cache
 def lengths() -> dict[str, int]:
     """Return the length of every function, by its name and line."""
     functions = [node for node in ast.walk(TREE) if isinstance(node, Function)]
