@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ SEED = "PERSISTEDSTATE_SEED"
 @pytest.hookimpl(tryfirst=True)  # Hypothesis reads its option in the same hook
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaves(*what): the test may leave 'descriptors', 'threads' or 'files' behind")
+    _heed_signals()
     # pytest-xdist's workers, which come later, inherit it.
     os.environ[SEED] = os.environ.get(SEED) or str(random.SystemRandom().getrandbits(48))
     if config.option.hypothesis_seed is None:
@@ -33,6 +35,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # Where Hypothesis sees a CI server, it would take seeds of its own.
     settings.register_profile("seeded", derandomize=False)
     settings.load_profile("seeded")
+
+
+def _heed_signals() -> None:
+    """Let the processes of the tests have the signals that a shell or nohup has ours ignore: they would inherit that.
+
+    Below nohup, the end of the terminal shall still not end the tests.
+    """
+    wanted = {"SIGINT": signal.default_int_handler, "SIGHUP": lambda *_: None}
+    for number, handler in ((getattr(signal, name, None), handler) for name, handler in wanted.items()):
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_report_header() -> str:

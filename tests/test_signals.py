@@ -12,6 +12,8 @@ import fcntl
 import functools
 import json
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import oracle
 import pytest
 from checks import run_child, scratch
-from processes import Child, interrupt_after_call, interrupt_at
+from processes import PATIENCE, Child, interrupt_after_call, interrupt_at
 from rounds import rounds as sized
 
 import persistedstate
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator
 
+ROOT = Path(__file__).resolve().parent.parent
 STORM = "import runpy, sys; sys.argv[0] = 'storm.py'; runpy.run_path({!r}, run_name='__main__')".format(
     str(Path(__file__).with_name("storm.py"))
 )
@@ -507,3 +510,14 @@ def test_interrupted_program_ends_by_the_signal_with_its_state_on_the_disk(path:
 
     assert done in {501, 502}
     assert oracle.read(path) == {"done": list(range(done))}
+
+
+def test_signals_that_a_shell_or_nohup_ignores_reach_what_the_tests_start() -> None:
+    """They are inherited, unless conftest.py sees to it."""
+    command = ["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    tests = ["tests/test_opening.py", "tests/test_command_line.py", "-k", "False and SIGHUP or watch_prints_lines"]
+
+    done = subprocess.run([*command, *tests], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout
