@@ -104,6 +104,13 @@ def values(path: Path) -> dict[str, Any]:
     return {name: {key: entry["value"] for key, entry in entries.items()} for name, entries in state.items()}
 
 
+def in_order(value: Any) -> Any:
+    """Return a value with its keys sorted, all the way down."""
+    if isinstance(value, dict):
+        return {key: in_order(value[key]) for key in sorted(value)}
+    return [in_order(item) for item in value] if isinstance(value, list) else value
+
+
 TOTAL = sum(map(len, SAMPLE.values()))
 
 
@@ -116,7 +123,7 @@ def test_everything_goes_there_and_back(source: Path, tmp_path: Path, address: s
     home = run(copy(address, back))
 
     assert (there, again, home) == (Copied(TOTAL, TOTAL, 2), Copied(TOTAL, 0, 2), Copied(TOTAL, TOTAL, 2))
-    assert oracle.same(values(back), SAMPLE) or values(back) == SAMPLE
+    assert oracle.same(in_order(values(back)), in_order(SAMPLE))  # a server may enumerate in another order
     before, after = expiries(source), expiries(back)
     assert {key for key, when in after.items() if when} == set(LIVES)
     for key in LIVES:
@@ -510,7 +517,7 @@ def test_command_explains_itself() -> None:
     done = call("copy", "--help")
 
     assert done.returncode == 0
-    assert all(name in done.stdout for name in ["SOURCE", "redis://", "disk:FOLDER"]) or "source" in done.stdout
+    assert [name for name in ["copy", "source", "target", "redis://", "disk:FOLDER"] if name not in done.stdout] == []
 
 
 # ---- Addresses ----
