@@ -8,7 +8,8 @@ figures, `bars.md` with those that this project wants to reach, the charts, and 
 README.md between `<!-- benchmark -->` and `<!-- end of benchmark -->`, if there is one, is renewed, too.
 
     python benchmarks/bench.py -k counter       only the benchmarks of that name (an expression of pytest); prints only
-    python benchmarks/bench.py --quick          seconds, in the environment that it runs in: shows only that all works
+    python benchmarks/bench.py --quick          of small sizes, in the same environments: shows only that all works
+    python benchmarks/bench.py --render         measures nothing: writes pages and charts anew from `results.json`
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from figures import Figures, rows_of
+from figures import Figures, Row, rows_of
 from rendering import bars_page, bars_table, chart, page, short_table
 
 HERE = Path(__file__).resolve().parent
@@ -35,16 +36,19 @@ OLD_PACKAGES = ["persistedstate==26.1", "pytest>=8.2", "pytest-benchmark>=5.0"]
 NOTHING_TO_RUN = 5
 
 CHARTS = {
-    "counter": "STATE.counter += 1: time per change (logarithmic)",
-    "open 1 MB": "Opening a file of 1 MB (logarithmic)",
+    "counter": "STATE.counter += 1: time per change, shorter is better (logarithmic)",
+    "open 1 MB": "Opening a file of 1 MB, shorter is better (logarithmic)",
 }
 
 
 def main() -> int:
     """Run what the command line asks for."""
     options = _parser().parse_args()
+    if options.render:
+        write(RESULTS, *read_results())
+        return 0
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=_scratch()) as name:
-        reports = _quick(Path(name)) if options.quick else _full(Path(name), options.k)
+        reports = _measure(Path(name), *(["--tiny"] if options.quick else []), "-k", options.k)
         figures = Figures(row for report in reports for row in rows_of(report))
         caption = caption_of(reports[0]["machine_info"]) if reports else ""
         if options.quick:
@@ -63,7 +67,8 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     summary = __doc__.splitlines()[0] if __doc__ else ""
     parser = argparse.ArgumentParser(description=summary)
-    parser.add_argument("--quick", action="store_true", help="seconds, without peers that are not installed")
+    parser.add_argument("--quick", action="store_true", help="of small sizes: shows only that all works")
+    parser.add_argument("--render", action="store_true", help="only write pages and charts anew from results.json")
     parser.add_argument("-k", metavar="EXPRESSION", default="", help="only these benchmarks; prints, writes nothing")
     return parser
 
@@ -78,18 +83,13 @@ def _scratch() -> Path:
 # ---- Running ---------------------------------------------------------------------------------------------------------
 
 
-def _quick(scratch: Path) -> list[dict[str, Any]]:
-    """Run everything with small sizes, here."""
-    return [_run(sys.executable, [ROOT], scratch, "--tiny")]
-
-
-def _full(scratch: Path, expression: str) -> list[dict[str, Any]]:
+def _measure(scratch: Path, *arguments: str) -> list[dict[str, Any]]:
     """Make the environments and run everything in both."""
     reports = []
     for folder, path, packages in (ENVIRONMENT, [ROOT], ["-e", ".[bench]"]), (OLD_ENVIRONMENT, [], OLD_PACKAGES):
         environment = {**os.environ, "PYTHON": sys.executable}
         subprocess.run([ROOT / ".ci/venv", folder, *packages], cwd=ROOT, env=environment, check=True)
-        reports.append(_run(str(ROOT / folder / "bin/python"), path, scratch, "-k", expression))
+        reports.append(_run(str(ROOT / folder / "bin/python"), path, scratch, *arguments))
     return [report for report in reports if report]
 
 
@@ -140,6 +140,12 @@ def write(folder: Path, figures: Figures, caption: str) -> None:
         if rows:
             name = case.replace(" ", "-").lower()
             (folder / f"{name}.svg").write_text(chart(title, rows, caption), "utf-8")
+
+
+def read_results() -> tuple[Figures, str]:
+    """Return what was measured last, and on what."""
+    content = json.loads((RESULTS / "results.json").read_bytes())
+    return Figures(Row(**row) for row in content["rows"]), content["caption"]
 
 
 def renew_readme(figures: Figures, caption: str) -> None:

@@ -113,23 +113,30 @@ def short_table(figures: Figures) -> str:
 TEXT, GRID = "#6e7781", "#7d859055"
 COLOURS = {"memory": "#9a8c98", "process crash": "#3b82f6", "power loss": "#16a34a", "": "#d97706"}
 LEGEND = {"memory": "memory only", "process crash": "survives a process crash", "power loss": "survives a power loss"}
-WIDTH, LEFT, RIGHT, TOP, STEP, BAR = 840, 225, 90, 64, 26, 16
+WIDTH, LEFT, RIGHT, TOP, STEP, BAR = 840, 225, 90, 88, 26, 16
+#: How wide a character is at the most, about.
+LETTER = 8.5
 
 
 def chart(title: str, rows: Iterable[Row], caption: str) -> str:
-    """Return an SVG: a bar for each row, on a logarithmic scale of seconds, the limit among them."""
+    """Return an SVG: a bar for each row, on a logarithmic scale of seconds, the limit among them.
+
+    The shortest stands at the top, so that a line of the scale can end where it meets the first bar that is as long.
+    """
     bars = sorted(_bars(list(rows)), key=lambda bar: bar[1])
     low = math.floor(math.log10(bars[0][1]) - 0.05)
     high = math.ceil(math.log10(bars[-1][1]))
     scale = (WIDTH - LEFT - RIGHT) / max(1, high - low)
     bottom = TOP + STEP * len(bars)
     parts = [_text(0, 18, title, weight="bold", size=16), *_legend({bar[2] for bar in bars})]
-    parts += [_grid(power, LEFT + (power - low) * scale, bottom) for power in range(low, high + 1)]
-    for index, bar in enumerate(bars):
-        parts += _bar(bar, TOP + STEP * index, (math.log10(bar[1]) - low) * scale)
-    parts += [_text(0, bottom + 44, caption, size=12)]
+    widths = [(math.log10(bar[1]) - low) * scale for bar in bars]
+    ends = [LEFT + width + 6 + LETTER * len(amount(bar[1], "s")) for bar, width in zip(bars, widths, strict=True)]
+    parts += [_grid(power, LEFT + (power - low) * scale, ends) for power in range(low, high + 1)]
+    for index, (bar, width) in enumerate(zip(bars, widths, strict=True)):
+        parts += _bar(bar, TOP + STEP * index, width)
+    parts += [_text(0, bottom + 20, caption, size=12)]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 56}" width="{WIDTH}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 32}" width="{WIDTH}" '
         f'font-family="system-ui, sans-serif" role="img">\n<title>{escape(title)}</title>\n'
         + "\n".join(parts)
         + "\n</svg>\n"
@@ -159,9 +166,11 @@ def _legend(present: set[str]) -> list[str]:
     return parts
 
 
-def _grid(power: int, x: float, bottom: int) -> str:
-    line = f'<line x1="{x:.1f}" y1="{TOP - 8}" x2="{x:.1f}" y2="{bottom}" stroke="{GRID}"/>'
-    return line + _text(x, bottom + 18, amount(10.0**power, "s").replace(".00", "").replace(".0", ""), anchor="middle")
+def _grid(power: int, x: float, ends: Sequence[float]) -> str:
+    """Return a line of the scale with its figure; ends: how far each bar reaches with its label."""
+    rows = next((index for index, end in enumerate(ends) if end >= x), len(ends))
+    line = f'<line x1="{x:.1f}" y1="{TOP - 12}" x2="{x:.1f}" y2="{TOP + STEP * rows - 6}" stroke="{GRID}"/>'
+    return line + _text(x, TOP - 18, amount(10.0**power, "s").replace(".00", "").replace(".0", ""), anchor="middle")
 
 
 def _bar(bar: tuple[str, float, str], y: int, width: float) -> list[str]:

@@ -110,6 +110,40 @@ def test_chart_is_an_svg_with_a_bar_per_store_and_the_limit(bench: ModuleType, f
     assert widths[0] > 0
 
 
+@pytest.mark.parametrize("chart", ["counter.svg", "open-1-mb.svg"])
+def test_no_line_of_a_chart_crosses_a_bar_or_its_label(chart: str) -> None:
+    drawing = ET.parse(BENCHMARKS / "results" / chart).getroot()  # noqa: S314 - our own
+    lines = [[float(line.get(name, "")) for name in ("x1", "y1", "y2")] for line in drawing.iter(f"{SVG}line")]
+    shapes = list(drawing)
+    rows = [(bar, shapes[place + 1]) for place, bar in enumerate(shapes) if bar.get("opacity")]
+    assert len(lines) >= 4
+    assert len(rows) >= 4
+    for bar, label in rows:
+        left, top, high = (float(bar.get(name, "")) for name in ("x", "y", "height"))
+        right = float(label.get("x", "")) + 7 * len(label.text or "")
+        assert float(label.get("x", "")) > left + float(bar.get("width", ""))
+        assert [x for x, start, end in lines if left <= x <= right and start < top + high and end > top] == []
+
+
+def test_charts_say_which_end_is_better(bench: ModuleType) -> None:
+    assert all("shorter is better" in title for title in bench.CHARTS.values())
+
+
+def test_pages_in_the_tree_are_those_of_the_figures_there(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--render` writes them, and measures nothing."""
+    for name in ("results.json", "table.md", "bars.md", "counter.svg", "open-1-mb.svg"):
+        (tmp_path / name).write_bytes((BENCHMARKS / "results" / name).read_bytes() if name == "results.json" else b"")
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["bench.py", "--render"])
+
+    assert bench.main() == 0
+
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (BENCHMARKS / "results" / file.name).read_bytes()
+
+
 def test_case_without_figures_gets_no_chart(bench: ModuleType, figures: Any, tmp_path: Path) -> None:
     bench.write(tmp_path, figures, "here")
 
