@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import oracle
 import pytest
 from checks import scratch
+from disk import Folder, Recorder, installed
 from editing import staged
 from processes import Child
 from rounds import rounds
@@ -252,6 +253,23 @@ def test_repair_takes_only_the_mark_of_a_file_that_was_put_behind_another(path: 
     aside.unlink()
 
 
+def test_what_is_cut_is_on_the_disk_before_the_file_changes(damaged: Path, damage: Damage) -> None:
+    """A crash or a loss of power in between finds it in the one or in the other."""
+    system = Recorder(damaged.parent, Folder.of({damaged.name: damage.data}))
+    (state,) = system.files.contents
+
+    with installed(system):
+        repair(damaged)
+
+    (aside,) = asides(damaged)
+    kept = system.files.names[aside.name]
+    synced = next(at for at, call in enumerate(system.log) if (call.kind, call.file) == ("sync", kept))
+    assert [call.kind for call in system.log[:synced] if call.file == state] == []
+    assert [call.kind for call in system.log[synced:] if call.file == kept and call.kind in {"write", "cut"}] == []
+    changing = [at for at, call in enumerate(system.log) if damaged.name in {call.name, call.new_name}]
+    assert synced < min(changing)
+
+
 def test_a_dry_run_only_tells(damaged: Path) -> None:
     before, problems = whole(damaged), check(damaged)
 
@@ -333,6 +351,32 @@ def test_several_bad_records_cost_only_themselves(path: Path) -> None:
     }
     (aside,) = asides(path)
     aside.unlink()
+
+
+@pytest.mark.leaves("files")
+@pytest.mark.parametrize(
+    "uses", ["b: *x\n", "b:\n- *x\n- 2\n", "b: &y 2\nc: [*x, *y]\n", "b:\n  <<: *x\n", "b:\n  c: ]\n  d: *x\n"]
+)
+def test_uses_of_an_anchor_above_are_kept(path: Path, uses: str) -> None:
+    """What is read entry by entry knows the anchors of the entries before."""
+    path.write_text(f"a: &x {{k: 1}}\n{uses}e: ]\n")
+
+    repair(path)
+
+    assert path.read_text() == f"a: &x {{k: 1}}\n{uses}".replace("  c: ]\n", "")
+
+
+@pytest.mark.leaves("files")
+def test_what_was_cut_stands_beside_in_the_order_of_the_file(path: Path) -> None:
+    """A key that stands twice is noticed last."""
+    path.write_text("a: 1\na: 2\nb: ]\nb: 3\nc:\n  d: ]\n  e: 1\n  e: 2\n")
+
+    damaged = repair(path).damaged
+
+    assert damaged is not None
+    with open(damaged) as file:  # noqa: PTH123 - a string
+        lines = [line.split(":")[0] for line in file if line.startswith("# line ")]
+    assert lines == ["# line 2", "# line 3", "# line 6", "# line 8"]
 
 
 def test_a_merge_conflict_of_git_leaves_one_side(path: Path) -> None:

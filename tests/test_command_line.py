@@ -397,6 +397,21 @@ def test_get_tells_what_is_missing(part: str, said: str, config: Path) -> None:
     assert complaint("get", config, part, code=1) == f"persistedstate: {said}\n"
 
 
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [("true", "[1]"), ("1", "[true]"), ("1", "[1.0]"), ("'1'", "[true]"), ("0", "[false]"), ("0.0", "[0]")],
+)
+def test_key_of_another_type_is_another_key(
+    key: str, other: str, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python takes True for 1, and 1.0 too."""
+    path.write_text(f"{key}: a\n", encoding="utf-8")
+
+    assert [_main(["get", str(path), part]) for part in (other, f"[{key}]")] == [1, 0]
+
+    assert capsys.readouterr().out == "a\n"
+
+
 def test_get_serves_a_shell_script(config: Path) -> None:
     shell = 'name=$("$0" -m persistedstate get x.state "jobs[0].name") && echo "<$name>"'
 
@@ -484,6 +499,8 @@ def test_text_of_a_shell_variable_that_is_empty(config: Path, on_disk: Callable[
         (["set", "X", "a", "!!python/name:os.system x"], "the tag", 2),
         (["set", "X", "a", "[" * 101 + "]" * 101], "nested deeper than 100 levels", 2),
         (["set", "X", "a", "--wait", "soon", "1"], "argument --wait: 'soon' is no number of seconds", 2),
+        (["set", "X", "a", "--wait", "nan", "1"], "argument --wait: 'nan' is no number of seconds", 2),
+        (["set", "X", "a", "--wait=-1", "1"], "argument --wait: '-1' is no number of seconds", 2),
         (["delete", "X", "nothing"], "nothing: there is no such key", 1),
         (["append", "X", "retry", "1"], "retry is 30, no list: nothing can be appended", 2),
         (["append", "X", "'a.b'", "1"], "'a.b' is a mapping, no list: nothing can be appended", 2),
@@ -754,6 +771,27 @@ def test_following_tells_that_the_file_is_gone_or_damaged(path: Path) -> None:
         follower.expect("~ a: 2 → 3")
 
 
+@pytest.mark.leaves("files")
+def test_following_tells_a_trouble_once_until_it_is_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away, damaged = path.with_name("x.away"), path.with_name("x.damaged")
+    path.write_text("a: 1\n", encoding="utf-8")
+    damaged.write_text("a: [\n", encoding="utf-8")
+    go, come_back = lambda: path.rename(away), lambda: away.rename(path)
+    between: Iterator[Any] = iter([go, int, int, come_back, int, go, int, lambda: damaged.rename(path), int, int])
+
+    def sleep(_: float) -> None:
+        next(between, lambda: signal.raise_signal(signal.SIGINT))()
+
+    monkeypatch.setattr(persistedstate._System, "sleep", staticmethod(sleep))
+
+    assert _main(["log", "--follow", str(path)]) == 130
+
+    told = [line.removeprefix(f"persistedstate: {path}") for line in capsys.readouterr().err.splitlines()]
+    assert [line[:8] for line in told] == [" is gone", " is gone", ": line 1"]
+
+
 def test_following_ends_when_nobody_reads_any_more(path: Path) -> None:
     path.write_text('a: 1\n--- ["set",[],"a",2]\n', encoding="utf-8")
     shell = '"$0" -m persistedstate log --follow x.state | head -n 1'
@@ -874,6 +912,8 @@ def test_watch_fits_the_window(script: Child, path: Path) -> None:
         terminal.until_shown("x.state, lines 1 to 6 of 102, Ctrl-C ends")
         assert terminal.lines[1:7] == ["  numbers:", *(f"  - {number}" for number in range(5))]
 
+        tell(script, "STATE.numbers[5] = 'below'")
+        terminal.until_shown("> - below", "~ numbers[5]: 5 → below")
         tell(script, "STATE.numbers[70] = 'here'")
         terminal.until_shown("> - here", "~ numbers[70]: 70 → here")
 

@@ -954,6 +954,27 @@ def test_a_thread_that_runs_at_exit_does_no_harm(path: Path) -> None:
     assert on_disk(path)["counter"] > 0
 
 
+def test_a_thread_that_holds_a_lock_for_ever_does_not_keep_the_process_from_ending(path: Path) -> None:
+    code = """
+        import sys, threading
+        from persistedstate import PersistedState
+        state = PersistedState(sys.argv[1], a=1)
+        state.a = 2
+        held = threading.Event()
+        def hold():
+            with state._thread_lock:
+                held.set()
+                threading.Event().wait()
+        threading.Thread(target=hold, daemon=True).start()
+        held.wait()
+    """
+
+    run_child(code, path)
+
+    with PersistedState(path) as state:
+        assert plain(state) == {"a": 2}
+
+
 # ---- Writing ---------------------------------------------------------------------------------------------------------
 
 

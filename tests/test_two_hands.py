@@ -830,6 +830,16 @@ def test_the_rest_of_a_record_without_its_dashes_is_no_text(path: Path, state: A
     assert plain(state) == {**START, "last_id": 7}
 
 
+@pytest.mark.parametrize("rest", ['of chapter 2: the end"]', '2 of them: "so"","b.csv"]', 'x y: 1",{"z":[1]}]]'])
+def test_the_rest_of_a_record_is_no_text_though_it_reads_as_an_entry(path: Path, state: Any, rest: str) -> None:
+    """The record was written while the text was being saved over it, and had a colon in a string."""
+    save(path, f'{TEXT.replace("41", "7")}{rest}\n--- ["set",[],"done",true]\n', "in place")
+
+    assert state.refresh() is True
+
+    check_rest(state, path, {**START, "last_id": 7})
+
+
 @pytest.mark.parametrize("keep_journal", [True, False], ids=["journal kept", "journal left out"])
 @pytest.mark.parametrize(
     ("line", "value"),
