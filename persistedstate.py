@@ -1660,6 +1660,12 @@ def _without_half_rewrite(data: bytes) -> tuple[bytes, int]:
     return last if last and is_whole else before, len(data)
 
 
+def _skipped(data: bytes) -> bytes:
+    """Return what stands in front of the part of a file that counts."""
+    counts, size = _without_half_rewrite(data)
+    return data[: size - len(counts)] if size and data[:size].endswith(counts) else b""
+
+
 _RECORD_START = b"--- ["
 
 
@@ -4524,7 +4530,8 @@ def _parsed(path: str, data: bytes) -> _Stream:
     try:
         return _Stream(data)
     except _BadText as problem:
-        raise _corrupt(path, data.decode(errors="replace"), problem) from None
+        offset = problem.offset + len(_skipped(data).decode(errors="replace"))
+        raise _corrupt(path, data.decode(errors="replace"), _BadText(problem.reason, offset)) from None
 
 
 def _replay(root: _Root, stream: _Stream, path: str, apply: Callable[[StateDict, Any], None] | None = None) -> None:
@@ -5219,10 +5226,14 @@ class _Remains:
         #: What is lost: offset in the text and content.
         self.cuts: list[tuple[int, str, str]] = []
         self.whole = data.decode(errors="surrogateescape")
+        #: The number of lines in front of those.
+        self.above = 0
         try:
             self._read_sound(data)
         except StateCorrupt as error:
+            self.above = _skipped(data).count(b"\n")
             self._read_damaged(_without_half_rewrite(data)[0].decode(errors="surrogateescape"))
+            self.problems = [problem._replace(line=problem.line + self.above) for problem in self.problems]
             if not self.problems:
                 self.problems = [Problem(error.line, error.column, error.reason, error.text)]
 
@@ -5384,7 +5395,7 @@ class _Remains:
         """Return all that was cut, with line numbers and reasons."""
         parts = []
         for offset, text, reason in sorted(self.cuts):
-            line = _line_number(self.whole, offset)
+            line = self.above + _line_number(self.whole, offset)
             parts.append(f"# line {line}: {reason}\n{text}" + "\n" * (not text.endswith("\n")))
         return "".join(parts).encode(errors="surrogateescape")
 

@@ -561,6 +561,9 @@ def test_damaged_file_is_told_with_line_and_column(arguments: list[str], path: P
         ("# caf\udce9\n# good\n\nb: 2\n", 1),
         ("b:\n  # caf\udce9\n  c: 2\n", 2),
         ('a: "\u2028"\n--- ["set",[],"a",1]\n--- ["set",["x"],"a",1]\n', 3),
+        ("a: 1\nb: 2\n--- # LAST VALID STATE: 15 bytes\na: 1\nb: ]\nc: 3\n", 5),
+        ("a: 1\nb: ]\n--- # LAST VALID STATE: 15 bytes\na: 1\nb: ]\n", 2),
+        ("a: 1\n\n---\n### LAST VALID STATE ###\nb: ]\n", 5),
     ],
 )
 def test_every_command_tells_the_line_that_check_tells_first(
