@@ -5940,6 +5940,8 @@ def _set(options: Namespace) -> int:
         keys, node = _resolve(state, above)
         is_new = type(_content(node)) is dict and not any(_twin(_content(node), wanted) for wanted in last)
         key = last[0] if is_new else _key_in(node, last, keys)
+        if is_new and key in node:
+            raise _Refusal(f"{_path_text([*keys, key])}: Python takes it for a key that is there; delete that first")
         node[key] = value
     return 0
 

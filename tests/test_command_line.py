@@ -408,8 +408,10 @@ def test_key_of_another_type_is_another_key(
     path.write_text(f"{key}: a\n", encoding="utf-8")
 
     assert [_main(["get", str(path), part]) for part in (other, f"[{key}]")] == [1, 0]
+    assert _main(["set", str(path), other, "b"]) == (0 if key == "'1'" else 2)
 
     assert capsys.readouterr().out == "a\n"
+    assert f"{key}: a\n" in path.read_text(encoding="utf-8")
 
 
 def test_get_serves_a_shell_script(config: Path) -> None:
