@@ -881,10 +881,10 @@ def test_watch_gives_the_terminal_back_while_it_is_stopped(config: Path) -> None
 
 @in_a_terminal
 def test_watch_gives_the_terminal_back_when_a_second_signal_comes(config: Path) -> None:
-    """What ends it comes again at each moment of its end; it is only late then."""
+    """Ctrl-C twice, or the terminal is closed meanwhile."""
     code = """if True:
         import os, persistedstate, signal, sys
-        leave, put = persistedstate._Screen._leave, persistedstate._Screen._put
+        leave = persistedstate._Screen._leave
         def leave_signalled(screen):
             for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT:
                 os.kill(os.getpid(), number)

@@ -517,7 +517,7 @@ def test_signals_that_a_shell_or_nohup_ignores_reach_what_the_tests_start() -> N
     command = ["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
     tests = ["tests/test_opening.py", "tests/test_command_line.py", "-k", "False and SIGHUP or watch_prints_lines"]
 
-    done = subprocess.run([*command, *tests], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run([*command, *tests], cwd=ROOT, stdout=-1, text=True, timeout=5 * PATIENCE, check=False)
 
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
