@@ -6158,7 +6158,8 @@ class _Screen:
         self._put("\x1b[?1049h\x1b[?25l\x1b[?7l")  # another screen, no cursor, no wrapping
 
     def _leave(self) -> None:
-        self._put("\x1b[?7h\x1b[?25h\x1b[?1049l")
+        with suppress(OSError):  # the terminal may be gone
+            self._put("\x1b[?7h\x1b[?25h\x1b[?1049l")
         self.restore_keyboard()
 
     @staticmethod
@@ -6231,7 +6232,12 @@ def _silent_keyboard() -> Callable[[], None]:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
     except (termios.error, OSError, ValueError):  # no terminal
         return lambda: None
-    return lambda: termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+    def restore() -> None:
+        with suppress(termios.error):
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+    return restore
 
 
 _DEMO_ITEMS = 300

@@ -81,6 +81,8 @@ class Terminal:
         taken = False
         while select.select([self._ours], [], [], 0 if taken else seconds)[0]:
             data = os.read(self._ours, 65536)
+            if not data:
+                break
             self.written += data
             self._stream.feed(data)
             taken = True
@@ -94,6 +96,11 @@ class Terminal:
         """Change the size of the window."""
         fcntl.ioctl(self._ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self._screen.resize(rows, columns)
+
+    def close_window(self) -> None:
+        """Take the terminal away, as a window that is closed does; nothing more is seen of it."""
+        os.close(self._ours)
+        self._ours = os.open(os.devnull, os.O_RDONLY)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the command."""

@@ -902,6 +902,20 @@ def test_watch_gives_the_terminal_back_when_a_second_signal_comes(config: Path) 
 
 
 @in_a_terminal
+def test_watch_ends_when_its_window_is_closed(config: Path, tmp_path: Path) -> None:
+    shell = 'exec "$@" 2>>"$0"'
+    with Terminal(
+        ["/bin/sh", "-c", shell, str(tmp_path / "said"), *COMMAND, "watch", str(config)], ENVIRON
+    ) as terminal:
+        terminal.until_shown("retry")
+        terminal.close_window()
+        terminal.finish(129)
+
+    assert (tmp_path / "said").read_text(encoding="utf-8") == ""
+    (tmp_path / "said").unlink()
+
+
+@in_a_terminal
 def test_watch_goes_on_at_a_signal_that_is_ignored(script: Child, path: Path) -> None:
     with Terminal(["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", *COMMAND, "watch", str(path)], ENVIRON) as terminal:
         terminal.until_shown("{}")
