@@ -1992,8 +1992,12 @@ class _System:
     replace = staticmethod(os.replace)
     unlink = staticmethod(os.unlink)
     listdir = staticmethod(os.listdir)
-    chmod = staticmethod(os.chmod)
-    chown = staticmethod(getattr(os, "chown", lambda *_: None))
+    fchmod: Any = staticmethod(getattr(os, "fchmod", lambda *_: None))
+    fchown: Any = staticmethod(getattr(os, "fchown", lambda *_: None))
+    listxattr: Any = staticmethod(getattr(os, "listxattr", lambda _: []))
+    getxattr: Any = staticmethod(getattr(os, "getxattr", lambda *_: None))
+    setxattr: Any = staticmethod(getattr(os, "setxattr", lambda *_: None))
+    removexattr: Any = staticmethod(getattr(os, "removexattr", lambda *_: None))
     now: Any = time.monotonic
     sleep = staticmethod(time.sleep)
     time = staticmethod(time.time)
@@ -2033,8 +2037,13 @@ _LOOK_EVERY = 0.1
 _QUIET, _QUIET_RETRY = 0.1, 0.02
 #: Seconds by which the time that a file system notes for a write may differ from the clock.
 _CLOCK_TICK = 0.05
+#: Attributes by which the kernel vouches for the content of a file; they are its own affair.
+_OF_CONTENT = {"security.ima", "security.evm"}
 #: Where these are the reason why a file cannot be replaced, it is rewritten in its place.
-_NOT_REPLACEABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV, errno.ENAMETOOLONG}
+_NOT_REPLACEABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV, errno.ENAMETOOLONG),
+    errno.EOVERFLOW,  # the user has no number on that file system
+}
 
 
 def _holder(status: os.stat_result) -> int | None:
@@ -2167,7 +2176,7 @@ class _Journal:
         descriptor = _above_standard(_system.open(self.path, flags | os.O_CREAT, 0o666 if mode is None else mode))
         self.is_new = True
         if mode is not None:
-            _system.chmod(self.path, mode)
+            _system.fchmod(descriptor, mode)
         return descriptor
 
     def _lock(self, descriptor: int) -> bool:
@@ -2343,7 +2352,7 @@ class _Journal:
             self.unfinished = new, data
             _write_all(new, data)
             theirs = -1 if is_ours else self._claim()
-            self._take_over_attributes(path, old if theirs < 0 else theirs, new)
+            _take_over_attributes(old if theirs < 0 else theirs, new)
             _system.fsync(new)
             if _read_all(new) != data:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
@@ -2425,19 +2434,6 @@ class _Journal:
         if not self.is_half_rewritten and _glance(self.path) != basis:
             raise _Overtaken
 
-    @staticmethod
-    def _take_over_attributes(path: str, source: int, new: int) -> None:
-        old, status = _system.fstat(source), _system.fstat(new)
-        if (old.st_uid, old.st_gid) != (status.st_uid, status.st_gid):
-            _system.chown(path, old.st_uid, old.st_gid)
-        _system.chmod(path, stat.S_IMODE(old.st_mode))
-        if hasattr(os, "listxattr"):
-            try:
-                for name in os.listxattr(source):
-                    os.setxattr(new, name, os.getxattr(source, name))
-            except OSError:
-                pass
-
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
         if self.is_half_rewritten:  # else a copy that was cut short might count as whole, with what comes behind it
@@ -2480,7 +2476,8 @@ class _Journal:
         try:
             _write_all(kept, data)
             _system.fsync(kept)
-            _system.chmod(path, stat.S_IMODE(_system.fstat(self.descriptor).st_mode))
+            with suppress(OSError):  # then nobody else may read it
+                _take_over_attributes(self.descriptor, kept)
         finally:
             _system.close(kept)
         return path
@@ -2514,6 +2511,49 @@ class _Journal:
             return self.inode in {None, _seen(_system.fstat(self.descriptor))[:2]}
         except OSError as error:
             return error.errno != errno.EBADF
+
+
+def _take_over_attributes(source: int, new: int) -> None:
+    """Give a new file, which only its owner may read as yet, the owner, mode, ACL and attributes of another one.
+
+    By descriptors: in a folder that somebody else may write to, a path may name another file at each call. Raises
+    PermissionError where those who may read the new file would not be the same.
+    """
+    try:
+        old, status, wanted, present = _system.fstat(source), _system.fstat(new), _attributes(source), _attributes(new)
+        for name in present.keys() - wanted.keys():
+            _tried(name, _system.removexattr, new, name)
+        if (old.st_uid, old.st_gid) != (status.st_uid, status.st_gid):
+            _system.fchown(new, old.st_uid, old.st_gid)
+        for name, value in wanted.items():  # behind `fchown`: an ACL speaks of the owner and the group
+            if present.get(name) != value:
+                _tried(name, _system.setxattr, new, name, value)
+        if _system.fstat(new).st_mode != old.st_mode:
+            _system.fchmod(new, stat.S_IMODE(old.st_mode))  # last: the others may take bits away
+    except OSError as error:
+        raise PermissionError(errno.EPERM, f"a new file cannot have owner and mode of the old: {error}") from error
+
+
+def _attributes(descriptor: int) -> dict[str, bytes]:
+    """Return the extended attributes of a file, an ACL among them, as far as they can be read."""
+    try:
+        names = _system.listxattr(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return {}
+    found = {name: _tried(name, _system.getxattr, descriptor, name) for name in names if name not in _OF_CONTENT}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _tried(name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """Do something with an attribute; raises OSError only if that decides about who may read the file."""
+    try:
+        return call(*arguments)
+    except OSError:
+        if name.startswith(("system.", "security.")):
+            raise
+        return None
 
 
 def _above_standard(descriptor: int) -> int:

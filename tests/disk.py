@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 #: The state file of every workload, and a hard link to it that one of them has.
 NAME, LINK = "x.state", "second name"
 #: Calls of the seam that leave a folder as it is.
-HARMLESS = frozenset(["read", "lseek", "fstat", "stat", "lstat", "listdir", "lock", "chown", "now", "sleep"])
+HARMLESS = frozenset(
+    ["read", "lseek", "fstat", "stat", "listdir", "lock", "fchown", "listxattr", "getxattr", "now", "sleep"]
+)
 
 # ---- Folders ----
 
@@ -267,10 +269,9 @@ class Recorder:
         name = self._base(path)
         self._note("remove", file=self.files.names[name], name=name)
 
-    def chmod(self, path: Any, mode: int) -> None:
-        self._real.chmod(path, mode)
-        number = self._file(path) if isinstance(path, int) else self.files.names[self._base(path)]
-        self._note("mode", file=number, mode=mode)
+    def fchmod(self, descriptor: int, mode: int) -> None:
+        self._real.fchmod(descriptor, mode)
+        self._note("mode", file=self._file(descriptor), mode=mode)
 
     def _file(self, descriptor: int) -> int:
         number = self._descriptors[descriptor]

@@ -175,9 +175,22 @@ FAULTS = [
         "temporary file with the default mode",
         [
             ("_system.open(path, flags, 0o600)", "_system.open(path, flags, 0o666)"),
-            ("        _system.chmod(path, stat.S_IMODE(old.st_mode))\n", ""),
+            (
+                "            _system.fchmod(new, stat.S_IMODE(old.st_mode))  # last: the others may take bits away\n",
+                "            pass\n",
+            ),
         ],
     ),
+    Fault(
+        "chown by path",
+        [
+            (
+                "            _system.fchown(new, old.st_uid, old.st_gid)\n",
+                "            os.chown(os.readlink(f'/proc/self/fd/{new}'), old.st_uid, old.st_gid)\n",
+            ),
+        ],
+    ),
+    Fault("attributes not removed", [("in present.keys() - wanted.keys():", "in ():")]),
     Fault(
         "catch Exception where BaseException is needed",
         [

@@ -11,8 +11,10 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import warnings
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import oracle
 import pytest
 from checks import run_child
-from processes import Child, at_each_moment, listing
+from processes import DROP_PRIVILEGES, Child, at_each_moment, listing
 from rounds import rounds as sized
 
 import persistedstate
@@ -195,6 +197,15 @@ def test_limit_of_the_file_size_at_each_byte_leaves_a_change_whole_or_undone(pat
 
 
 @pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that every user may write to: pytest's own is closed to the unprivileged child of a root's run."""
+    folder = Path(tempfile.mkdtemp()).resolve()
+    folder.chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
 def attribute(path: Path) -> Iterator[Any]:
     """A function that sets an attribute of the file, such as "a" for append-only."""
     flags: list[str] = []
@@ -261,6 +272,197 @@ def test_file_on_a_read_only_file_system_is_refused_and_can_be_read(tmp_path: Pa
     answer = in_mount_namespace(mount, code, tmp_path)
 
     assert answer.splitlines() == ["True True", "True True", "1", "['x.state']"]
+
+
+#: Entries of an ACL: what they are about, what they allow, and whom, as the kernel keeps them behind a version.
+ACL_ENTRY, NOBODY_IN_PARTICULAR = struct.Struct("<HHI"), 0xFFFFFFFF
+OWNER, USER, GROUP, MASK, OTHERS = 1, 2, 4, 16, 32
+
+
+def acl(*entries: tuple[int, int] | tuple[int, int, int]) -> bytes:
+    """Return an ACL in the form of the attribute that holds it."""
+    packed = [ACL_ENTRY.pack(tag, allowed, *(whom or [NOBODY_IN_PARTICULAR])) for tag, allowed, *whom in entries]
+    return struct.pack("<I", 2) + b"".join(packed)
+
+
+#: Lets user 4711 read and write, and the owning group nothing.
+FOR_A_FRIEND = acl((OWNER, 6), (USER, 6, 4711), (GROUP, 0), (MASK, 6), (OTHERS, 0))
+KEPT: dict[str, tuple[int, dict[str, bytes], bytes]] = {  # the mode, attributes, and the default ACL of the folder
+    "mode": (0o640, {}, b""),
+    "mode without bits for the group": (0o604, {}, b""),
+    "mode with a bit above those of permission": (0o1771, {}, b""),
+    "no ACL in a folder that has one for new files": (0o640, {}, FOR_A_FRIEND),
+    "an ACL": (0o640, {"system.posix_acl_access": FOR_A_FRIEND}, b""),
+    "another ACL than that for new files": (
+        0o640,
+        {"system.posix_acl_access": acl((OWNER, 6), (USER, 4, 4712), (GROUP, 4), (MASK, 4), (OTHERS, 0))},
+        FOR_A_FRIEND,
+    ),
+    "attributes": (0o640, {"user.one": b"1", "user.empty": b"", "user.z": bytes(range(256))}, b""),
+    "everything": (0o604, {"user.one": b"1", "system.posix_acl_access": FOR_A_FRIEND}, FOR_A_FRIEND),
+}
+
+#: Vacuums the file of the first argument, and tells what it looked like before, meanwhile and afterwards.
+KEEPER = """
+path, seen = sys.argv[1], set()
+
+def look(name):
+    status = os.lstat(name)
+    attributes = tuple(sorted((each, os.getxattr(name, each)) for each in os.listxattr(name)))
+    return status.st_uid, status.st_gid, oct(status.st_mode), attributes
+
+def look_around():
+    for entry in os.scandir(os.path.dirname(path)):
+        try:
+            seen.add(look(entry.path))
+        except OSError:
+            pass
+
+state, before, inode = persistedstate.PersistedState(path), look(path), os.stat(path).st_ino
+state.a = 2
+processes.at_each_moment(state.vacuum, look_around)
+assert os.stat(path).st_ino != inode, "it was not replaced"
+assert look(path) == before, (before, look(path))
+state.a = 3
+state.close()
+assert look(path) == before, (before, look(path))
+# nobody may read it meanwhile who may not read it before: it is for its owner alone, or as it was
+others = {(mode, acl) for uid, gid, mode, acl in seen} - {(before[2], before[3])}
+assert all(int(mode, 8) & 0o7077 == 0 for mode, acl in others), others
+print("kept")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="needs extended attributes")
+@pytest.mark.parametrize("user", ["root", "user"])
+@pytest.mark.parametrize("kept", KEPT)
+def test_what_a_file_is_to_others_is_kept_across_a_vacuum(public_folder: Path, kept: str, user: str) -> None:
+    """Mode, owner, ACL and attributes are those of the old file, not those that the folder gives to new ones."""
+    mode, attributes, default = KEPT[kept]
+    path = public_folder / "x.state"
+    path.write_text("a: 1\n")
+    if user == "root" and not is_root:
+        pytest.skip("needs root")
+    if is_root:
+        os.chown(path, 65534, 65534 if user == "user" else 65533)
+    try:
+        for name, value in attributes.items():
+            os.setxattr(path, name, value)
+        if default:
+            os.setxattr(public_folder, "system.posix_acl_default", default)
+    except OSError as error:
+        pytest.skip(f"the file system has no such attributes: {error}")
+    path.chmod(mode)
+
+    imports = "import os, sys, persistedstate, processes\n"  # before the child becomes a user who may not read them
+    answer = run_child(imports + (DROP_PRIVILEGES if user == "user" else "") + KEEPER, path)
+
+    assert answer == "kept\n"
+    assert oracle.read(path) == {"a": 3}
+
+
+def test_an_attribute_that_cannot_be_set_does_not_cost_the_others(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text("a: 1\n")
+    try:
+        for name in "user.a", "user.b", "user.c":
+            os.setxattr(path, name, b"keep me")
+    except (AttributeError, OSError) as error:
+        pytest.skip(f"no extended attributes here: {error}")
+    inode = path.stat().st_ino
+
+    def set_most(descriptor: int, name: str, value: bytes) -> None:
+        if name == "user.b":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.setxattr(descriptor, name, value)
+
+    monkeypatch.setattr(persistedstate._system, "setxattr", set_most)
+    with PersistedState(path) as state:
+        state.a = 2
+
+    assert path.stat().st_ino != inode
+    assert sorted(os.listxattr(path)) == ["user.a", "user.c"]
+
+
+@pytest.mark.parametrize("call", ["fchown", "fchmod", "setxattr", "removexattr"])
+def test_where_a_new_file_cannot_be_as_the_old_one_the_old_one_is_rewritten(
+    path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """An owner who has no number in a user namespace gives EINVAL. Whatever it is, nobody may read more than before."""
+    path.write_text("a: 1\n")
+    path.chmod(0o640)
+    try:
+        if call == "setxattr":
+            os.setxattr(path, "system.posix_acl_access", FOR_A_FRIEND)
+        elif call == "removexattr":
+            os.setxattr(path.parent, "system.posix_acl_default", FOR_A_FRIEND)
+    except (AttributeError, OSError) as error:
+        pytest.skip(f"no ACLs here: {error}")
+    if call == "fchown":
+        if not is_root:
+            pytest.skip("needs root")
+        os.chown(path, 65534, 65534)
+    before = path.stat()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(persistedstate._system, call, refuse)
+    with PersistedState(path) as state:
+        state.a = 2
+        state.vacuum()
+        assert path.read_text() == "a: 2\n"
+
+    after = path.stat()
+    assert (after.st_ino, after.st_uid, after.st_mode) == (before.st_ino, before.st_uid, before.st_mode)
+
+
+def test_owner_without_a_number_in_the_user_namespace_does_not_keep_the_file_from_shrinking(
+    public_folder: Path,
+) -> None:
+    path = public_folder / "x.state"
+    path.write_text("a: 1\n")
+    path.chmod(0o666)
+    if not is_root:
+        pytest.skip("needs root")
+    os.chown(path, 4711, 4711)
+    code = """
+        import os, sys, warnings
+        from persistedstate import PersistedState
+        warnings.simplefilter("error")
+        state = PersistedState(sys.argv[1])
+        for number in range(100):
+            state.a = number
+        state.vacuum()
+        with open(sys.argv[1]) as file:
+            print(file.read(), end="")
+    """
+
+    done = run(tool("unshare"), "-Ur", sys.executable, "-c", textwrap.dedent(code), path)
+
+    if "unshare" in done.stderr:
+        pytest.skip(f"no user namespaces here: {done.stderr.strip()[-200:]}")
+    assert (done.stdout, done.stderr) == ("a: 99\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="needs extended attributes")
+def test_what_is_kept_beside_is_for_those_who_may_read_the_file(path: Path) -> None:
+    path.write_text("a: 1\n")
+    try:
+        os.setxattr(path.parent, "system.posix_acl_default", FOR_A_FRIEND)
+    except OSError as error:
+        pytest.skip(f"no ACLs here: {error}")
+    path.chmod(0o640)
+    if is_root:
+        os.chown(path, 65534, 65533)
+    with PersistedState(path):
+        path.write_text("a: [\n")
+        with pytest.warns(RuntimeWarning, match="kept in"):
+            persistedstate._open_trees[0].refresh()
+    (kept,) = path.parent.glob("x.state.edited-*")
+
+    assert os.listxattr(kept) == []
+    assert (kept.stat().st_mode, kept.stat().st_uid) == (path.stat().st_mode, path.stat().st_uid)
+    kept.unlink()
 
 
 def test_extended_attributes_are_kept_across_a_vacuum(path: Path) -> None:

@@ -44,7 +44,7 @@ MORE_ERRORS = {
     "lock": errno.ENOLCK,
 }
 #: What may take effect and say that it failed.
-MAY_TAKE_EFFECT = frozenset(["write", "fsync", "ftruncate", "replace", "unlink", "chmod"])
+MAY_TAKE_EFFECT = frozenset(["write", "fsync", "ftruncate", "replace", "unlink", "fchmod"])
 #: They only tell or pass time.
 NEVER_FAIL = frozenset(["now", "sleep", "time"])
 
