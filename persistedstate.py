@@ -2013,6 +2013,14 @@ class _System:
         _thread.start_new_thread(run, ())  # what threading.Thread does around this bears no interrupt
 
     @staticmethod
+    def set_flags(descriptor: int, flags: int) -> None:
+        """Set what may change of the flags with which a file was opened, such as O_APPEND."""
+        if sys.platform != "win32":
+            from fcntl import F_SETFL, fcntl
+
+            fcntl(descriptor, F_SETFL, flags)
+
+    @staticmethod
     def lock(descriptor: int) -> bool:
         """Take the lock of an open file if nobody holds it; it ends with the process. Raises OSError."""
         from portalocker import AlreadyLocked, LockException, LockFlags, lock
@@ -2437,32 +2445,48 @@ class _Journal:
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
         if self.is_half_rewritten:  # else a copy that was cut short might count as whole, with what comes behind it
+            _system.set_flags(self.descriptor, os.O_APPEND)
             _system.ftruncate(self.descriptor, self.size)
         before, padding = self.size, b"\n" * max(0, len(data) - self.size)
-        head = _above_standard(_system.open(self.path, os.O_RDWR | _FLAGS))
-        try:
-            self._rewrite_by(head, before, padding, data)
-        finally:
-            _system.close(head)
-
-    def _rewrite_by(self, head: int, before: int, padding: bytes, data: bytes) -> None:
         self.is_half_rewritten = True
+        self._add_copy(data, before, padding)
+        self._overwrite(data)
+        _system.ftruncate(self.descriptor, len(data))
+        self.sync()
+        self._know(data)
+        self.is_half_rewritten = False
+
+    def _add_copy(self, data: bytes, before: int, padding: bytes) -> None:
         try:
+            _system.set_flags(self.descriptor, 0)  # what may only be appended to fails here, with nothing done
+            _system.set_flags(self.descriptor, os.O_APPEND)
             self.append(b"%b\n%b%d bytes\n" % (padding, _MARK.encode(), len(data)))
             self.sync()  # so that no loss of power leaves the content without the line
             self.append(data)
             self.sync()
         except BaseException:
+            _system.set_flags(self.descriptor, os.O_APPEND)
             self.size = before
-            _system.ftruncate(self.descriptor, before)
+            if _system.fstat(self.descriptor).st_size > before:
+                _system.ftruncate(self.descriptor, before)
             self.is_half_rewritten = False
             raise
-        _write_all(head, data)
-        _system.fsync(head)
-        _system.ftruncate(self.descriptor, len(data))
+
+    def _overwrite(self, data: bytes) -> None:
+        """Write over the beginning, by the descriptor that is open: who opened the file may not any more.
+
+        If this does not come to its end, the file counts as half rewritten, so that nothing is appended to it.
+        """
+        if sys.platform == "win32":
+            head = _above_standard(_system.open(self.path, os.O_RDWR | _FLAGS))
+            _write_all(head, data)
+            _system.close(head)
+        else:
+            _system.set_flags(self.descriptor, 0)
+            _system.lseek(self.descriptor, 0, os.SEEK_SET)
+            _write_all(self.descriptor, data)
+            _system.set_flags(self.descriptor, os.O_APPEND)
         self.sync()
-        self._know(data)
-        self.is_half_rewritten = False
 
     def keep_aside(self, data: bytes, label: str) -> str:
         """Write something next to the file, under a name of its own; return its path."""

@@ -269,6 +269,10 @@ class Recorder:
         name = self._base(path)
         self._note("remove", file=self.files.names[name], name=name)
 
+    def set_flags(self, descriptor: int, flags: int) -> None:
+        self._real.set_flags(descriptor, flags)
+        (self._appending.add if flags & os.O_APPEND else self._appending.discard)(descriptor)
+
     def fchmod(self, descriptor: int, mode: int) -> None:
         self._real.fchmod(descriptor, mode)
         self._note("mode", file=self._file(descriptor), mode=mode)

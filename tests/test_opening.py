@@ -483,6 +483,34 @@ with persistedstate.PersistedState(sys.argv[1]) as state:
 
 
 @needs_root
+@pytest.mark.parametrize("folder_mode", [0o755, 0o777])
+def test_a_vacuum_after_the_process_gave_up_its_privileges_needs_none(public_folder: Path, folder_mode: int) -> None:
+    """As a daemon does: root opens its file, becomes another user, who could not open it, and goes on."""
+    path = public_folder / "x.state"
+    path.write_text("# mine\na: 1\nlong: " + "x" * 500 + "\n")
+    path.chmod(0o600)
+    public_folder.chmod(folder_mode)
+    inode = path.stat().st_ino
+    opened = "import sys, warnings, persistedstate\nstate = persistedstate.PersistedState(sys.argv[1])\n"
+    code = """
+warnings.simplefilter("error")
+for number in range(3):
+    state.a = number
+    state.vacuum()
+    print(os.stat(sys.argv[1]).st_size)
+del state.long
+state.close()
+"""
+
+    answer = run_child(opened + DROP_PRIVILEGES + code, path)
+
+    assert answer.split() == ["519"] * 3
+    assert path.read_text() == "# mine\na: 2\n"
+    assert (path.stat().st_ino, permissions(path)) == (inode, 0o600)
+    assert listing(public_folder) == ["x.state"]
+
+
+@needs_root
 def test_a_bind_mounted_file_is_enough(tmp_path: Path) -> None:
     """As containers mount them: the file cannot be replaced, only written."""
     real, folder = tmp_path / "real.state", tmp_path / "container"
