@@ -1989,6 +1989,7 @@ class _System:
     lseek = staticmethod(os.lseek)
     fstat = staticmethod(os.fstat)
     stat = staticmethod(os.stat)
+    lstat = staticmethod(os.lstat)
     replace = staticmethod(os.replace)
     unlink = staticmethod(os.unlink)
     listdir = staticmethod(os.listdir)
@@ -2036,7 +2037,12 @@ class _System:
 
 
 _system: type[_System] | _System = _System
-_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+#: The errors where there is no file, or a link in its place that is not to be followed.
+_NOT_THERE = {errno.ENOENT, errno.ELOOP, errno.EMLINK}
+#: So many links after each other are followed, as Linux does.
+_MOST_LINKS = 40
 #: Seconds between two tries for a lock.
 _LOCK_RETRY = 0.02
 #: Seconds after which a change looks whether somebody else wrote the file.
@@ -2084,6 +2090,28 @@ def _glance(path: str) -> _Glance | None:
         return None
 
 
+def _absolute(path: str) -> str:
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+
+
+def _user() -> int:
+    return os.geteuid() if sys.platform != "win32" else 0
+
+
+def _followed(path: str) -> str:
+    """Return the regular file to which a path leads; raises OSError at a link that neither root nor this user made."""
+    for _ in range(_MOST_LINKS):
+        folder, base = os.path.split(path)
+        path = os.path.join(os.path.realpath(folder), base)
+        status = _system.lstat(path)
+        if stat.S_ISREG(status.st_mode):
+            return path
+        if not stat.S_ISLNK(status.st_mode) or status.st_uid not in (0, _user()):
+            break
+        path = os.path.join(os.path.dirname(path), os.readlink(path))
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
 def _await_quiet(look: Callable[[], _Glance | None], deadline: float) -> tuple[_Glance | None, bool]:
     """Wait until a file has not changed for a moment; return how it looks, and False if the deadline came first."""
     glance, since = look(), _system.now()
@@ -2122,6 +2150,8 @@ class _Journal:
         #: Its descriptor and content; a second error or interrupt may leave open whether it did.
         self.unfinished: tuple[int, bytes] | None = None
         self.inode: tuple[int, int] | None = None
+        #: The path that people know, and where it leads.
+        self.name = _absolute(path)
         self.path = os.path.realpath(path)
         #: There was no file.
         self.is_new = False
@@ -2176,12 +2206,13 @@ class _Journal:
             _system.sleep(_LOCK_RETRY)
 
     def _open(self, mode: int | None) -> int:
-        flags = os.O_RDWR | os.O_APPEND | _FLAGS
+        flags = os.O_RDWR | os.O_APPEND | _NO_LINK | _FLAGS
+        self.path = os.path.realpath(self.name)
         try:
-            return _above_standard(_system.open(self.path, flags | getattr(os, "O_NONBLOCK", 0)))
+            return _above_standard(_system.open(self.path, flags))
         except FileNotFoundError:
-            pass
-        descriptor = _above_standard(_system.open(self.path, flags | os.O_CREAT, 0o666 if mode is None else mode))
+            flags |= os.O_CREAT | os.O_EXCL
+        descriptor = _above_standard(_system.open(self.path, flags, 0o666 if mode is None else mode))
         self.is_new = True
         if mode is not None:
             _system.fchmod(descriptor, mode)
@@ -2197,9 +2228,30 @@ class _Journal:
     def _is_current(self, descriptor: int) -> bool:
         """Tell whether the path still names the file that is open."""
         try:
-            return os.path.samestat(_system.fstat(descriptor), _system.stat(self.path))
+            return os.path.samestat(_system.fstat(descriptor), _system.lstat(self.path))
         except FileNotFoundError:
             return False
+
+    def _glance(self) -> _Glance | None:
+        """Look at the file to which the path leads by now; None where there is none."""
+        self._follow()
+        try:
+            status = _system.lstat(self.path)
+        except FileNotFoundError:
+            return None
+        except PermissionError:  # the process gave up its privileges: it goes by what it has open
+            status = _system.fstat(self.descriptor)
+        return None if stat.S_ISLNK(status.st_mode) else _seen(status)
+
+    def _follow(self) -> None:
+        """Follow the path anew if it leads elsewhere: to our file, which was moved, or to what took its place.
+
+        A link to another file that somebody else made leads to nothing; they could make us write over any file.
+        """
+        real = os.path.realpath(self.name)
+        if real != self.path:
+            with suppress(OSError):
+                self.path = real if self.is_same_file(_system.lstat(real)) else _followed(self.name)
 
     def _temporary_path(self) -> str:
         folder, base = os.path.split(self.path)
@@ -2215,7 +2267,7 @@ class _Journal:
                     _system.unlink(os.path.join(folder, name))
 
     def is_same_file(self, status: os.stat_result) -> bool:
-        return self.descriptor >= 0 and os.path.samestat(_system.fstat(self.descriptor), status)
+        return self.inode == (status.st_dev, status.st_ino)
 
     def accept(self, size: int) -> None:
         """Go on behind the first `size` bytes: cut what follows, a torn tail."""
@@ -2272,7 +2324,7 @@ class _Journal:
         """Note whether somebody else may have written, by the look of the file; `is_foreign` finds out."""
         clock, self.clock = self.clock, _system.time() - now
         self.due_at = now + _LOOK_EVERY
-        glance, known = _glance(self.path), self.basis
+        glance, known = self._glance(), self.basis
         if glance != known:
             is_ours = glance is not None and known is not None and glance[:2] == known[:2] and glance[2] == self.size
             is_just_written = glance is not None and abs(glance[3] / 1e9 - self.wrote_at - clock) < _CLOCK_TICK
@@ -2288,7 +2340,7 @@ class _Journal:
                 return is_foreign
 
     def _is_foreign(self) -> bool:
-        glance, known = _glance(self.path), self.basis
+        glance, known = self._glance(), self.basis
         if glance == known or glance is None or known is None:
             return glance is None
         if glance[:2] != known[:2] or glance[2] != self.size or not self._is_known_content():
@@ -2316,12 +2368,14 @@ class _Journal:
                 return data, glance if self.displaced < 0 else self.basis, is_quiet
 
     def _glance_foreign(self) -> _Glance | None:
-        return _glance(self.path) if self.displaced < 0 else _seen(_system.fstat(self.displaced))
+        return self._glance() if self.displaced < 0 else _seen(_system.fstat(self.displaced))
 
     def _read_foreign(self) -> bytes | None:
         try:
-            return _read_all(self.displaced) if self.displaced >= 0 else _read_file(self.path)[0]
-        except FileNotFoundError:
+            return _read_all(self.displaced) if self.displaced >= 0 else _read_file(self.path, _NO_LINK)[0]
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
             return None
 
     def _let_displaced_go(self) -> None:
@@ -2339,7 +2393,8 @@ class _Journal:
         Raises _Overtaken if the file looks different by now, and StateLocked if another process has
         opened a file that somebody put in the place of ours.
         """
-        is_ours = self._is_current(self.descriptor)
+        glance = self._glance()
+        is_ours = glance is not None and glance[:2] == self.inode
         if not is_ours or _system.fstat(self.descriptor).st_nlink <= 1:
             try:
                 self._swap(data, basis, is_ours=is_ours)
@@ -2353,14 +2408,14 @@ class _Journal:
     def _swap(self, data: bytes, basis: _Glance | None, *, is_ours: bool) -> None:
         self._remove_temporary()
         self.temporary = path = self._temporary_path()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NO_LINK | _FLAGS
         new, old, theirs = -1, self.descriptor, -1
         try:
             new = _above_standard(_system.open(path, flags, 0o600))
             self.unfinished = new, data
             _write_all(new, data)
             theirs = -1 if is_ours else self._claim()
-            _take_over_attributes(old if theirs < 0 else theirs, new)
+            _take_over_attributes(theirs if self._may_decide(theirs) else old, new)
             _system.fsync(new)
             if _read_all(new) != data:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
@@ -2429,17 +2484,24 @@ class _Journal:
 
     def _claim(self) -> int:
         """Open and lock the file that somebody put in the place of ours; -1 if they only removed ours."""
-        flags = os.O_RDWR | _FLAGS | getattr(os, "O_NONBLOCK", 0)
         try:
-            self.claimed = _above_standard(_system.open(self.path, flags))
-        except FileNotFoundError:
+            self.claimed = _above_standard(_system.open(self.path, os.O_RDWR | _NO_LINK | _FLAGS))
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
             return -1
         if not self._lock(self.claimed):
             raise StateLocked(self.path, _holder(_system.fstat(self.claimed)))
         return self.claimed
 
+    def _may_decide(self, theirs: int) -> bool:
+        """Tell whether the owner of a file in the place of ours may decide who reads what we wrote into ours."""
+        if theirs < 0:
+            return False
+        return _system.fstat(theirs).st_uid in (0, _user(), _system.fstat(self.descriptor).st_uid)
+
     def _check(self, basis: _Glance | None) -> None:
-        if not self.is_half_rewritten and _glance(self.path) != basis:
+        if not self.is_half_rewritten and self._glance() != basis:
             raise _Overtaken
 
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
@@ -2633,9 +2695,9 @@ def _sync_folder(folder: str) -> None:
         _system.close(descriptor)
 
 
-def _read_file(path: str) -> tuple[bytes, _Glance]:
+def _read_file(path: str, flags: int = 0) -> tuple[bytes, _Glance]:
     """Read, without a lock, a file that others may be writing: what was there at one moment, and how it looked."""
-    descriptor = _system.open(path, os.O_RDONLY | _FLAGS | getattr(os, "O_NONBLOCK", 0))
+    descriptor = _system.open(path, os.O_RDONLY | flags | _FLAGS)
     try:
         status = _system.fstat(descriptor)
         _check_regular(status, path)
@@ -4231,6 +4293,7 @@ class _LiveTree(_Tree):
     def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None) -> None:
         """Note what the file holds now; may be called twice, and has been called when `document` is the new one."""
         self.is_clean = True
+        self.path = self.journal.path
         self._separator = self._separator_behind(document, data)
         if value is not _GONE:
             _become(self.root, value)
@@ -4532,6 +4595,7 @@ class _Follower(_Tree):
 
     def __init__(self, path: str, defaults: Mapping[str, Any]) -> None:
         super().__init__(os.path.realpath(path))
+        self.name = _absolute(path)
         self.reserved = _METHODS
         self.defaults = defaults
         self.seen: _Glance | None = None
@@ -4554,7 +4618,7 @@ class _Follower(_Tree):
 
     def refresh(self) -> bool:
         """Read the file again if it changed; return whether the state did."""
-        if self.seen == _seen(_system.stat(self.path)):
+        if self.seen == _seen(_system.stat(self.name)):
             return False
         data, seen = self._read_whole()
         value, sound = self._value(data)
@@ -4569,12 +4633,12 @@ class _Follower(_Tree):
 
     def _read_whole(self) -> tuple[bytes, _Glance]:
         """Read the file; while somebody writes it anew without putting another in its place, wait for them."""
-        data, seen = _read_file(self.path)
+        data, seen = _read_file(self.name)
         length, value = self.known
         if self.seen is None or seen[:2] != self.seen[:2] or hash(data[:length]) == value:
             return data, seen
-        _await_quiet(lambda: _glance(self.path), _system.now() + _PATIENCE)
-        return _read_file(self.path)
+        _await_quiet(lambda: _glance(self.name), _system.now() + _PATIENCE)
+        return _read_file(self.name)
 
     def _value(self, data: bytes) -> tuple[dict[Any, Any], int]:
         """Return the state in a file's content, and how much of that is sound."""
@@ -5156,12 +5220,12 @@ def _new_tree(path: str, *, fsync: bool | float, wait: float, mode: int | None) 
 
 
 def _find_open(path: str) -> _LiveTree | None:
-    real = os.path.realpath(path)
-    try:
+    names = {os.path.realpath(path), _absolute(path)}
+    same = [tree for tree in _open_trees if not names.isdisjoint((tree.journal.path, tree.journal.name))]
+    with suppress(OSError):
         status = _system.stat(path)
-    except OSError:
-        return next((tree for tree in _open_trees if tree.path == real), None)
-    return next((tree for tree in _open_trees if tree.path == real or tree.journal.is_same_file(status)), None)
+        same += [tree for tree in _open_trees if tree.journal.is_same_file(status)]
+    return same[0] if same else None
 
 
 def _close_at_exit() -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 NAME, LINK = "x.state", "second name"
 #: Calls of the seam that leave a folder as it is.
 HARMLESS = frozenset(
-    ["read", "lseek", "fstat", "stat", "listdir", "lock", "fchown", "listxattr", "getxattr", "now", "sleep"]
+    ["read", "lseek", "fstat", "stat", "lstat", "listdir", "lock", "fchown", "listxattr", "getxattr", "now", "sleep"]
 )
 
 # ---- Folders ----

@@ -61,6 +61,7 @@ class Fault(NamedTuple):
 HANDED_OVER = '        self.descriptor, self.inode, self.temporary = new, None, ""\n        self._know(data)\n'
 
 SHUT = "        tree.shut(StateError(tree.path, reason))\n"
+TAKE_OVER = "_take_over_attributes(theirs if self._may_decide(theirs) else old, new)"
 FAULTS = [
     Fault("no fsync of the temporary file", [("            _system.fsync(new)\n", "")]),
     Fault("no fsync of the folder", [("        _sync_folder(os.path.dirname(self.path))\n", "")]),
@@ -119,7 +120,12 @@ FAULTS = [
     ),
     Fault(
         "truncate before the lock",
-        [("_system.open(self.path, flags | getattr", "_system.open(self.path, flags | os.O_TRUNC | getattr")],
+        [
+            (
+                "(_system.open(self.path, flags))\n        except",
+                "(_system.open(self.path, flags | os.O_TRUNC))\n        except",
+            )
+        ],
     ),
     Fault(
         "no look at the inode after locking",
@@ -169,7 +175,7 @@ FAULTS = [
     ),
     Fault(
         "replace what was saved in the last moment",
-        [("        if not self.is_half_rewritten and _glance(self.path) != basis:\n", "        if False:\n")],
+        [("        if not self.is_half_rewritten and self._glance() != basis:\n", "        if False:\n")],
     ),
     Fault(
         "temporary file with the default mode",
@@ -185,8 +191,8 @@ FAULTS = [
         "chown by path",
         [
             (
-                "            _system.fchown(new, old.st_uid, old.st_gid)\n",
-                "            os.chown(os.readlink(f'/proc/self/fd/{new}'), old.st_uid, old.st_gid)\n",
+                f"            {TAKE_OVER}\n",
+                f"            {TAKE_OVER}\n            os.chown(path, *os.fstat(old)[4:6])\n",
             ),
         ],
     ),

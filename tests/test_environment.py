@@ -465,6 +465,121 @@ def test_what_is_kept_beside_is_for_those_who_may_read_the_file(path: Path) -> N
     kept.unlink()
 
 
+# ---- A folder of somebody else ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file of root's in a folder of root's, which must still be as it was at the end, with nothing beside it."""
+    if not is_root:
+        pytest.skip("needs root, and somebody else")
+    path = tmp_path_factory.mktemp("outside") / "secret"
+    path.write_text("password: 1\n")
+    path.chmod(0o600)
+    before = path.stat(), path.read_bytes()
+    yield path
+    after = path.stat()
+    assert {name: getattr(after, name) for name in STATUS} == {name: getattr(before[0], name) for name in STATUS}
+    assert (path.read_bytes(), listing(path.parent)) == (before[1], ["secret"])
+
+
+STATUS = ["st_ino", "st_mode", "st_uid", "st_gid", "st_size", "st_mtime_ns", "st_ctime_ns", "st_nlink"]
+
+
+def put_link(path: Path, target: Path, owner: int = 65534) -> None:
+    """Put a link of somebody else in the place of a file."""
+    link = path.with_name("link")
+    link.symlink_to(target)
+    os.chown(link, owner, owner, follow_symlinks=False)
+    link.replace(path)
+
+
+@pytest.mark.parametrize("links", [1, 2], ids=["replaced", "rewritten in place"])
+@pytest.mark.parametrize("which", ["x.state", "*.tmp", "x.state.edited-*"])
+def test_a_link_at_each_moment_of_a_vacuum_leads_nowhere(
+    path: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, which: str, links: int
+) -> None:
+    """The owner of the folder has put it there, for root to follow."""
+    monkeypatch.setattr(persistedstate, "_PATIENCE", 0.0)
+    path.write_text("a: 1\n")
+    os.chown(path, 65534, 65534)
+    if links == 2:
+        os.link(path, path.with_name("other"))
+    with contextlib.suppress(OSError), warnings.catch_warnings(), PersistedState(path) as state:
+        warnings.simplefilter("ignore", RuntimeWarning)
+        for number in range(3):
+            state.a = number
+            if which.startswith("x.state."):
+                path.write_text("a: [\n")
+
+            def swap() -> None:
+                for found in path.parent.glob(which):
+                    put_link(found, secret)
+
+            at_each_moment(state.vacuum, swap)
+    for entry in path.parent.iterdir():
+        assert b"password" not in (b"" if entry.is_symlink() else entry.read_bytes())
+        entry.unlink()
+
+
+#: Swaps what is in the folder for links and files of its own, as fast as it can, until its standard input ends.
+SWAPPER = """
+import itertools, random, select
+folder, secret, chance = sys.argv[1], sys.argv[2], random.Random(sys.argv[3])
+print("begun", flush=True)
+for number in itertools.count():
+    if number % 100 == 0 and select.select([sys.stdin], [], [], 0)[0]:
+        break
+    for name in chance.sample(sorted(os.listdir(folder)), k=1) if os.listdir(folder) else ["x.state"]:
+        mine = os.path.join(folder, f"mine{number}")
+        try:
+            match chance.randrange(6):
+                case 0 | 1 | 2:
+                    os.symlink(secret, mine)
+                case 3:
+                    os.link(secret, mine)
+                case 4:
+                    os.symlink(os.path.dirname(secret), mine)
+                case 5:
+                    with open(mine, "w") as file:
+                        file.write(chance.choice(["a: 7\\n", "a: [\\n", "", "b: 1\\n"]))
+                    os.chmod(mine, 0o666)
+            os.replace(mine, os.path.join(folder, name))
+        except OSError:
+            pass
+print(number, flush=True)
+"""
+
+
+@sized(ci=150, nightly=2000)
+def test_a_vacuum_in_the_folder_of_an_enemy_touches_nothing_outside(
+    public_folder: Path, secret: Path, monkeypatch: pytest.MonkeyPatch, chance: random.Random, rounds: int
+) -> None:
+    monkeypatch.setattr(persistedstate, "_PATIENCE", 0.01)
+    monkeypatch.setattr(persistedstate, "_QUIET", 0.001)
+    monkeypatch.setattr(persistedstate, "_QUIET_RETRY", 0.0005)
+    path, done = public_folder / "x.state", 0
+    os.chown(public_folder, 65534, 65534)
+    with (
+        Child(f"import processes\n{DROP_PRIVILEGES}{SWAPPER}", public_folder, secret, chance.random()) as enemy,
+        warnings.catch_warnings(),
+        PersistedState(path, token="private") as state,  # noqa: S106
+    ):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        enemy.expect("begun")
+        for number in range(rounds):
+            with contextlib.suppress(OSError):
+                state.token = f"private {number}"
+                state.vacuum()
+                done += 1
+        enemy.tell()
+        assert int(enemy.line()) > rounds
+        enemy.finish()
+        with contextlib.suppress(OSError):
+            state.vacuum()
+    assert done > rounds / 10
+
+
 def test_extended_attributes_are_kept_across_a_vacuum(path: Path) -> None:
     path.write_text("a: 1\n")
     try:
