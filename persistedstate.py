@@ -2041,6 +2041,11 @@ _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOCTT
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 #: The errors where there is no file, or a link in its place that is not to be followed.
 _NOT_THERE = {errno.ENOENT, errno.ELOOP, errno.EMLINK}
+#: A file that is mounted by itself stays mounted when its name is given to another one.
+_ORPHANED = (
+    "the file was removed or replaced where it is mounted from, and what is written here would be lost; mount it anew "
+    "(restart the container), better its folder"
+)
 #: So many links after each other are followed, as Linux does.
 _MOST_LINKS = 40
 #: Seconds between two tries for a lock.
@@ -2198,9 +2203,9 @@ class _Journal:
                 raise
             self.inode = _seen(status)[:2]
             _check_regular(status, self.path)
-            if self._lock(self.descriptor) and self._is_current(self.descriptor):
+            if self._lock(self.descriptor) and self._is_named():
                 return
-            if _system.now() >= deadline and self._is_current(self.descriptor):
+            if _system.now() >= deadline and self._is_named():
                 raise StateLocked(self.path, _holder(status))
             self.close()
             _system.sleep(_LOCK_RETRY)
@@ -2225,12 +2230,10 @@ class _Journal:
             reason = f"{error.strerror}; the file system does not seem to support locks: put the file on a local disk"
             raise OSError(error.errno, reason, self.path) from None
 
-    def _is_current(self, descriptor: int) -> bool:
-        """Tell whether the path still names the file that is open."""
-        try:
-            return os.path.samestat(_system.fstat(descriptor), _system.lstat(self.path))
-        except FileNotFoundError:
-            return False
+    def _is_named(self) -> bool:
+        """Tell whether the path still leads to our file."""
+        glance = self._glance()
+        return glance is not None and glance[:2] == self.inode
 
     def _glance(self) -> _Glance | None:
         """Look at the file to which the path leads by now; None where there is none."""
@@ -2241,6 +2244,9 @@ class _Journal:
             return None
         except PermissionError:  # the process gave up its privileges: it goes by what it has open
             status = _system.fstat(self.descriptor)
+        if status.st_nlink == 0 and self.is_same_file(status):
+            self.due_at = 0.0  # each change looks again, before it writes
+            raise OSError(errno.ESTALE, _ORPHANED, self.path)
         return None if stat.S_ISLNK(status.st_mode) else _seen(status)
 
     def _follow(self) -> None:
@@ -2393,8 +2399,7 @@ class _Journal:
         Raises _Overtaken if the file looks different by now, and StateLocked if another process has
         opened a file that somebody put in the place of ours.
         """
-        glance = self._glance()
-        is_ours = glance is not None and glance[:2] == self.inode
+        is_ours = self._is_named()
         if not is_ours or _system.fstat(self.descriptor).st_nlink <= 1:
             try:
                 self._swap(data, basis, is_ours=is_ours)
@@ -2461,12 +2466,15 @@ class _Journal:
         self._remove_temporary()
 
     def _is_in_place(self, new: int) -> bool:
+        """Tell whether a new file took the place of ours; not if it was never opened, or closed by an interrupt."""
         try:
-            return self.descriptor == new or self._is_current(new)
+            return self.descriptor == new or os.path.samestat(_system.fstat(new), _system.lstat(self.path))
+        except FileNotFoundError:
+            return False
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
-            return False  # it was never opened, or closed when an interrupt came
+            return False
 
     def recover(self) -> None:
         """Find out how a renewal ended, where two errors or interrupts left that open."""

@@ -129,7 +129,7 @@ FAULTS = [
     ),
     Fault(
         "no look at the inode after locking",
-        [(" and self._is_current(self.descriptor):\n                return\n", ":\n                return\n")],
+        [(" and self._is_named():\n                return\n", ":\n                return\n")],
     ),
     Fault(
         "no check of the process",

@@ -465,6 +465,60 @@ def test_what_is_kept_beside_is_for_those_who_may_read_the_file(path: Path) -> N
     kept.unlink()
 
 
+#: Mounts the file "real" of a folder at its file "x.state", as containers do.
+MOUNT_A_FILE = 'cd "$(dirname "$1")" && echo "a: 1" >real && touch "$1" && mount --bind real "$1"'
+
+
+def test_mounted_file_that_was_replaced_is_refused(tmp_path: Path) -> None:
+    """What is mounted has no name any more; a reader may look at it all the same."""
+    code = """
+        import os, sys
+        from persistedstate import PersistedState
+        folder = os.path.dirname(sys.argv[1])
+        os.rename(os.path.join(folder, "real"), os.path.join(folder, "old"))
+        PersistedState(sys.argv[1]).close()
+        os.unlink(os.path.join(folder, "old"))
+        try:
+            PersistedState(sys.argv[1])
+        except OSError as error:
+            print(error)
+        print(PersistedState(sys.argv[1], _readonly=True).a)
+    """
+
+    refused, shown = in_mount_namespace(MOUNT_A_FILE, code, tmp_path / "x.state").splitlines()
+
+    assert refused.endswith(f"(restart the container), better its folder: '{tmp_path / 'x.state'}'")
+    assert shown == "1"
+
+
+def test_mounted_file_that_is_replaced_while_it_is_open_takes_no_change_from_then_on(tmp_path: Path) -> None:
+    code = """
+        import os, sys, time
+        from persistedstate import PersistedState
+        state = PersistedState(sys.argv[1])
+        state.a = 2
+        new = os.path.join(os.path.dirname(sys.argv[1]), "new")
+        with open(new, "w") as file:
+            file.write("a: 7\\n")
+        os.replace(new, os.path.join(os.path.dirname(sys.argv[1]), "real"))
+        time.sleep(0.11)
+        before = open(sys.argv[1]).read()
+        for action in [lambda: setattr(state, "a", 3), lambda: state.update(a=4), state.refresh, state.vacuum]:
+            try:
+                action()
+            except OSError as error:
+                print("removed or replaced" in str(error), state.a, open(sys.argv[1]).read() == before)
+        try:
+            state.close()
+        except OSError as error:
+            print("told")
+    """
+
+    answer = in_mount_namespace(MOUNT_A_FILE, code, tmp_path / "x.state")
+
+    assert answer.splitlines() == ["True 2 True"] * 4 + ["told"]
+
+
 # ---- A folder of somebody else ---------------------------------------------------------------------------------------
 
 
