@@ -2035,8 +2035,18 @@ class _System:
             raise cause if isinstance(cause, OSError) else OSError(errno.ENOLCK, str(error)) from None
         return True
 
+    @staticmethod
+    def unlock(descriptor: int) -> None:
+        """Let the lock of an open file go, as far as that can be."""
+        from portalocker import LockException, unlock
+
+        with suppress(LockException):
+            unlock(descriptor)
+
 
 _system: type[_System] | _System = _System
+#: Guards what is noted of open files, for moments. A fork waits for it: its child knows of every descriptor then.
+_registry_lock = threading.RLock()
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 #: The errors where there is no file, or a link in its place that is not to be followed.
@@ -2050,6 +2060,8 @@ _ORPHANED = (
 _MOST_LINKS = 40
 #: Seconds between two tries for a lock.
 _LOCK_RETRY = 0.02
+#: Seconds between two looks whether another thread has opened the file.
+_OPENING_RETRY = 0.001
 #: Seconds after which a change looks whether somebody else wrote the file.
 _LOOK_EVERY = 0.1
 #: Seconds that a file must not have changed before it counts as saved; and between two looks meanwhile.
@@ -2146,6 +2158,7 @@ class _Journal:
 
     def __init__(self, path: str) -> None:
         self.descriptor = -1
+        self.pid = os.getpid()
         #: An old file that somebody wrote to while a new one took its place.
         self.displaced = -1
         #: A file that somebody put in the place of ours, while ours takes its place.
@@ -2171,15 +2184,25 @@ class _Journal:
         #: Somebody else may have written.
         self.is_suspicious = False
 
-    def open(self, mode: int | None, wait: float) -> None:
-        """Open, lock and read the file.
+    def open(self, mode: int | None, deadline: float) -> bool:
+        """Open, lock and read the file; False if that has to be tried again, in a moment.
 
-        mode: permission bits of a new file, None for those that the umask leaves. wait: seconds to wait for the lock.
+        mode: permission bits of a new file, None for those that the umask leaves. Raises StateLocked if another process
+        has the file, and the deadline is over.
         """
-        self._open_locked(mode, _system.now() + wait)
-        self._remove_leftovers()
-        self.data = _read_all(self.descriptor)
-        self._know(self.data)
+        self._open(mode)
+        status = _system.fstat(self.descriptor)
+        self.inode = _seen(status)[:2]
+        _check_regular(status, self.path)
+        if self._lock(self.descriptor) and self._is_named():
+            self._remove_leftovers()
+            self.data = _read_all(self.descriptor)
+            self._know(self.data)
+            return True
+        if _system.now() >= deadline and self._is_named():
+            raise StateLocked(self.path, _holder(status))
+        self.close()
+        return False
 
     def _know(self, data: bytes) -> None:
         """Note what the file holds, and how it looks, so that a change by somebody else will be noticed."""
@@ -2193,35 +2216,18 @@ class _Journal:
         """Tell whether the file was last renewed with this content."""
         return self.known == (len(data), hash(data)) and self.size == len(data)
 
-    def _open_locked(self, mode: int | None, deadline: float) -> None:
-        while True:
-            self.inode, self.descriptor = None, self._open(mode)
-            try:
-                status = _system.fstat(self.descriptor)
-            except OSError:
-                self.close()
-                raise
-            self.inode = _seen(status)[:2]
-            _check_regular(status, self.path)
-            if self._lock(self.descriptor) and self._is_named():
-                return
-            if _system.now() >= deadline and self._is_named():
-                raise StateLocked(self.path, _holder(status))
-            self.close()
-            _system.sleep(_LOCK_RETRY)
-
-    def _open(self, mode: int | None) -> int:
+    def _open(self, mode: int | None) -> None:
         flags = os.O_RDWR | os.O_APPEND | _NO_LINK | _FLAGS
-        self.path = os.path.realpath(self.name)
-        try:
-            return _above_standard(_system.open(self.path, flags))
-        except FileNotFoundError:
-            flags |= os.O_CREAT | os.O_EXCL
-        descriptor = _above_standard(_system.open(self.path, flags, 0o666 if mode is None else mode))
-        self.is_new = True
-        if mode is not None:
-            _system.fchmod(descriptor, mode)
-        return descriptor
+        self.inode, self.path = None, os.path.realpath(self.name)
+        with _registry_lock:
+            try:
+                self.descriptor = _above_standard(_system.open(self.path, flags))
+            except FileNotFoundError:
+                flags |= os.O_CREAT | os.O_EXCL
+                self.descriptor = _above_standard(_system.open(self.path, flags, 0o666 if mode is None else mode))
+                self.is_new = True
+        if self.is_new and mode is not None:
+            _system.fchmod(self.descriptor, mode)
 
     def _lock(self, descriptor: int) -> bool:
         try:
@@ -2387,7 +2393,17 @@ class _Journal:
     def _let_displaced_go(self) -> None:
         if self.displaced >= 0:
             displaced, self.displaced = self.displaced, -1
-            _system.close(displaced)
+            self._let_go(displaced)
+
+    def _let_go(self, descriptor: int) -> None:
+        """Close an open file, and first its lock, for that a child shares until it starts its program.
+
+        In a forked child the lock is the parent's.
+        """
+        if os.getpid() == self.pid:
+            with suppress(OSError):
+                _system.unlock(descriptor)
+        _system.close(descriptor)
 
     def replace(self, data: bytes, basis: _Glance | None) -> None:
         """Renew the whole file, which looked like `basis` so far; a crash leaves the old one or the new one.
@@ -2416,8 +2432,9 @@ class _Journal:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NO_LINK | _FLAGS
         new, old, theirs = -1, self.descriptor, -1
         try:
-            new = _above_standard(_system.open(path, flags, 0o600))
-            self.unfinished = new, data
+            with _registry_lock:
+                new = _above_standard(_system.open(path, flags, 0o600))
+                self.unfinished = new, data
             _write_all(new, data)
             theirs = -1 if is_ours else self._claim()
             _take_over_attributes(theirs if self._may_decide(theirs) else old, new)
@@ -2435,7 +2452,7 @@ class _Journal:
         finally:
             claimed, self.claimed = self.claimed, -1  # first: what is closed may be the number of another file soon
             for descriptor in {old, claimed} - {self.descriptor, self.displaced, -1}:
-                _system.close(descriptor)
+                self._let_go(descriptor)
 
     def _hand_over(self, new: int, data: bytes, replaced: int, size: int) -> None:
         """Go on with the new file: an append to the old descriptor would succeed and be lost."""
@@ -2461,7 +2478,7 @@ class _Journal:
         self.unfinished = None
         for descriptor in {new, self.claimed} - {-1}:
             with suppress(OSError):
-                _system.close(descriptor)
+                self._let_go(descriptor)
         self.claimed = -1
         self._remove_temporary()
 
@@ -2482,7 +2499,7 @@ class _Journal:
             old = self.descriptor
             self._clean_up(*self.unfinished)
             if old != self.descriptor:
-                _system.close(old)
+                self._let_go(old)
 
     def _remove_temporary(self) -> None:
         if self.temporary:
@@ -2493,7 +2510,8 @@ class _Journal:
     def _claim(self) -> int:
         """Open and lock the file that somebody put in the place of ours; -1 if they only removed ours."""
         try:
-            self.claimed = _above_standard(_system.open(self.path, os.O_RDWR | _NO_LINK | _FLAGS))
+            with _registry_lock:
+                self.claimed = _above_standard(_system.open(self.path, os.O_RDWR | _NO_LINK | _FLAGS))
         except OSError as error:
             if error.errno not in _NOT_THERE:
                 raise
@@ -2588,17 +2606,22 @@ class _Journal:
     def close(self) -> None:
         """Let the file and the lock go."""
         self._remove_temporary()
-        if self.unfinished is not None:
-            (new, _), self.unfinished = self.unfinished, None
-            if new != self.descriptor:
-                with suppress(OSError):
-                    _system.close(new)
+        new, claimed = self.unfinished[0] if self.unfinished else -1, self.claimed
+        self.unfinished, self.claimed = None, -1
+        for descriptor in {new, claimed} - {self.descriptor, -1}:
+            with suppress(OSError):
+                self._let_go(descriptor)
         if self.descriptor >= 0:
             if self._is_open():  # an interrupt may have come right behind `close`
                 with suppress(OSError):
-                    _system.close(self.descriptor)
+                    self._let_go(self.descriptor)
             self.descriptor = -1
         self._let_displaced_go()
+
+    def leave(self) -> None:
+        """Let the file go in a forked child: lock and temporary file are the parent's."""
+        self.temporary = ""
+        self.close()
 
     def _is_open(self) -> bool:
         try:
@@ -3828,10 +3851,10 @@ class StateList(_Node, MutableSequence[Any]):
 
 #: The open trees of this process, so that a second opening of a file shares the first.
 _open_trees: list[_LiveTree] = []
-_registry_lock = threading.RLock()
-#: The files that are about to be opened.
-_opening: list[_Journal] = []
-
+#: The files that are being opened, and by which threads. Who wants the same file waits for that, and nobody else.
+_opening: dict[_Journal, int] = {}
+#: The trees of readers, by their ids. (The callbacks of a WeakSet would swallow a Ctrl-C.)
+_followers: dict[int, weakref.ref[_Follower]] = {}
 
 #: Stands in the place of a pending change while the snapshot is being renewed.
 _RENEWING: Any = object()
@@ -4611,6 +4634,9 @@ class _Follower(_Tree):
         self.known = (0, hash(b""))
         self.is_closed = False
         self.root = _Root({}, self)
+        for number in [number for number, follower in list(_followers.items()) if follower() is None]:
+            _followers.pop(number, None)
+        _followers[id(self)] = weakref.ref(self)
         self.refresh()
 
     def check(self) -> NoReturn:
@@ -4660,6 +4686,15 @@ class _Follower(_Tree):
 
     def release(self) -> None:
         self.is_closed = True
+
+    def mend_in_child(self) -> None:
+        """After a fork: where another thread was in a refresh, which nobody goes on with, read the file anew."""
+        if self.lock.acquire(blocking=False):
+            self.lock.release()
+            return
+        self.lock, self.seen = threading.RLock(), None
+        with suppress(OSError, StateError):
+            self.refresh()
 
 
 def _parsed(path: str, data: bytes) -> _Stream:
@@ -5198,42 +5233,75 @@ def plain(node: Any) -> Any:
 
 def _shared_tree(path: str, facade: PersistedState, *, fsync: bool | float, wait: float, mode: int | None) -> _LiveTree:
     """Return the tree of a file, for one more object to show: one that this process has open already, or a new one."""
+    deadline = _system.now() + wait
     while True:
-        with _registry_lock:
-            tree = _find_open(path) or _new_tree(path, fsync=fsync, wait=wait, mode=mode)
-            if not tree.is_closing:
-                tree.facades[id(facade)] = facade
-                return tree
-        with tree.lock:  # another thread is closing it, or was interrupted while it did
-            tree.release()
+        journal = _Journal(path)
+        tree = _claim(journal, facade)
+        if journal in _opening:
+            if not _open_tree(journal, fsync=fsync, mode=mode, deadline=deadline):
+                _system.sleep(_LOCK_RETRY)
+        elif tree is None:
+            _system.sleep(_OPENING_RETRY)
+        elif not tree.is_closing:
+            return tree
+        else:
+            with tree.lock:  # another thread is closing it, or was interrupted while it did
+                tree.release()
 
 
-def _new_tree(path: str, *, fsync: bool | float, wait: float, mode: int | None) -> _LiveTree:
-    for left in _opening.copy():  # by an interrupt
-        left.close()
-        _opening.remove(left)
-    journal = _Journal(path)
-    _opening.append(journal)
-    try:
-        journal.open(mode, wait)
-        tree = _LiveTree(journal, fsync=fsync)
-        _open_trees.append(tree)
-    except BaseException:
-        _open_trees[:] = [tree for tree in _open_trees if tree.journal is not journal]
-        journal.close()
-        raise
-    finally:
-        _opening.remove(journal)
+def _claim(journal: _Journal, facade: PersistedState) -> _LiveTree | None:
+    """Return the tree that has the file of a journal open, if any; if nobody opens it just now, claim that for us."""
+    status = None
+    with suppress(OSError):
+        status = _system.stat(journal.path)
+    with _registry_lock:
+        tree = _find_open(journal, status)
+        if tree is not None and not tree.is_closing:
+            tree.facades[id(facade)] = facade
+        elif tree is None and not _is_being_opened(journal.path):
+            _opening[journal] = get_ident()
     return tree
 
 
-def _find_open(path: str) -> _LiveTree | None:
-    names = {os.path.realpath(path), _absolute(path)}
-    same = [tree for tree in _open_trees if not names.isdisjoint((tree.journal.path, tree.journal.name))]
-    with suppress(OSError):
-        status = _system.stat(path)
-        same += [tree for tree in _open_trees if tree.journal.is_same_file(status)]
+def _find_open(journal: _Journal, status: os.stat_result | None) -> _LiveTree | None:
+    names, trees = {journal.path, journal.name}, _open_trees.copy()
+    same = [tree for tree in trees if not names.isdisjoint((tree.journal.path, tree.journal.name))]
+    same += [tree for tree in trees if status is not None and tree.journal.is_same_file(status)]
     return same[0] if same else None
+
+
+def _is_being_opened(path: str) -> bool:
+    """Tell whether another thread is opening a file; raises StateError if it is this one, which a hook interrupted.
+
+    What an interrupt left behind is let go: nothing in the stack of its thread goes on with that.
+    """
+    stacks = sys._current_frames() if _opening else {}
+    for journal, thread in list(_opening.items()):
+        frame = stacks.get(thread)
+        while frame and (frame.f_code is not _shared_tree.__code__ or frame.f_locals.get("journal") is not journal):
+            frame = frame.f_back
+        if frame is None and thread in stacks:
+            journal.close()
+            del _opening[journal]
+        elif journal.path == path and thread == get_ident():
+            raise StateError(path, "opened while this thread is opening it; do so after that")
+    return any(journal.path == path for journal in _opening)
+
+
+def _open_tree(journal: _Journal, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
+    """Open a file that was claimed; False if that has to be tried again."""
+    try:
+        if not journal.open(mode, deadline):
+            return False
+        _open_trees.append(_LiveTree(journal, fsync=fsync))
+    except BaseException:
+        for tree in [tree for tree in _open_trees.copy() if tree.journal is journal]:
+            _open_trees.remove(tree)
+        journal.close()
+        raise
+    finally:
+        _opening.pop(journal, None)
+    return True
 
 
 def _close_at_exit() -> None:
@@ -5269,22 +5337,37 @@ def _ask(scheduler: str) -> Any:
         return None
 
 
+def _before_fork() -> None:
+    _registry_lock.acquire()
+
+
+def _after_fork() -> None:
+    with suppress(RuntimeError):  # an interrupt came before it was taken
+        _registry_lock.release()
+
+
 def _refuse_in_child() -> None:
     """After a fork the file is the parent's: the child only closes its descriptors, which leaves the parent's lock."""
-    global _registry_lock  # noqa: PLW0603 - a thread of the parent may have held it
-    _registry_lock = threading.RLock()
+    _after_fork()
+    for journal in list(_opening):
+        journal.leave()
+    _opening.clear()
+    for follower in [reference() for reference in _followers.values()]:
+        if follower is not None:
+            follower.mend_in_child()
     for tree in _open_trees.copy():
         reason = (
             f"opened by process {os.getppid()}; its child {os.getpid()} must open the file itself, after the parent"
         )
-        tree.lock, tree.journal.temporary = threading.RLock(), ""
+        tree.lock = threading.RLock()
+        tree.journal.leave()
         tree.shut(StateError(tree.path, reason))
 
 
 if not _before_reload:
     atexit.register(_close_at_exit)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_refuse_in_child)
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_refuse_in_child)
 
 
 # ------------------------------------------------------ Repair -------------------------------------------------------
@@ -5334,9 +5417,10 @@ def repair(path: str | os.PathLike[str], *, dry_run: bool = False, wait: float =
         after = len(remains.text().encode()) if remains.problems else len(data)
         return Repair(name, sorted(remains.problems), None, len(data), after)
     _system.stat(name)  # raises where there is no file: the journal would make one
-    journal = _Journal(name)
+    journal, deadline = _Journal(name), _system.now() + wait
     try:
-        journal.open(None, wait)
+        while not journal.open(None, deadline):
+            _system.sleep(_LOCK_RETRY)
         before = len(journal.data)
         remains = _Remains(journal.data)
         damaged = None

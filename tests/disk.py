@@ -33,7 +33,21 @@ if TYPE_CHECKING:
 NAME, LINK = "x.state", "second name"
 #: Calls of the seam that leave a folder as it is.
 HARMLESS = frozenset(
-    ["read", "lseek", "fstat", "stat", "lstat", "listdir", "lock", "fchown", "listxattr", "getxattr", "now", "sleep"]
+    [
+        "read",
+        "lseek",
+        "fstat",
+        "stat",
+        "lstat",
+        "listdir",
+        "lock",
+        "unlock",
+        "fchown",
+        "listxattr",
+        "getxattr",
+        "now",
+        "sleep",
+    ]
 )
 
 # ---- Folders ----

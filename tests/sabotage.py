@@ -60,7 +60,6 @@ class Fault(NamedTuple):
 
 HANDED_OVER = '        self.descriptor, self.inode, self.temporary = new, None, ""\n        self._know(data)\n'
 
-SHUT = "        tree.shut(StateError(tree.path, reason))\n"
 TAKE_OVER = "_take_over_attributes(theirs if self._may_decide(theirs) else old, new)"
 FAULTS = [
     Fault("no fsync of the temporary file", [("            _system.fsync(new)\n", "")]),
@@ -129,15 +128,20 @@ FAULTS = [
     ),
     Fault(
         "no look at the inode after locking",
-        [(" and self._is_named():\n                return\n", ":\n                return\n")],
+        [
+            (
+                "        if self._lock(self.descriptor) and self._is_named():\n",
+                "        if self._lock(self.descriptor):\n",
+            )
+        ],
     ),
     Fault(
         "no check of the process",
-        [("    os.register_at_fork(after_in_child=_refuse_in_child)\n", "    pass\n")],
+        [(", after_in_child=_refuse_in_child)\n", ")\n")],
     ),
     Fault(
         "unlock in the child",
-        [(SHUT, f"        __import__('fcntl').flock(tree.journal.descriptor, 8)\n{SHUT}")],
+        [("        if os.getpid() == self.pid:\n", "        if True:\n")],
     ),
     Fault(
         "take a lone --- for an empty snapshot",
@@ -196,6 +200,7 @@ FAULTS = [
             ),
         ],
     ),
+    Fault("unlock only by closing", [("                _system.unlock(descriptor)\n", "                pass\n")]),
     Fault("attributes not removed", [("in present.keys() - wanted.keys():", "in ():")]),
     Fault(
         "catch Exception where BaseException is needed",

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from checks import run_child
 from processes import DROP_PRIVILEGES, WRITE_CALLS, Child, at_each_moment, count_calls, listing
+from rounds import rounds as sized
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, StateLocked, StateReadOnly, plain
@@ -493,6 +495,192 @@ def test_a_forked_child_may_open_the_state_once_its_parent_closed_it(path: Path)
     assert on_disk(path) == {"a": 2, "d": {"k": 1}, "l": [1], "b": 5}
 
 
+# ---- Forks and programs while a file is being opened or closed -------------------------------------------------------
+
+
+def test_a_closed_file_is_free_though_a_child_has_not_started_its_program_yet(path: Path) -> None:
+    """Until it does, it shares what is open: for the system, a copy of the descriptor."""
+    for n in range(2):
+        state = PersistedState(path, n=n)
+        copies = [os.dup(state._tree.journal.descriptor)]
+        state.n = n
+        state.vacuum()
+        copies.append(os.dup(state._tree.journal.descriptor))
+
+        state.close()
+
+        with PersistedState(path) as again:
+            assert again.n == n
+        for copy in copies:
+            os.close(copy)
+
+
+def test_a_file_that_was_claimed_in_vain_is_free_though_a_child_shares_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PersistedState(path, a=1) as state:
+        path.with_name("new").write_text("a: 2\n")
+        path.with_name("new").replace(path)
+        copies: list[int] = []
+
+        def fail(*_: object) -> None:
+            copies.append(os.dup(state._tree.journal.claimed))
+            raise OSError(errno.EIO, "in vain")
+
+        monkeypatch.setattr(persistedstate._system, "replace", fail)
+        with pytest.raises(OSError, match="in vain"):
+            state.refresh()
+        monkeypatch.undo()
+
+        state.refresh()
+
+        assert state.a == 2
+        assert len(copies) == 1
+        os.close(copies[0])
+
+
+@sized(ci=200, nightly=2000)
+def test_closing_and_opening_beside_a_thread_that_starts_programs_is_never_refused(path: Path, rounds: int) -> None:
+    is_over = threading.Event()
+
+    def start_programs() -> None:
+        while not is_over.is_set():
+            subprocess.run(["true"], check=True)
+
+    threads = [threading.Thread(target=start_programs) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for n in range(rounds):
+            with PersistedState(path, n=0) as state:
+                state.n = n
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+
+    assert on_disk(path) == {"n": rounds - 1}
+
+
+#: Opens a file, or renews it after somebody replaced it, in a thread, and forks as soon as the thread is in a call.
+OPENER = """
+    import os, sys, threading, time, warnings
+    import persistedstate
+    from persistedstate import PersistedState
+
+    warnings.simplefilter("ignore")
+    path, name, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    real, inside, forked = getattr(persistedstate._System, name), threading.Event(), threading.Event()
+    left = [number]
+
+    def call(*arguments):
+        result = real(*arguments)
+        left[0] -= 1
+        if left[0] == 0:
+            inside.set()
+            forked.wait(0.3)  # a fork that waits for the end of this call does not come
+        return result
+
+    class System(persistedstate._System):
+        pass
+
+    setattr(System, name, staticmethod(call))
+    persistedstate._system = System
+
+    def work():
+        state = PersistedState(path, a=1)
+        if left[0] > 0:  # it is not the opening, so it is to be the renewal
+            other = path + ".new"
+            with open(other, "w") as file:
+                file.write("a: 5\\n")
+            os.replace(other, path)
+            state.refresh()
+        state.a = 2
+        opened.append(state)
+
+    opened = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait()
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(theirs, b"x")
+        os.close(1)
+        os.close(2)
+        time.sleep(60)  # the test ends it
+        os._exit(0)
+    forked.set()
+    os.read(ours, 1)
+    thread.join()
+    print(child, opened[0].a, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [("open", 1), ("lock", 1), ("fstat", 1), ("open", 3), ("open", 4), ("lock", 2), ("fsync", 1), ("lock", 3)],
+)
+def test_a_child_that_is_forked_while_a_thread_opens_or_renews_the_file_keeps_no_lock(
+    path: Path, call: str, number: int
+) -> None:
+    path.write_text("a: 0\n")
+    with Child(OPENER, path, call, number) as child:
+        grandchild, value = child.line().split()
+        assert value == "2"
+        child.kill()
+        try:
+            with PersistedState(path) as state:
+                assert state.a == 2
+        finally:
+            os.kill(int(grandchild), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_that_is_forked_while_a_reader_is_in_a_refresh_goes_on_reading(path: Path) -> None:
+    code = """
+        import os, sys, threading
+        import persistedstate
+        from persistedstate import PersistedState, plain
+
+        path = sys.argv[1]
+        reader = PersistedState(path, _readonly=True)
+        become, inside, forked = persistedstate._become, threading.Event(), threading.Event()
+
+        def become_slowly(node, value):
+            node._put("a", value["a"])  # half of it
+            inside.set()
+            forked.wait(60)
+            become(node, value)
+
+        persistedstate._become = become_slowly
+        with open(path, "w") as file:
+            file.write("a: 2\\nb: 2\\n")
+        thread = threading.Thread(target=reader.refresh)
+        thread.start()
+        inside.wait()
+        persistedstate._become = become
+        child = os.fork()
+        if not child:
+            print(plain(reader), flush=True)
+            with open(path, "w") as file:
+                file.write("a: 3\\nb: 3\\n")
+            print(reader.refresh(), plain(reader), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        forked.set()
+        thread.join()
+        print(reader.refresh(), plain(reader))
+    """
+    path.write_text("a: 1\nb: 1\n")
+
+    answer = run_child(code, path).splitlines()
+
+    assert answer == [str({"a": 2, "b": 2}), f"True { ({'a': 3, 'b': 3}) }", f"True { ({'a': 3, 'b': 3}) }"]
+
+
 # ---- Threads ---------------------------------------------------------------------------------------------------------
 
 
@@ -639,6 +827,104 @@ def test_opening_in_the_middle_of_a_vacuum_or_close_waits_for_it(path: Path, cha
             handle.close()
     assert threads
     assert on_disk(path) == {"a": 3}
+
+
+def in_time(work: Callable[[], object]) -> None:
+    """Run it in a thread; fail if it hangs."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_who_waits_for_a_file_keeps_nobody_from_opening_and_closing_others(
+    path: Path, holder: Child, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, states, tried = tmp_path_factory.mktemp("other") / "x.state", list[PersistedState](), threading.Event()
+    lock = persistedstate._system.lock
+
+    def lock_and_tell(descriptor: int) -> bool:
+        is_locked = lock(descriptor)
+        if not is_locked:
+            tried.set()
+        return is_locked
+
+    monkeypatch.setattr(persistedstate._system, "lock", lock_and_tell)
+    beside = PersistedState(other.with_name("open before"))
+    waiting = [threading.Thread(target=lambda: states.append(PersistedState(path, _wait=600))) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+    tried.wait(60)
+
+    in_time(beside.close)
+    in_time(lambda: PersistedState(other, a=1).close())
+    with pytest.raises(StateLocked, match=str(holder.pid)):
+        PersistedState(path)
+    assert states == []
+
+    do(holder, "state.a = 7")
+    do(holder, "state.close()")
+    for thread in waiting:
+        thread.join(60)
+    one, two = states
+    one.a += 1
+    assert (one.a, two.a, one._tree is two._tree) == (8, 8, True)
+    one.close()
+    two.close()
+
+
+def test_a_thread_that_opens_a_file_which_another_is_opening_waits_for_that(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `_wait`, too: it is no other process."""
+    read, inside, go_on = persistedstate._read_all, threading.Event(), threading.Event()
+    states: list[PersistedState] = []
+
+    def read_slowly(descriptor: int) -> bytes:
+        inside.set()
+        go_on.wait(60)
+        return read(descriptor)
+
+    monkeypatch.setattr(persistedstate, "_read_all", read_slowly)
+    threads = [threading.Thread(target=lambda: states.append(PersistedState(path, a=[]))) for _ in range(2)]
+    threads[0].start()
+    inside.wait(60)
+    threads[1].start()
+    threads[1].join(0.05)
+    assert states == []
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+
+    one, two = states
+    one.a.append(1)
+    assert two.a == [1]
+    one.close()
+    two.close()
+
+
+def test_a_hook_for_the_warnings_of_an_opening_may_open_another_file_and_not_the_same(
+    path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_text('a: 1\n--- ["set",[],"a",')
+    other, refusals = tmp_path_factory.mktemp("other") / "log.state", list[str]()
+
+    def note(message: object, *_: object, **__: object) -> None:
+        with PersistedState(other, lines=[]) as log:
+            log.lines.append(str(message))
+        with pytest.raises(StateError, match="is opening it") as caught:
+            PersistedState(path, _wait=600)
+        refusals.append(str(caught.value))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", note)
+        with PersistedState(path) as state:
+            state.a = 2
+
+    assert len(refusals) == 1
+    assert "dropped" in on_disk(other)["lines"][0]
+    assert on_disk(path) == {"a": 2}
 
 
 @pytest.mark.usefixtures("hurried")
