@@ -121,8 +121,8 @@ FAULTS = [
         "truncate before the lock",
         [
             (
-                "(_system.open(self.path, flags))\n        except",
-                "(_system.open(self.path, flags | os.O_TRUNC))\n        except",
+                "_system.open(self.path, flags))\n            except",
+                "_system.open(self.path, flags | os.O_TRUNC))\n            except",
             )
         ],
     ),
