@@ -79,7 +79,7 @@ from copy import copy
 from datetime import date, datetime, timezone
 from functools import cache
 from itertools import compress, count, pairwise, takewhile, zip_longest
-from math import isfinite, isnan
+from math import inf, isfinite, isnan
 from threading import get_ident
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -3900,10 +3900,10 @@ class _LiveTree(_Tree):
 
     __slots__ = ("fsync", "halted", "journal", "limit", "owner", "records", "task", "transaction")
 
-    def __init__(self, journal: _Journal, *, fsync: bool | float) -> None:
+    def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None) -> None:
         super().__init__(journal.path)
         self.reserved = _METHODS
-        self.fsync = fsync
+        self.fsync, self.mode = fsync, mode
         #: The records of the open transactions, and the task that opened them, if one did.
         self.records: list[str] = []
         self.task: _Task | None = None
@@ -4426,6 +4426,24 @@ class _LiveTree(_Tree):
                 self.told.add(reason)
                 _warn(f"{self.path}: no vacuum ({type(error).__name__}: {error}); the changes are in the journal")
 
+    def join(self, *, fsync: bool | float, mode: int | None) -> None:
+        """Take over the options of one more object: the stronger `_fsync`, also for what was written before.
+
+        Raises StateError if it wants other permissions, and OSError if the disk does not take what was written.
+        """
+        if mode not in (None, self.mode):
+            present = stat.S_IMODE(_system.fstat(self.journal.descriptor).st_mode)
+            if mode != present:
+                wanted = f"open in this process already, with permissions 0o{present:o} and not 0o{mode:o}"
+                raise StateError(self.path, f"{wanted}; give the same _mode everywhere, or none, or use chmod")
+        with self.lock:
+            if _lag(fsync) < _lag(self.fsync) and self.journal.descriptor >= 0:
+                before, self.fsync = self.syncer, fsync
+                self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
+                if before is not None:
+                    before.is_stopped.set()
+                self.sync()
+
     def release(self) -> None:
         """Vacuum and close the file, when the last handle is gone; raises what keeps the changes from being safe."""
         if self not in _open_trees:
@@ -4531,6 +4549,11 @@ class _Edit:
         self.is_doubtful = is_part or is_cut
         if is_cut or (missing and self.saved.has_leftover):
             self._give_up("what was saved there breaks off")
+
+
+def _lag(fsync: float) -> float:
+    """Return how many seconds of changes a loss of power may cost, by an `_fsync`."""
+    return (0.0 if fsync else inf) if isinstance(fsync, bool) else fsync
 
 
 class _Syncer:
@@ -4945,13 +4968,14 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
 
     Raises:
         StateLocked: another process has it open. StateCorrupt: the file cannot be understood; it was left as it is.
+        StateError: it is open in this process with another `_mode`.
         OSError: the file cannot be opened. TypeError, ValueError: a default is not storable, an option is unknown or
         wrong.
 
     An attribute whose name begins with `_` is an ordinary Python attribute. A key that is the name of a method
     (`items`, `update`, …) is reached as `STATE["items"]`. All of it may be used from several threads; `_thread_lock`
     is the re-entrant lock that guards every change. A second object for the same file, in the same process, shares
-    its state; the options of the first hold.
+    its state; the stronger `_fsync` of both holds from then on.
 
     >>> import os, tempfile
     >>> with PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), jobs=[]) as STATE:
@@ -5007,6 +5031,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         object.__setattr__(self, "__dict__", tree.attributes)
         if isinstance(tree, _LiveTree):
             try:
+                tree.join(fsync=_fsync, mode=_mode)
                 tree.set_defaults(defaults)
             except BaseException:
                 self.close()
@@ -5293,7 +5318,7 @@ def _open_tree(journal: _Journal, *, fsync: bool | float, mode: int | None, dead
     try:
         if not journal.open(mode, deadline):
             return False
-        _open_trees.append(_LiveTree(journal, fsync=fsync))
+        _open_trees.append(_LiveTree(journal, fsync=fsync, mode=mode))
     except BaseException:
         for tree in [tree for tree in _open_trees.copy() if tree.journal is journal]:
             _open_trees.remove(tree)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import itertools
 import os
 import re
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import oracle
 import pytest
@@ -886,6 +887,99 @@ def test_a_hard_link_in_the_same_process_shares_the_state_or_is_refused(tmp_path
 
     assert on_disk(path)["a"] == 3
     assert on_disk(other)["a"] == 3
+
+
+LEVELS = [False, 60, 0.5, True]  # each is stronger than those before
+
+
+class Syncs(persistedstate._System):
+    """Counts the syncs; time passes when a test says so."""
+
+    count = 0
+    timers: ClassVar[list[tuple[float, Callable[[], object]]]] = []
+
+    @staticmethod
+    def fsync(_: int) -> None:  # type: ignore[override]
+        Syncs.count += 1
+
+    @staticmethod
+    def later(seconds: float, at_once: threading.Event, function: Callable[[], object]) -> None:
+        Syncs.timers.append((seconds, lambda: None if at_once.is_set() else function()))
+
+    @staticmethod
+    def pass_time() -> None:
+        while Syncs.timers:
+            Syncs.timers.pop()[1]()
+
+
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> type[Syncs]:
+    monkeypatch.setattr(persistedstate, "_system", Syncs)
+    Syncs.count, Syncs.timers[:] = 0, []
+    return Syncs
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.product(LEVELS, LEVELS)])
+def test_the_stronger_fsync_of_two_handles_holds_for_both(
+    path: Path, syncs: type[Syncs], first: float, second: float
+) -> None:
+    is_stronger = LEVELS.index(second) > LEVELS.index(first)
+    stronger = second if is_stronger else first
+    with PersistedState(path, _fsync=first, a=1) as one:
+        one.a = 2
+        before = syncs.count
+        with PersistedState(path, _fsync=second) as other:
+            assert syncs.count == before + is_stronger  # what was written is as safe as that says
+
+            syncs.pass_time()
+            for handle in one, other:
+                before = syncs.count
+                handle.a += 1
+                assert syncs.count - before == (stronger is True)
+                assert [seconds for seconds, _ in syncs.timers] == ([] if isinstance(stronger, bool) else [stronger])
+                syncs.pass_time()
+                assert syncs.count == before + (stronger is not False)
+        before = syncs.count
+        one.a += 1
+        assert (syncs.count - before, len(syncs.timers)) == (stronger is True, not isinstance(stronger, bool))
+    assert on_disk(path) == {"a": 5}
+
+
+def test_a_stronger_fsync_that_the_disk_refuses_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with PersistedState(path, a=1) as one:
+        one.a = 2
+
+        def fail(_: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(persistedstate._system, "fsync", fail)
+        with pytest.raises(OSError, match="error"):
+            PersistedState(path, _fsync=True)
+        monkeypatch.undo()
+        one.a = 3
+
+    assert on_disk(path) == {"a": 3}
+
+
+def test_a_mode_that_is_not_that_of_the_open_file_is_refused(path: Path, umask: Callable[[int], int]) -> None:
+    umask(0o022)
+    with PersistedState(path, a=1) as one:
+        with pytest.raises(StateError, match=r"permissions 0o644 and not 0o600; .*chmod"):
+            PersistedState(path, _mode=0o600, b=1)
+        for mode in None, 0o644:
+            with PersistedState(path, _mode=mode) as other:
+                other.a += 1
+        path.chmod(0o600)
+        PersistedState(path, _mode=0o600).close()
+        assert plain(one) == {"a": 3}
+
+
+def test_two_handles_with_the_same_mode_share_a_file_that_was_there_with_another(path: Path) -> None:
+    """For a file that is there, the option says nothing."""
+    path.write_text("a: 1\n")
+    path.chmod(0o640)
+    with PersistedState(path, _mode=0o600), PersistedState(path, _mode=0o600):
+        assert permissions(path) == 0o640
 
 
 def test_a_handle_that_is_dropped_without_close_loses_nothing(path: Path) -> None:
