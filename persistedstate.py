@@ -2068,6 +2068,8 @@ _LOOK_EVERY = 0.1
 _QUIET, _QUIET_RETRY = 0.1, 0.02
 #: Seconds by which the time that a file system notes for a write may differ from the clock.
 _CLOCK_TICK = 0.05
+#: Seconds within which two writes may be dated the same: FAT counts in twos.
+_SAME_DATE = 2.1
 #: Attributes by which the kernel vouches for the content of a file; they are its own affair.
 _OF_CONTENT = {"security.ima", "security.evm"}
 #: Where these are the reason why a file cannot be replaced, it is rewritten in its place.
@@ -2149,6 +2151,28 @@ def _surely(function: Callable[..., None], *arguments: Any) -> None:
             return
 
 
+class _Dated:
+    """How a file looked when it was read, which tells whether it still holds the same: not at once.
+
+    What is written while the clock of the file system stands still looks the same, if its size does. That clock is not
+    ours, so that we go by how long we have known the look.
+    """
+
+    def __init__(self) -> None:
+        self.glance: _Glance | None = None
+        self.seen_at = self.read_at = 0.0
+
+    def note(self, glance: _Glance, read_at: float) -> None:
+        """Note how a file looks that was read from that time on."""
+        if glance != self.glance:
+            self.glance, self.seen_at = glance, _system.now()
+        self.read_at = read_at
+
+    def tells(self, glance: _Glance | None) -> bool:
+        """Tell whether a file that looks like this holds what was read."""
+        return glance == self.glance and self.read_at - self.seen_at > _SAME_DATE
+
+
 class _Overtaken(Exception):
     """Somebody else wrote the file while it was about to be replaced."""
 
@@ -2183,6 +2207,9 @@ class _Journal:
         self.wrote_at = self.due_at = self.clock = 0.0
         #: Somebody else may have written.
         self.is_suspicious = False
+        #: What our file looks like; length and hash of what somebody else left, until it is taken over.
+        self.dated = _Dated()
+        self.foreign: tuple[int, int] | None = None
 
     def open(self, mode: int | None, deadline: float) -> bool:
         """Open, lock and read the file; False if that has to be tried again, in a moment.
@@ -2210,7 +2237,8 @@ class _Journal:
         self.size = len(data)
         self.known = (len(data), hash(data))
         self.basis: _Glance | None = _seen(_system.fstat(self.descriptor))
-        self.inode = self.basis[:2]
+        self.inode, self.foreign = self.basis[:2], None
+        self.dated.note(self.basis, 0.0)
 
     def holds(self, data: bytes) -> bool:
         """Tell whether the file was last renewed with this content."""
@@ -2341,6 +2369,8 @@ class _Journal:
             is_ours = glance is not None and known is not None and glance[:2] == known[:2] and glance[2] == self.size
             is_just_written = glance is not None and abs(glance[3] / 1e9 - self.wrote_at - clock) < _CLOCK_TICK
             self.is_suspicious = not (is_ours and is_just_written and abs(self.clock - clock) < _CLOCK_TICK)
+        elif not self.dated.tells(glance):
+            self.is_suspicious = True
 
     def is_foreign(self) -> bool:
         """Find out whether somebody else wrote, replaced or removed the file."""
@@ -2352,12 +2382,13 @@ class _Journal:
                 return is_foreign
 
     def _is_foreign(self) -> bool:
-        glance, known = self._glance(), self.basis
-        if glance == known or glance is None or known is None:
+        now, glance, known, self.foreign = _system.now(), self._glance(), self.basis, None
+        if glance is None or known is None or self.dated.tells(glance):
             return glance is None
         if glance[:2] != known[:2] or glance[2] != self.size or not self._is_known_content():
             return True
         self.basis = glance
+        self.dated.note(glance, now)
         return False
 
     def _is_known_content(self) -> bool:
@@ -2377,6 +2408,7 @@ class _Journal:
             glance, is_quiet = _await_quiet(self._glance_foreign, deadline)
             data = self._read_foreign()
             if self._glance_foreign() == glance or not is_quiet:
+                self.foreign = (len(data), hash(data)) if data is not None and self.displaced < 0 else None
                 return data, glance if self.displaced < 0 else self.basis, is_quiet
 
     def _glance_foreign(self) -> _Glance | None:
@@ -2443,7 +2475,7 @@ class _Journal:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
             if not self._lock(new):
                 raise OSError(errno.EBUSY, "somebody locked the temporary file", path)
-            self._check(basis)
+            self._check(basis, theirs)
             _system.replace(path, self.path)
             self._hand_over(new, data, old if theirs < 0 else theirs, basis[2] if basis else 0)
         except BaseException:
@@ -2526,9 +2558,19 @@ class _Journal:
             return False
         return _system.fstat(theirs).st_uid in (0, _user(), _system.fstat(self.descriptor).st_uid)
 
-    def _check(self, basis: _Glance | None) -> None:
-        if not self.is_half_rewritten and self._glance() != basis:
+    def _check(self, basis: _Glance | None, theirs: int = -1) -> None:
+        """Raise _Overtaken if the file looks different by now, or looks the same and holds something else."""
+        if self.is_half_rewritten:
+            return
+        is_same = self._glance() == basis
+        if not (is_same and (basis is None or self._holds_the_same(self.descriptor if theirs < 0 else theirs))):
             raise _Overtaken
+
+    def _holds_the_same(self, descriptor: int) -> bool:
+        if self.foreign is None:
+            return self._is_known_content()
+        data = _read_all(descriptor)
+        return self.foreign == (len(data), hash(data))
 
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
@@ -4652,9 +4694,9 @@ class _Follower(_Tree):
         self.name = _absolute(path)
         self.reserved = _METHODS
         self.defaults = defaults
-        self.seen: _Glance | None = None
-        #: Length and hash of what was read, without a torn tail: a writer only adds to it or puts another file there.
-        self.known = (0, hash(b""))
+        self.seen = _Dated()
+        #: Length and hash of what is shown, and of that without a torn tail, to which a writer of this file only adds.
+        self.content, self.known = (-1, 0), (0, hash(b""))
         self.is_closed = False
         self.root = _Root({}, self)
         for number in [number for number, follower in list(_followers.items()) if follower() is None]:
@@ -4675,11 +4717,19 @@ class _Follower(_Tree):
 
     def refresh(self) -> bool:
         """Read the file again if it changed; return whether the state did."""
-        if self.seen == _seen(_system.stat(self.name)):
+        now = _system.now()
+        if self.seen.tells(_seen(_system.stat(self.name))):
             return False
         data, seen = self._read_whole()
+        content = len(data), hash(data)
+        is_changed = content != self.content and self._show(data)
+        self.content = content
+        self.seen.note(seen, now)
+        return is_changed
+
+    def _show(self, data: bytes) -> bool:
         value, sound = self._value(data)
-        self.seen, self.known = seen, (sound, hash(data[:sound]))
+        self.known = sound, hash(data[:sound])
         if _same(value, _plain(self.root)):
             return False
         with self.lock:
@@ -4692,7 +4742,8 @@ class _Follower(_Tree):
         """Read the file; while somebody writes it anew without putting another in its place, wait for them."""
         data, seen = _read_file(self.name)
         length, value = self.known
-        if self.seen is None or seen[:2] != self.seen[:2] or hash(data[:length]) == value:
+        glance = self.seen.glance
+        if glance is None or seen[:2] != glance[:2] or hash(data[:length]) == value:
             return data, seen
         _await_quiet(lambda: _glance(self.name), _system.now() + _PATIENCE)
         return _read_file(self.name)
@@ -4715,7 +4766,7 @@ class _Follower(_Tree):
         if self.lock.acquire(blocking=False):
             self.lock.release()
             return
-        self.lock, self.seen = threading.RLock(), None
+        self.lock, self.seen, self.content = threading.RLock(), _Dated(), (-1, 0)
         with suppress(OSError, StateError):
             self.refresh()
 

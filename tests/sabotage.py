@@ -179,7 +179,7 @@ FAULTS = [
     ),
     Fault(
         "replace what was saved in the last moment",
-        [("        if not self.is_half_rewritten and self._glance() != basis:\n", "        if False:\n")],
+        [("            raise _Overtaken\n", "            pass\n")],
     ),
     Fault(
         "temporary file with the default mode",
@@ -200,6 +200,7 @@ FAULTS = [
             ),
         ],
     ),
+    Fault("compare time stamps alone", [("and self.read_at - self.seen_at > _SAME_DATE", "")]),
     Fault("unlock only by closing", [("                _system.unlock(descriptor)\n", "                pass\n")]),
     Fault("attributes not removed", [("in present.keys() - wanted.keys():", "in ():")]),
     Fault(

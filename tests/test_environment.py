@@ -465,6 +465,27 @@ def test_what_is_kept_beside_is_for_those_who_may_read_the_file(path: Path) -> N
     kept.unlink()
 
 
+def test_a_follower_on_a_file_system_with_a_slow_clock_sees_every_change(tmp_path: Path) -> None:
+    code = """
+        import os, sys
+        from persistedstate import PersistedState
+        path, other = (os.path.join(sys.argv[1], name) for name in ("x.state", "other"))
+        with open(path, "w") as file:
+            file.write("a: 10\\n")
+        os.link(path, other)
+        with PersistedState(path) as writer, PersistedState(path, _readonly=True) as reader:
+            stale = 0
+            for number in range(11, 60):
+                writer.a = number
+                writer.vacuum()
+                reader.refresh()
+                stale += reader.a != number
+        print(stale)
+    """
+
+    assert in_mount_namespace('mount -t ramfs ramfs "$1"', code, tmp_path) == "0\n"
+
+
 #: Mounts the file "real" of a folder at its file "x.state", as containers do.
 MOUNT_A_FILE = 'cd "$(dirname "$1")" && echo "a: 1" >real && touch "$1" && mount --bind real "$1"'
 

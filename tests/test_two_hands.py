@@ -709,6 +709,104 @@ def test_an_edit_of_the_same_size_right_behind_a_change_is_not_lost(path: Path, 
     assert oracle.same(oracle.read(path), expected)
 
 
+# ---- File systems with a slow clock ----------------------------------------------------------------------------------
+
+
+def save_within_a_tick(path: Path, old: str, new: str) -> None:
+    """Save as many characters in the place of others while the clock of the file system stands still."""
+    before = path.stat()
+    path.write_text(path.read_text().replace(old, new))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("look", ["change", "refresh", "vacuum", "close"])
+@pytest.mark.parametrize("behind", ["opening", "change", "vacuum", "look"])
+def test_an_edit_that_leaves_size_and_date_as_they_are_is_not_lost(
+    path: Path, monkeypatch: pytest.MonkeyPatch, behind: str, look: str
+) -> None:
+    monkeypatch.setattr(persistedstate, "_LOOK_EVERY", 0.0)
+    path.write_text(TEXT)
+    expected = {**START, "last_id": 14}
+    with PersistedState(path) as state:
+        if behind != "opening":
+            state.done = expected["done"] = "over"
+        if behind == "vacuum":
+            state.vacuum()
+        elif behind == "look":
+            state.refresh()
+        save_within_a_tick(path, "41", "14")
+
+        if look == "change":
+            state.tick = expected["tick"] = 1
+        elif look != "close":
+            getattr(state, look)()
+        if look != "close" and (look, behind) != (
+            "change",
+            "change",
+        ):  # as long as changes follow at once, they are ours
+            assert state.last_id == 14
+
+    assert oracle.same(oracle.read(path), expected)
+
+
+@pytest.mark.parametrize("way", ["in place", "rename"])
+def test_a_save_that_looks_the_same_while_a_vacuum_waits_for_the_disk_is_kept(
+    path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    path.write_text(TEXT)
+    with PersistedState(path) as state:
+        state.done = "over"
+        if way == "rename":
+            save(path, TEXT.replace("importer", "exporter"), "rename")
+
+        def save_first(descriptor: int) -> None:
+            monkeypatch.undo()
+            save_within_a_tick(path, "41", "14")
+            os.fsync(descriptor)
+
+        monkeypatch.setattr(persistedstate._system, "fsync", save_first)
+        state.vacuum()
+
+        name = "exporter" if way == "rename" else "importer"
+        check_rest(state, path, {**START, "last_id": 14, "done": "over", "name": name})
+
+
+@pytest.mark.parametrize("is_hard_link", [False, True])
+def test_a_follower_sees_what_leaves_size_and_date_as_they_are(path: Path, is_hard_link: bool) -> None:
+    path.write_text("a: 10\n")
+    if is_hard_link:
+        os.link(path, path.with_name("other"))
+    with PersistedState(path, _readonly=True) as reader:
+        for number in range(11, 20):  # a second in all
+            save_within_a_tick(path, str(number - 1), str(number))
+            assert reader.refresh() is True
+            assert reader.a == number
+            assert reader.refresh() is False
+    path.with_name("other").unlink(missing_ok=True)
+
+
+def test_a_follower_and_a_writer_of_a_file_that_rests_do_not_read_it_again_and_again(
+    path: Path, state: Any, stage: Stage
+) -> None:
+    with PersistedState(path, _readonly=True) as reader:
+        for _ in range(2):
+            stage.sleep(3)  # no clock is slower than that
+            assert reader.refresh() is state.refresh() is False
+        stage.calls.clear()
+
+        for _ in range(10):
+            assert reader.refresh() is state.refresh() is False
+        assert stage.calls["read"] == 0
+
+        state.last_id = 7
+        assert reader.refresh() is True
+
+
+# ---- Clocks that are set ---------------------------------------------------------------------------------------------
+
+
 @rounds(ci=30, nightly=3000)
 def test_a_clock_that_is_set_back_and_forth_loses_nothing(
     path: Path, state: Any, stage: Stage, chance: random.Random, rounds: int
