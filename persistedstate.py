@@ -2053,8 +2053,8 @@ _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NOT_THERE = {errno.ENOENT, errno.ELOOP, errno.EMLINK}
 #: A file that is mounted by itself stays mounted when its name is given to another one.
 _ORPHANED = (
-    "the file was removed or replaced where it is mounted from, and what is written here would be lost; mount it anew "
-    "(restart the container), better its folder"
+    "the file was removed or replaced where it is mounted from, so that what is written here would be lost; "
+    "mount it anew (restart the container), or mount its folder instead"
 )
 #: So many links after each other are followed, as Linux does.
 _MOST_LINKS = 40
@@ -2217,7 +2217,10 @@ class _Journal:
         mode: permission bits of a new file, None for those that the umask leaves. Raises StateLocked if another process
         has the file, and the deadline is over.
         """
-        self._open(mode)
+        try:
+            self._open(mode)
+        except FileExistsError:  # another process has made it just now
+            return False
         status = _system.fstat(self.descriptor)
         self.inode = _seen(status)[:2]
         _check_regular(status, self.path)
@@ -2428,9 +2431,9 @@ class _Journal:
             self._let_go(displaced)
 
     def _let_go(self, descriptor: int) -> None:
-        """Close an open file, and first its lock, for that a child shares until it starts its program.
+        """Close an open file, after unlocking it: a lock lives until every child has closed its copy, too.
 
-        In a forked child the lock is the parent's.
+        A child does not unlock it, because the lock is the parent's.
         """
         if os.getpid() == self.pid:
             with suppress(OSError):
@@ -2518,10 +2521,8 @@ class _Journal:
         """Tell whether a new file took the place of ours; not if it was never opened, or closed by an interrupt."""
         try:
             return self.descriptor == new or os.path.samestat(_system.fstat(new), _system.lstat(self.path))
-        except FileNotFoundError:
-            return False
         except OSError as error:
-            if error.errno != errno.EBADF:
+            if error.errno not in (errno.ENOENT, errno.EBADF):
                 raise
             return False
 
@@ -2574,33 +2575,34 @@ class _Journal:
 
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
-        if self.is_half_rewritten:  # else a copy that was cut short might count as whole, with what comes behind it
+        is_half, before = self.is_half_rewritten, self.size
+        if is_half:  # else a copy that was cut short might count as whole, with what comes behind it
             _system.set_flags(self.descriptor, os.O_APPEND)
-            _system.ftruncate(self.descriptor, self.size)
-        before, padding = self.size, b"\n" * max(0, len(data) - self.size)
+            _system.ftruncate(self.descriptor, before)
         self.is_half_rewritten = True
-        self._add_copy(data, before, padding)
+        try:
+            self._add_copy(data)
+        except BaseException:
+            _system.set_flags(self.descriptor, os.O_APPEND)
+            self.size = before
+            if _system.fstat(self.descriptor).st_size > before:
+                _system.ftruncate(self.descriptor, before)
+            self.is_half_rewritten = is_half
+            raise
         self._overwrite(data)
         _system.ftruncate(self.descriptor, len(data))
         self.sync()
         self._know(data)
         self.is_half_rewritten = False
 
-    def _add_copy(self, data: bytes, before: int, padding: bytes) -> None:
-        try:
-            _system.set_flags(self.descriptor, 0)  # what may only be appended to fails here, with nothing done
-            _system.set_flags(self.descriptor, os.O_APPEND)
-            self.append(b"%b\n%b%d bytes\n" % (padding, _MARK.encode(), len(data)))
-            self.sync()  # so that no loss of power leaves the content without the line
-            self.append(data)
-            self.sync()
-        except BaseException:
-            _system.set_flags(self.descriptor, os.O_APPEND)
-            self.size = before
-            if _system.fstat(self.descriptor).st_size > before:
-                _system.ftruncate(self.descriptor, before)
-            self.is_half_rewritten = False
-            raise
+    def _add_copy(self, data: bytes) -> None:
+        _system.set_flags(self.descriptor, 0)  # what may only be appended to fails here, with nothing done
+        _system.set_flags(self.descriptor, os.O_APPEND)
+        padding = b"\n" * max(0, len(data) - self.size)
+        self.append(b"%b\n%b%d bytes\n" % (padding, _MARK.encode(), len(data)))
+        self.sync()  # so that no loss of power leaves the content without the line
+        self.append(data)
+        self.sync()
 
     def _overwrite(self, data: bytes) -> None:
         """Write over the beginning, by the descriptor that is open: who opened the file may not any more.
@@ -2608,9 +2610,8 @@ class _Journal:
         If this does not come to its end, the file counts as half rewritten, so that nothing is appended to it.
         """
         if sys.platform == "win32":
-            head = _above_standard(_system.open(self.path, os.O_RDWR | _FLAGS))
-            _write_all(head, data)
-            _system.close(head)
+            with open(self.path, "r+b", buffering=0) as head:
+                _write_all(head.fileno(), data)
         else:
             _system.set_flags(self.descriptor, 0)
             _system.lseek(self.descriptor, 0, os.SEEK_SET)
@@ -5331,10 +5332,11 @@ def _claim(journal: _Journal, facade: PersistedState) -> _LiveTree | None:
     with suppress(OSError):
         status = _system.stat(journal.path)
     with _registry_lock:
+        is_being_opened = _is_being_opened(journal.path)  # first: what is opened by now is found below
         tree = _find_open(journal, status)
         if tree is not None and not tree.is_closing:
             tree.facades[id(facade)] = facade
-        elif tree is None and not _is_being_opened(journal.path):
+        elif tree is None and not is_being_opened:
             _opening[journal] = get_ident()
     return tree
 
@@ -5425,12 +5427,6 @@ def _after_fork() -> None:
 def _refuse_in_child() -> None:
     """After a fork the file is the parent's: the child only closes its descriptors, which leaves the parent's lock."""
     _after_fork()
-    for journal in list(_opening):
-        journal.leave()
-    _opening.clear()
-    for follower in [reference() for reference in _followers.values()]:
-        if follower is not None:
-            follower.mend_in_child()
     for tree in _open_trees.copy():
         reason = (
             f"opened by process {os.getppid()}; its child {os.getpid()} must open the file itself, after the parent"
@@ -5438,6 +5434,12 @@ def _refuse_in_child() -> None:
         tree.lock = threading.RLock()
         tree.journal.leave()
         tree.shut(StateError(tree.path, reason))
+    for journal in list(_opening):
+        journal.leave()
+    _opening.clear()
+    for follower in [reference() for reference in _followers.values()]:
+        if follower is not None:
+            follower.mend_in_child()
 
 
 if not _before_reload:

@@ -508,7 +508,7 @@ def test_mounted_file_that_was_replaced_is_refused(tmp_path: Path) -> None:
 
     refused, shown = in_mount_namespace(MOUNT_A_FILE, code, tmp_path / "x.state").splitlines()
 
-    assert refused.endswith(f"(restart the container), better its folder: '{tmp_path / 'x.state'}'")
+    assert refused.endswith(f"(restart the container), or mount its folder instead: '{tmp_path / 'x.state'}'")
     assert shown == "1"
 
 

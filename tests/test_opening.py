@@ -484,7 +484,7 @@ with persistedstate.PersistedState(sys.argv[1]) as state:
 
 
 @needs_root
-@pytest.mark.parametrize("folder_mode", [0o755, 0o777])
+@pytest.mark.parametrize("folder_mode", [0o755, 0o777, 0o700])
 def test_a_vacuum_after_the_process_gave_up_its_privileges_needs_none(public_folder: Path, folder_mode: int) -> None:
     """As a daemon does: root opens its file, becomes another user, who could not open it, and goes on."""
     path = public_folder / "x.state"
@@ -498,7 +498,7 @@ warnings.simplefilter("error")
 for number in range(3):
     state.a = number
     state.vacuum()
-    print(os.stat(sys.argv[1]).st_size)
+    print(os.fstat(state._tree.journal.descriptor).st_size)
 del state.long
 state.close()
 """
@@ -1305,6 +1305,26 @@ def test_many_small_changes_do_not_fill_the_disk(path: Path) -> None:
 
     assert largest < 2_500_000
     assert path.read_text() == "counter: 150000\n"
+
+
+def test_a_file_that_another_process_makes_in_the_same_moment_is_opened(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = persistedstate._system.open
+
+    def open_late(name: str, flags: int, *mode: int) -> int:
+        try:
+            return real(name, flags, *mode)
+        finally:
+            monkeypatch.undo()
+            path.write_text("a: 1\n")
+
+    monkeypatch.setattr(persistedstate._system, "open", open_late)
+    with PersistedState(path, _mode=0o600, a=2, b=2) as state:
+        assert plain(state) == {"a": 1, "b": 2}
+
+    assert on_disk(path) == {"a": 1, "b": 2}
+    assert permissions(path) == 0o644
 
 
 def test_a_file_that_is_replaced_between_opening_and_locking_is_opened_anew(
