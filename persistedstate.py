@@ -2792,16 +2792,11 @@ def _read_file(path: str, flags: int = 0) -> tuple[bytes, _Glance]:
 
 
 class _Unstorable(Exception):
-    """A value that YAML cannot hold; `place` collects the keys that lead to it, innermost first."""
+    """A value that YAML cannot hold; becomes the TypeError or ValueError that the user sees in `_stored`."""
 
     def __init__(self, error: type[Exception], reason: str) -> None:
         super().__init__(reason)
-        self.error, self.reason, self.place = error, reason, list[Any]()
-
-    def named(self, path: Iterable[Any]) -> Exception:
-        """Return the TypeError or ValueError for the user; path: the keys that lead to the changed container."""
-        place = "".join(_step(key) for key in [*path, *reversed(self.place)])
-        return self.error(f"STATE{place}: {self.reason}")
+        self.error, self.reason = error, reason
 
 
 def _step(key: Any) -> str:
@@ -3032,10 +3027,8 @@ class _Node(_Holder):
             return value
         if type(value) in _AS_THEY_ARE:
             return value
-        try:
-            return _storable(value, 0 if type(value) in _SCALARS else len(self._path()))
-        except _Unstorable as problem:
-            raise problem.named([*self._path(), key]) from None
+        depth = 0 if type(value) in _SCALARS else len(self._path())
+        return _stored(_storable, value, depth, lambda: [*self._path(), key])
 
     def _grown(self, value: Any, key: Any) -> Any:
         return value if self._tree is None else _grow(value, self._tree, self, key)
@@ -3182,17 +3175,40 @@ _TEXTS: dict[type, Callable[[Any], str]] = {
 _SCALARS = frozenset(_TEXTS) | {int}
 
 
-def _storable(value: Any, depth: int) -> Any:
-    """Return a plain, deep copy of a value; raises _Unstorable."""
+def _stored(convert: Callable[..., Any], value: Any, depth: int, path: Callable[[], list[Any]]) -> Any:
+    """Return the plain copy that `convert` makes of a value, and name the place of what it cannot copy.
+
+    What foreign code raises when it is asked for a value is not ours: it passes as it is, with a note of the place.
+    """
+    below: list[Any] = []
+    try:
+        return convert(value, depth, below)
+    except _Unstorable as problem:
+        raise problem.error(f"{_place_of([*path(), *reversed(below)])}: {problem.reason}") from None
+    except Exception as error:
+        if hasattr(error, "add_note"):  # from CPython 3.11 on
+            error.add_note(f"while {_place_of([*path(), *reversed(below)])} was being copied into the state")
+        raise
+
+
+def _place_of(keys: Iterable[Any]) -> str:
+    return "".join(["STATE", *map(_step, keys)])
+
+
+def _storable(value: Any, depth: int, below: list[Any]) -> Any:
+    """Return a plain, deep copy of a value; raises _Unstorable.
+
+    below: collects the keys that lead to what could not be copied, the innermost first.
+    """
     kind = type(value)
     if kind in _AS_THEY_ARE:
         return value
     if kind is str or kind is int:
         return _storable_text(value) if kind is str else _storable_int(value)
     if kind is dict or isinstance(value, Mapping):
-        return _storable_mapping(value, depth + 1)
+        return _storable_mapping(value, depth + 1, below)
     if kind is list or (isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))):
-        return _storable_sequence(value, depth + 1)
+        return _storable_sequence(value, depth + 1, below)
     return _storable_subclass(value, kind)
 
 
@@ -3214,26 +3230,26 @@ def _storable_int(value: int) -> int:
     return value
 
 
-def _storable_mapping(value: Mapping[Any, Any], depth: int) -> dict[Any, Any]:
+def _storable_mapping(value: Mapping[Any, Any], depth: int, below: list[Any]) -> dict[Any, Any]:
     _check_depth(depth)
     copied: dict[Any, Any] = {}
     for key in value:
         try:
-            copied[_storable_key(key)] = _storable(value[key], depth)
-        except _Unstorable as problem:
-            problem.place.append(key)
+            copied[_storable_key(key)] = _storable(value[key], depth, below)
+        except Exception:
+            below.append(key)
             raise
     return copied
 
 
-def _storable_sequence(value: Sequence[Any], depth: int) -> list[Any]:
+def _storable_sequence(value: Sequence[Any], depth: int, below: list[Any]) -> list[Any]:
     _check_depth(depth)
     copied: list[Any] = []
     for item in value:
         try:
-            copied.append(_storable(item, depth))
-        except _Unstorable as problem:
-            problem.place.append(len(copied))
+            copied.append(_storable(item, depth, below))
+        except Exception:
+            below.append(len(copied))
             raise
     return copied
 
@@ -3248,9 +3264,10 @@ def _check_depth(depth: int) -> None:
 def _storable_key(key: Any) -> Any:
     if type(key) is str:
         return _storable_text(key)
-    if _is_key(key):
-        return _storable(key, 0)
-    if isinstance(key, float):
+    copied = key if _is_key(key) else _number(key)
+    if _is_key(copied) and (copied is not None or key is None):
+        return _storable(copied, 0, [])
+    if isinstance(copied, float):
         raise _Unstorable(ValueError, "nan is not storable as a key; it would never be found again")
     raise _Unstorable(TypeError, f"{type(key).__name__} is not storable as a key; use a str")
 
@@ -3264,12 +3281,26 @@ def _storable_subclass(value: Any, kind: type) -> Any:
     for base, convert in _CONVERSIONS:
         if isinstance(value, base):
             return convert(value)
-    if hasattr(kind, "__index__"):
-        return _storable_int(value.__index__())
-    if _is_real(value):
-        return float(value)
-    hint = _HINTS.get(kind.__name__, "use None, bool, int, float, str, bytes, date, datetime, dict or list")
-    raise _Unstorable(TypeError, f"{kind.__name__} is not storable; {hint}")
+    number = _number(value)
+    if number is not None:
+        return number
+    hints = [hint for attribute, hint in _HINTS_BY_ATTRIBUTE.items() if hasattr(kind, attribute)]
+    raise _Unstorable(TypeError, f"{kind.__name__} is not storable; {_HINTS.get(kind.__name__) or [*hints, _HINT][0]}")
+
+
+def _number(value: Any) -> Any:
+    """Return the bool, int or float that is exactly a foreign number, such as numpy's; None for what is none."""
+    if getattr(getattr(value, "dtype", None), "kind", "") == "b" and getattr(value, "shape", None) == ():
+        return bool(value)
+    if hasattr(type(value), "__index__"):
+        with suppress(TypeError):  # arrays have it, and refuse
+            return _storable_int(operator.index(value))
+    if not _is_real(value):
+        return None
+    copied = float(value)
+    if copied != value and not isnan(copied):
+        raise _Unstorable(ValueError, f"{type(value).__name__} has digits that a float would lose; use float()")
+    return copied
 
 
 _CONVERSIONS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
@@ -3278,10 +3309,19 @@ _CONVERSIONS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (bytes, lambda value: bytes(memoryview(value))),
     (date, lambda value: date(value.year, value.month, value.day)),
 )
+_HINT = "use None, bool, int, float, str, bytes, date, datetime, dict or list"
+#: By the name of the type, and by what it has, the first that fits.
 _HINTS = {
     "set": "use a list", "frozenset": "use a list", "generator": "use a list", "complex": "use a list of two floats",
-    "Decimal": "use a str or a float", "UUID": "use a str", "time": "use a str", "bytearray": "use bytes",
-    "timedelta": "use its total_seconds()", "PosixPath": "use a str", "WindowsPath": "use a str",
+    "Decimal": "use a str or a float", "Fraction": "use a str or a float", "UUID": "use a str", "NAType": "use None",
+    "bytearray": "use bytes", "memoryview": "use bytes", "datetime64": 'use .astype("datetime64[us]").item()',
+    "timedelta64": 'use .astype("timedelta64[us]").item().total_seconds()',
+}  # fmt: skip
+_HINTS_BY_ATTRIBUTE = {
+    "model_dump": "use .model_dump()", "__dataclass_fields__": "use dataclasses.asdict()",
+    "__attrs_attrs__": "use attrs.asdict()", "__members__": "use .value", "tolist": "use .tolist()",
+    "to_dict": "use .to_dict()", "__fspath__": "use a str", "total_seconds": "use .total_seconds()",
+    "isoformat": "use .isoformat()",
 }  # fmt: skip
 
 
@@ -3292,6 +3332,10 @@ def _is_real(value: Any) -> bool:
 
 
 def _storable_datetime(value: datetime) -> datetime:
+    if value != value:  # noqa: PLR0124 - pandas.NaT
+        raise _Unstorable(TypeError, f"{type(value).__name__} is not storable; use None")
+    if getattr(value, "nanosecond", 0):  # pandas.Timestamp
+        raise _Unstorable(ValueError, "a time with nanoseconds is not storable; use .floor('us')")
     offset = value.utcoffset()
     if offset is not None and offset.total_seconds() % 60:
         raise _Unstorable(ValueError, "a UTC offset with seconds is not storable; use astimezone(timezone.utc)")
@@ -3304,6 +3348,22 @@ def _storable_datetime(value: datetime) -> datetime:
 def _content(value: Any) -> Any:
     """Return what a node holds, for comparisons; other values as they are."""
     return value._items if isinstance(value, _Holder) else value
+
+
+class _Probe:
+    """A key by which a dict is asked for its own one that is equal; `found` is that."""
+
+    __slots__ = ("found", "key")
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        self.found = other
+        return bool(other == self.key)
 
 
 class StateDict(_Node, MutableMapping[Any, Any]):
@@ -3367,14 +3427,15 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     def __delitem__(self, key: Any) -> None:
         with self._lock():
             self._items[key]
-            self._delete(key)
+            self._delete(self._held(key))
 
     def pop(self, key: Any, *default: Any) -> Any:
         with self._lock():
-            if key not in self._items or len(default) > 1:
+            held = self._held(key)
+            if held is _GONE or len(default) > 1:
                 return {}.pop(key, *default)
-            value = self._items[key]
-            self._delete(key)
+            value = self._items[held]
+            self._delete(held)
             return value
 
     def popitem(self) -> tuple[Any, Any]:
@@ -3407,13 +3468,22 @@ class StateDict(_Node, MutableMapping[Any, Any]):
                 grown = {key: self._grown(value, key) for key, value in changes.items()}
                 self._commit("update", rest, self._put_all, grown)
 
+    def _held(self, key: Any) -> Any:
+        """Return the key that the mapping has in the place of one that is equal; _GONE if there is none."""
+        if type(key) is str:
+            return key if key in self._items else _GONE
+        probe = _Probe(key)
+        return probe.found if probe in self._items else _GONE
+
     def _checked_key(self, key: Any) -> Any:
-        if self._tree is None:
+        """Return the key under which something is to be stored: as in a dict, the first of equal ones stays."""
+        if self._tree is None or (type(key) is str and key in self._items):
             return key
-        try:
-            return _storable_key(key)
-        except _Unstorable as problem:
-            raise problem.named([*self._path(), key]) from None
+        return _stored(self._held_or_storable, key, 0, lambda: [*self._path(), key])
+
+    def _held_or_storable(self, key: Any, *_: Any) -> Any:
+        held = self._held(key)
+        return _storable_key(key) if held is _GONE else held
 
     def _commit(self, operation: str, rest: str, apply: Callable[..., None], *arguments: Any) -> None:
         if self._tree is not None:
@@ -3421,7 +3491,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
         super()._commit(operation, rest, apply, *arguments)
 
     def _delete(self, key: Any) -> None:
-        rest = "" if self._tree is None else f",{_flow(_storable_key(key))}"
+        rest = "" if self._tree is None else f",{_flow(key)}"
         self._commit("delete", rest, self._drop, key)
 
     def _pairs(self) -> Iterable[tuple[Any, Any]]:
@@ -4800,7 +4870,7 @@ def _replay(root: _Root, stream: _Stream, path: str, apply: Callable[[StateDict,
 
 
 #: What it raises to apply a record to a state in which it does not fit.
-_MISFITS = (LookupError, TypeError, ValueError, AttributeError, RecursionError, _Unstorable)
+_MISFITS = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
 def _misfit(error: Exception) -> str:
@@ -4831,7 +4901,7 @@ def _apply(root: StateDict, record: Any) -> None:
 
 
 def _replay_set(node: StateDict, key: Any, value: Any) -> None:
-    node._put(_storable_key(key), node._grown(node._checked(value, key), key))
+    node._put(node._checked_key(key), node._grown(node._checked(value, key), key))
 
 
 def _replay_delete(node: StateDict, key: Any) -> None:
@@ -5067,10 +5137,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         text = os.fsdecode(path)
         if not text:
             raise FileNotFoundError(errno.ENOENT, "the path is empty", text)
-        try:
-            defaults = _storable(defaults, 0)
-        except _Unstorable as problem:
-            raise problem.named([]) from None
+        defaults = _stored(_storable, defaults, 0, list)
         tree: _Follower | _LiveTree
         if _readonly:
             tree = _Follower(text, defaults)

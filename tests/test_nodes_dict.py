@@ -5,10 +5,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import itertools
 import json
 import operator
 import pickle
+import types
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -1046,3 +1050,116 @@ class TestTransactions:
             raise KeyboardInterrupt
 
         check(state, path, {"a": [1]})
+
+
+class Scalar:
+    """As numpy.int64 and numpy.bool_: no int, but equal to one, with its hash."""
+
+    def __init__(self, value: int, kind: str = "i") -> None:
+        self.value, self.dtype, self.shape = value, types.SimpleNamespace(kind=kind), ()
+        if kind == "b":
+            self.__class__ = Flag
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.value == other)
+
+    def __index__(self) -> int:
+        return self.value
+
+
+class Flag(Scalar):
+    __hash__ = Scalar.__hash__
+
+    def __index__(self) -> int:
+        raise TypeError("a flag is no index")
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+
+class TestEqualKeys:
+    """A key is found by any that is equal, and it is the first of equal ones that stays: in memory, file and record."""
+
+    EQUAL: ClassVar = [Decimal(1), Fraction(1), Scalar(1), Scalar(1, "b"), True, 1.0, 1]
+
+    @pytest.mark.parametrize("change", [
+        lambda d, key: operator.setitem(d, key, "new"), lambda d, key: d.update({key: "new"}),
+        lambda d, key: d.update([(key, "a"), (1, "new")]), lambda d, key: operator.ior(d, {key: "new"}),
+        lambda d, key: d.setdefault(key, "new"), lambda d, key: operator.setitem(d, key, [{}]),
+        lambda d, key: d.pop(key), lambda d, key: d.pop(key, None), operator.delitem,
+        lambda d, key: (d.pop("z"), d.popitem(), d.get(key)), lambda d, key: d.get(key), lambda d, key: d[key],
+    ], ids=[
+        "set", "update", "update twice", "ior", "setdefault", "container", "pop", "pop default", "del", "popitem",
+        "get", "item",
+    ])  # fmt: skip
+    @places
+    def test_is_the_key_that_is_there(
+        self, state: PersistedState, path: Path, place: Place, change: Callable[..., Any]
+    ) -> None:
+        for held, equal in itertools.product([1, True, 1.0], self.EQUAL):
+            content = {"a": 0, held: {"x": 1}, "z": 2}
+            node, expected = place(state, content), copy.deepcopy(content)
+
+            assert unwrap(change(node, equal)) == change(expected, equal)
+
+            assert repr(node) == repr(expected)
+            check(state, path, plain(state))
+
+    @pytest.mark.parametrize("equal", EQUAL, ids=lambda key: type(key).__name__)
+    def test_record_names_the_key_that_is_there(self, state: PersistedState, path: Path, equal: Any) -> None:
+        state.d = {True: [], 2: 0}
+
+        state.d[equal] = [1]
+        state.d[equal].append(2)
+        state.d.update({equal: [3]})
+        del state.d[equal]
+
+        assert path.read_text(encoding="utf-8").splitlines()[-4:] == [
+            '--- ["set",["d"],true,[1]]',
+            '--- ["insert",["d",true],1,2]',
+            '--- ["update",["d"],{true: [3]}]',
+            '--- ["delete",["d"],true]',
+        ]
+
+    @pytest.mark.parametrize("key", [Decimal(1), Fraction(1), (1,), b"a", object()], ids=lambda key: type(key).__name__)
+    @places
+    def test_one_that_is_not_there(self, state: PersistedState, path: Path, place: Place, key: Any) -> None:
+        """KeyError where it is looked for; where it is to be stored, the place."""
+        node = place(state, {"1": 0})
+        before = path.read_bytes()
+
+        for look_up in (node.pop, node.__getitem__, node.__delitem__):
+            with pytest.raises(KeyError) as missing:
+                look_up(key)
+            assert missing.value.args == (key,)
+        assert node.pop(key, 5) == node.get(key, 5) == 5
+        for store in (node.__setitem__, node.setdefault):
+            with pytest.raises(TypeError, match=r"^STATE.*: .* is not storable as a key; use a str$"):
+                store(key, 1)
+
+        assert path.read_bytes() == before
+
+    @places
+    def test_numbers_of_others_become_plain(self, state: PersistedState, path: Path, place: Place) -> None:
+        node = place(state, {})
+
+        node[Scalar(3)] = "int"
+        node[Scalar(0, "b")] = "bool"
+
+        assert repr(node) == "{3: 'int', False: 'bool'}"
+        check(state, path, plain(state))
+
+    @pytest.mark.parametrize("key", [[1], {}, {1}], ids=repr)
+    @places
+    def test_without_a_hash(self, state: PersistedState, path: Path, place: Place, key: Any) -> None:
+        node = place(state, {"a": 0})
+        before = path.read_bytes()
+
+        for use in (node.pop, node.get, node.__getitem__, node.__delitem__, lambda key: operator.setitem(node, key, 1)):
+            with pytest.raises(TypeError, match="unhashable"):
+                use(key)
+
+        assert path.read_bytes() == before

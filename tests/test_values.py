@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import decimal
 import enum
 import fractions
 import math
+import numbers
 import operator
 import pathlib
 import re
@@ -552,6 +554,69 @@ class ASequence(Sequence):  # type: ignore[type-arg]
         return 2
 
 
+class Scalar:
+    """As a scalar or an array of numpy; no number by its class."""
+
+    def __init__(self, value: Any, kind: str, shape: tuple[int, ...] = ()) -> None:
+        self.value, self.shape, self.dtype = value, shape, types.SimpleNamespace(kind=kind)
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __index__(self) -> int:
+        if self.shape or not isinstance(self.value, int):
+            raise TypeError("only integer scalar arrays can be converted to a scalar index")
+        return self.value
+
+    def tolist(self) -> Any:
+        return self.value
+
+
+class LongFloat:
+    """As numpy.longdouble: more digits than a float has."""
+
+    def __init__(self, value: str) -> None:
+        self.value = decimal.Decimal(value)
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return self.value == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+numbers.Real.register(LongFloat)
+
+
+class Timestamp(datetime):
+    """As pandas.Timestamp."""
+
+    nanosecond = 0
+
+
+class NaTType(datetime):
+    """As pandas.NaT: a datetime that is none."""
+
+    year = month = day = property(lambda _: math.nan)
+
+    def __ne__(self, other: object) -> bool:
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def utcoffset(self) -> Any:
+        raise ValueError("NaTType does not support utcoffset")
+
+    __hash__ = datetime.__hash__
+
+
+class Nanosecond(Timestamp):
+    nanosecond = 5
+
+
 class Zone(tzinfo):
     """As zoneinfo.ZoneInfo: an offset that depends on the day."""
 
@@ -585,6 +650,8 @@ SUBCLASSES: dict[str, tuple[Any, Any]] = {
     "date": (Date(2024, 1, 2), date(2024, 1, 2)), "datetime": (Datetime(2024, 1, 2, 3), datetime(2024, 1, 2, 3)),
     "zone in summer": (datetime(2024, 7, 1, tzinfo=Zone()), datetime(2024, 7, 1, tzinfo=timezone(timedelta(hours=2)))),
     "zone in winter": (datetime(2024, 1, 1, tzinfo=Zone()), datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=1)))),
+    "flag": (Scalar(True, "b"), True), "false flag": (Scalar(False, "b"), False), "scalar": (Scalar(5, "i"), 5),
+    "long float": (LongFloat("0.5"), 0.5), "Timestamp": (Timestamp(2024, 1, 2), datetime(2024, 1, 2)),
     "in containers": ({"a": [Number.ONE, (Text("x"), Dict(b=Float(1)))]}, {"a": [1, ["x", {"b": 1.0}]]}),
     "IntEnum key": ({Number.ONE: 0}, {1: 0}), "str Enum key": ({Word.YES: 0}, {"yes": 0}),
     "str key": ({Text("k"): 0}, {"k": 0}),
@@ -658,6 +725,27 @@ class Bare:
     pass
 
 
+class Color(enum.Enum):
+    RED = 1
+
+
+@dataclasses.dataclass
+class Job:
+    name: str = "a"
+
+
+class Model:
+    """As one of pydantic's."""
+
+    def model_dump(self) -> dict[str, Any]:
+        return {}
+
+
+class Frame:
+    def to_dict(self) -> dict[str, Any]:
+        return {}
+
+
 class Refusal(NamedTuple):
     value: Any  #: or a function that makes it
     error: type[Exception]
@@ -673,15 +761,24 @@ REFUSALS: dict[str, Refusal] = {
     "Fraction": Refusal(fractions.Fraction(1, 3), TypeError, "", "Fraction is not storable"),
     "complex": Refusal(1j, TypeError, "", "complex is not storable"),
     "generator": Refusal(lambda: (n for n in ""), TypeError, "", "generator is not storable"),
-    "time": Refusal(time(12, 30), TypeError, "", "time is not storable"),
-    "timedelta": Refusal(timedelta(1), TypeError, "", "timedelta is not storable"),
-    "Path": Refusal(pathlib.PurePosixPath("a"), TypeError, "", "PurePosixPath is not storable"),
+    "time": Refusal(time(12, 30), TypeError, "", "time is not storable; use .isoformat()"),
+    "timedelta": Refusal(timedelta(1), TypeError, "", "timedelta is not storable; use .total_seconds()"),
+    "Path": Refusal(pathlib.PurePosixPath("a"), TypeError, "", "PurePosixPath is not storable; use a str"),
+    "memoryview": Refusal(memoryview(b"a"), TypeError, "", "memoryview is not storable; use bytes"),
     "UUID": Refusal(uuid.UUID(int=5), TypeError, "", "UUID is not storable"),
     "Ellipsis": Refusal(..., TypeError, "", "ellipsis is not storable"),
     "class": Refusal(lambda: Bare, TypeError, "", "type is not storable"),
     "function": Refusal(lambda: len, TypeError, "", "builtin_function_or_method is not storable"),
     "view": Refusal({"a": 1}.keys(), TypeError, "", "dict_keys is not storable"),
-    "enum": Refusal(enum.Enum("E", "A").A, TypeError, "", "E is not storable"),  # type: ignore[attr-defined]
+    "enum": Refusal(Color.RED, TypeError, "", "Color is not storable; use .value"),
+    "dataclass": Refusal([Job()], TypeError, "[0]", "Job is not storable; use dataclasses.asdict()"),
+    "model": Refusal({"a": Model()}, TypeError, ".a", "Model is not storable; use .model_dump()"),
+    "frame": Refusal(Frame(), TypeError, "", "Frame is not storable; use .to_dict()"),
+    "array": Refusal([Scalar([1, 2], "i", (2,))], TypeError, "[0]", "Scalar is not storable; use .tolist()"),
+    "array of flags": Refusal(Scalar([True], "b", (1,)), TypeError, "", "Scalar is not storable; use .tolist()"),
+    "too many digits": Refusal(LongFloat("0.1"), ValueError, "", "LongFloat has digits that a float would lose"),
+    "NaT": Refusal({"a": [NaTType(2024, 1, 1)]}, TypeError, ".a[0]", "NaTType is not storable; use None"),
+    "nanoseconds": Refusal([Nanosecond(2024, 1, 1)], ValueError, "[0]", "nanoseconds is not storable; use .floor"),
     "nested set": Refusal({"a": [1, {"when": {1}}]}, TypeError, ".a[1].when", "set is not storable; use a list"),
     "nested in odd keys": Refusal({"a b": {5: [{1}]}}, TypeError, '["a b"][5][0]', "set is not storable"),
     "nested in a tuple": Refusal((0, (1j,)), TypeError, "[1][0]", "complex is not storable"),
@@ -876,18 +973,153 @@ def test_message_of_the_contract(state: PersistedState) -> None:
         state.jobs[3]["when"] = {1, 2}
 
 
-def test_a_mapping_that_fails_on_the_way_in_changes_nothing(state: PersistedState, path: Path) -> None:
-    class Broken(AMapping):
-        def __getitem__(self, key: Any) -> Any:
-            raise ZeroDivisionError
+# ---- What foreign code raises when it is asked for a value ----
 
+
+class Broken(AMapping):
+    def __getitem__(self, key: Any) -> Any:
+        raise ERROR
+
+
+class BrokenSequence(ASequence):
+    def __getitem__(self, index: Any) -> Any:
+        raise ERROR
+
+
+class BrokenIterator(AMapping):
+    def __iter__(self) -> Iterator[Any]:
+        raise ERROR
+
+
+class BrokenIndex:
+    def __index__(self) -> int:
+        raise ERROR
+
+
+class BrokenFloat(LongFloat):
+    def __float__(self) -> float:
+        raise ERROR
+
+
+numbers.Real.register(BrokenFloat)
+
+
+class BrokenZone(Zone):
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        raise ERROR
+
+
+class BrokenHash:
+    def __hash__(self) -> int:
+        raise ERROR
+
+
+ERROR = ZeroDivisionError("foreign")
+FOREIGN: dict[str, tuple[Any, str]] = {
+    "mapping": (Broken(), ".a"), "sequence": (BrokenSequence(), ""), "iterator": (BrokenIterator(), ""),
+    "index": (BrokenIndex(), ""), "float": (BrokenFloat("1"), ""),
+    "zone": (datetime(2024, 1, 1, tzinfo=BrokenZone()), ""),
+    "nested": ({"a": [0, BrokenIndex()]}, ".a[1]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_error_passes_and_tells_the_place(name: str, state: PersistedState, path: Path) -> None:
+    """It is the very error, with its cause; nothing has changed."""
+    value, below = FOREIGN[name]
+    state.update(start())
+    before = path.read_bytes()
+    ERROR.__cause__ = LookupError()
+
+    for way, (store, place) in WAYS.items():
+        ERROR.__dict__.clear()
+        with pytest.raises(ZeroDivisionError) as error:
+            store(state, value)
+        assert error.value is ERROR
+        assert type(error.value.__cause__) is LookupError
+        if sys.version_info >= (3, 11):
+            assert ERROR.__notes__ == [f"while {place}{below} was being copied into the state"], way
+        assert path.read_bytes() == before, way
+        assert same(plain(state), start()), way
+
+
+def test_a_foreign_error_in_a_default_tells_the_place(path: Path) -> None:
+    ERROR.__dict__.clear()
+
+    with pytest.raises(ZeroDivisionError):
+        PersistedState(path, good=1, bad=[BrokenIndex()])
+
+    if sys.version_info >= (3, 11):
+        assert ERROR.__notes__ == ["while STATE.bad[0] was being copied into the state"]
+    assert not path.exists()
+
+
+def test_a_foreign_key_that_fails_tells_the_place(state: PersistedState, path: Path) -> None:
+    state.d = {"x": 1}
+    before = path.read_bytes()
+    ERROR.__dict__.clear()
+
+    with pytest.raises(ZeroDivisionError):
+        state.d[BrokenHash()] = 1
+
+    if sys.version_info >= (3, 11):
+        assert ERROR.__notes__[0].startswith("while STATE.d[<")
+    assert path.read_bytes() == before
+
+
+def test_an_update_that_fails_on_the_way_in_changes_nothing(state: PersistedState, path: Path) -> None:
     state.d = {"x": 1}
     before = path.read_bytes()
 
-    with pytest.raises(ZeroDivisionError):
-        state.d["y"] = Broken()
     with pytest.raises(ZeroDivisionError):
         state.d.update(Broken())
 
     assert path.read_bytes() == before
     assert same(plain(state), {"d": {"x": 1}})
+
+
+# ---- The real ones, where they are installed ----
+
+
+def test_numpy(state: PersistedState, path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    state.d = {}
+    values = [numpy.bool_(True), numpy.int8(5), numpy.float32(0.1), numpy.str_("a"), numpy.bytes_(b"a"), numpy.array(5)]
+
+    state.v = values
+    state.d[numpy.int64(3)] = state.d[numpy.bool_(True)] = numpy.bool_(False)
+
+    expected = {"d": {3: False, True: False}, "v": [True, 5, float(numpy.float32(0.1)), "a", b"a", 5]}
+    look(state, path, expected, READERS)
+    for value, hint in [
+        (numpy.array([1]), "use .tolist()"), (numpy.array([True, False]), "use .tolist()"),
+        (numpy.datetime64("2024-01-01"), 'use .astype("datetime64[us]").item()'),
+        (numpy.timedelta64(1, "s"), 'use .astype("timedelta64[us]").item().total_seconds()'),
+    ]:  # fmt: skip
+        with pytest.raises(TypeError, match=re.escape(f"STATE.v[1]: {type(value).__name__} is not storable; {hint}")):
+            state.v[1] = value
+
+
+def test_pandas(state: PersistedState, path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    moment = pandas.Timestamp("2024-01-02 03:04:05.000006+01:00")
+
+    state.v = [moment]
+
+    expected = {"v": [datetime(2024, 1, 2, 3, 4, 5, 6, timezone(timedelta(hours=1)))]}
+    look(state, path, expected, READERS)
+    for value, hint in [
+        (pandas.NaT, "NaTType is not storable; use None"), (pandas.NA, "NAType is not storable; use None"),
+        (pandas.Series([1]), "use .tolist()"), (pandas.DataFrame({"a": [1]}), "use .to_dict()"),
+        (pandas.Timestamp(5), "nanoseconds is not storable; use .floor('us')"),
+    ]:  # fmt: skip
+        with pytest.raises((TypeError, ValueError), match=rf"^STATE\.w\[0\]: .*{re.escape(hint)}"):
+            state.w = [value]
+
+
+def test_models(state: PersistedState) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    model = pydantic.create_model("Model", name=(str, "a"))()
+
+    with pytest.raises(TypeError, match=re.escape("STATE.v: Model is not storable; use .model_dump()")):
+        state.v = model
