@@ -213,8 +213,10 @@ _INNER = rf"[A-Za-z0-9_./@%+=()*&$^;,?!|<>'\"\\~\[\]{{}}`{_WIDE}-]*"
 _PLAIN = rf"[A-Za-z_/{_WIDE}]{_INNER}(?:(?::(?=[\w/])| +(?=[^ \t\r\n#:])){_INNER})*"
 _DOUBLE = r'"(?:[^"\\\t\r\n]|\\["\\bfnrt]|\\u(?:[0-9a-ce-f][0-9a-f]{3}|d[0-7][0-9a-f]{2}))*"'
 _SINGLE = r"'(?:[^'\t\r\n]|'')*'"
-_MOMENT = r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{6})?(?:[+-][0-9]{2}:[0-9]{2})?)?"
-_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:e[+-][0-9]+)?)?|-?\.inf|\.nan"
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(?:\.[0-9]{6})?(?:[+-][0-9]{2}:[0-9]{2})?"
+_MOMENT = rf"[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}(?:T{_TIME})?"
+_DIGITS = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:e[+-][0-9]+)?)?"
+_NUMBER = rf"{_DIGITS}|-?\.inf|\.nan"
 _OTHER = r'\[\]|\{\}|!!binary "[A-Za-z0-9+/=]*"'
 _SCALAR = rf"{_PLAIN}|{_MOMENT}|{_NUMBER}|{_DOUBLE}|{_SINGLE}|{_OTHER}"
 
@@ -253,13 +255,21 @@ _TAGS = {
     )
 }  # fmt: skip
 _MERGE = "tag:yaml.org,2002:merge"
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_QUOTED = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_UNENDED = r'"[^"\\]*(?:\\.[^"\\]*)*\\?\Z'  # else what lacks its end would be searched again from each quote in it
+_STRING = re.compile(rf"{_QUOTED}|{_UNENDED}", re.DOTALL)
 
 
 @cache
 def _line_pattern(*, is_ascii: bool) -> re.Pattern[str]:
     """Return what matches a line; the one for ASCII is compiled in a tenth of the time, 2 ms (CPython 3.11)."""
     return re.compile(_LINE.replace(_WIDE, "") if is_ascii else _LINE, re.MULTILINE)
+
+
+def _is_unusual(text: str) -> bool:
+    """Tell whether a text holds what readers differ at."""
+    # Nothing printable is unusual; isprintable() needs a quarter of the time of the pattern.
+    return not text.replace("\n", "").isprintable() and re.search(_UNUSUAL, text) is not None
 
 
 def _quote(text: str) -> str:
@@ -412,23 +422,77 @@ def _read_special(raw: str) -> Any:
     return {"[]": [], "{}": {}, ".inf": float("inf"), ".nan": float("nan")}[raw]
 
 
+#: What `_flow` writes and JSON lacks, among strings: a long key, another key, a value; and what only JSON reads so.
+_BEYOND_JSON = (
+    rf"((?:{_QUOTED}[]\[{{}},:]*)+|{_UNENDED})"
+    rf"|\? ({_QUOTED}|{_DIGITS}) : |(?<![\w.+-])({_DIGITS}|-?\.inf|true|false|null): "
+    rf'|({_MOMENT}|-?\.inf|\.nan|!!binary "[A-Za-z0-9+/=]*")(?=[],}}\s]|\Z)|(NaN|Infinity|[\t\r])'
+)
+_STRING_GROUP, _VALUE_GROUP, _OTHER_GROUP = 1, 4, 5
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+#: Marks, in JSON, what stands for something else: no text can hold it.
+_FOREIGN = "\ud800"
+
+
+def _read_flow(text: str, arranged: Callable[[str], str] = str) -> Any:
+    """Read what `_flow` wrote, in a hundredth of ruamel.yaml's time; raises ValueError or _Odd for all else.
+
+    arranged: what is still to be done to it, as soon as it is JSON.
+    """
+    if "\\ud" not in text:
+        with suppress(ValueError):
+            return _json(arranged(text))
+    if _SURROGATE.search(text) or _is_unusual(text):
+        raise _Odd
+    return _decoder(_restored).decode(arranged(_in_json(text)))
+
+
+def _in_json(text: str) -> str:
+    """Put what JSON can say in the place of what it cannot, in a text that `_flow` wrote."""
+    return _beyond_json().sub(_told_in_json, text)
+
+
+@cache
+def _beyond_json() -> re.Pattern[str]:
+    return re.compile(_BEYOND_JSON, re.DOTALL)
+
+
+def _told_in_json(match: re.Match[str]) -> str:
+    kind = match.lastindex or 0
+    found: str = match[kind]
+    if kind == _STRING_GROUP:
+        return found
+    if kind == _VALUE_GROUP:
+        return f'{{"{_FOREIGN}":{_quote(found)}}}'
+    if kind == _OTHER_GROUP:
+        raise _Odd
+    return f'"{_FOREIGN}{found}":' if found[0] != '"' else f"{found}:"
+
+
+def _restored(pairs: list[tuple[str, Any]]) -> Any:
+    """Make of a mapping of `_in_json` what it stands for."""
+    if pairs and pairs[0][0] == _FOREIGN:
+        return _read_scalar(pairs[0][1])
+    return _unique([(key if key[:1] != _FOREIGN else _read_scalar(key[1:]), value) for key, value in pairs])
+
+
 def _is_key(key: Any) -> bool:
     """Tell whether a plain value may be a key; nan may not, it would never be found again."""
     return key is None or isinstance(key, (str, int)) or (isinstance(key, float) and not isnan(key))
 
 
 def _json(text: str) -> Any:
-    return _decoder().decode(text)
+    return _decoder(_unique).decode(text)
 
 
 @cache
-def _decoder() -> Any:
+def _decoder(mapping: Callable[..., Any]) -> Any:
     from json import JSONDecoder
 
-    return JSONDecoder(object_pairs_hook=_unique, parse_constant=float)
+    return JSONDecoder(object_pairs_hook=mapping, parse_constant=float)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("duplicate key")
@@ -1408,8 +1472,7 @@ class _Document:
         return not (self.single or self.pieces or self.nothing)
 
     def _read(self, text: str) -> dict[Any, Any]:
-        # Nothing printable is unusual; isprintable() needs a quarter of the time of the pattern.
-        if self.version or (not text.replace("\n", "").isprintable() and re.search(_UNUSUAL, text)):
+        if self.version or _is_unusual(text):
             return self._read_whole(text)
         head = _HEAD.match(text)
         start = head.end() if head else 0
@@ -1704,7 +1767,7 @@ class _Stream:
         if self.text.endswith(_CUT):
             raise _BadText("not UTF-8; the file ends in the middle of a character", len(self.text) - 1)
         self.document, self.value, marks = self._first_document(self.text)
-        self.records = _json_records(self.text, marks)
+        self.records = _own_records(self.text, marks)
         for mark, end in pairwise([*marks, len(self.text)]) if not self.records else ():
             if not self._read_chunk(self.text[mark + 3 : end], mark + 3):
                 break
@@ -1755,11 +1818,11 @@ class _Stream:
         """Take over one later document; False where 26.1 died while it wrote a new snapshot right behind the record."""
         glued, start = "", len(chunk)
         try:
-            record = _json_record(chunk)
+            record = _own_record(chunk)
             if record is None and chunk.startswith("\n["):
                 first = _first_json(chunk[1:])
                 glued = chunk[1 + len(first) :].partition("\n")[0] if first else ""
-                record = _json_record(first) if glued else None
+                record = _own_record(first) if glued else None
             if record is None:
                 loader = _Loader(chunk, self.document.version)
                 if loader.root is not None:
@@ -1864,28 +1927,27 @@ def _leftover(text: str, *, is_certain: bool) -> int:
     return len(line) if (is_rest and is_likely) or _HEADLESS.fullmatch(line) else 0
 
 
-def _json_record(text: str) -> Any:
-    """Read a record that is JSON; None if it is not."""
-    if _is_nested(text) or "\\ud" in text:
+def _own_record(text: str) -> Any:
+    """Read a record as this module writes it; None if it is something else."""
+    if _is_nested(text):
         return None
     try:
-        return _json(text)
-    except ValueError:
+        return _read_flow(text)
+    except (ValueError, _Odd):
         return None
 
 
-def _json_records(text: str, marks: list[int]) -> list[tuple[Any, int]]:
-    """Read records and their offsets at once, in a fifth of the time; none unless each is a list in JSON.
+def _own_records(text: str, marks: list[int]) -> list[tuple[Any, int]]:
+    """Read records and their offsets at once, in a fifth of the time; none unless each is a list of our own.
 
     Each is whole, and there are no two in one, if every NaN that is put between them is found in its place.
     """
     journal = text[marks[0] + 4 :] if marks else ""
-    if not journal or "\\ud" in journal or "NaN" in journal:
+    if not journal or "NaN" in journal:
         return []
-    joined = journal.replace("\n---\n", "\n--- ").replace("\n--- ", ",NaN,")
     try:
-        found = _json(f"[{joined}]")
-    except (ValueError, RecursionError):
+        found = _read_flow(journal, _joined)
+    except (ValueError, RecursionError, _Odd):
         return []
     records, between = found[::2], found[1::2]
     are_between = len(found) == 2 * len(marks) - 1 and all(map(operator.ne, between, between))
@@ -1896,6 +1958,11 @@ def _json_records(text: str, marks: list[int]) -> list[tuple[Any, int]]:
     return [(record, mark + 4) for record, mark in zip(records, marks, strict=True)]
 
 
+def _joined(journal: str) -> str:
+    records = journal.replace("\n---\n", "\n--- ").replace("\n--- ", ",NaN,")
+    return f"[{records}]"
+
+
 def _is_nested(text: str) -> bool:
     """Tell whether JSON may be nested too deep."""
     return text.count("[") + text.count("{") > _MAX_DEPTH and _deep_bracket(_STRING.sub("", text)) > 0
@@ -1904,14 +1971,16 @@ def _is_nested(text: str) -> bool:
 def _is_record(text: str) -> bool:
     from json import JSONDecodeError, JSONDecoder
 
-    if _json_record(text) is not None:
+    if _own_record(text) is not None:
         return True
     try:
         if not _is_nested(text):
-            JSONDecoder().raw_decode(text)
+            JSONDecoder().raw_decode(_in_json(text))
     except JSONDecodeError as error:  # found in a second, for which ruamel.yaml would need a minute
-        if error.msg.startswith("Unterminated") or "]" not in text[error.pos :]:
+        if error.msg.startswith("Unterminated") or "]" not in error.doc[error.pos :]:
             return False
+    except _Odd:
+        pass
     try:
         return _Loader(text).root is not None
     except _BadText:
@@ -5729,7 +5798,7 @@ class _Remains:
             self._records(rest[end:], start + end)
 
     def _apply(self, text: str, offset: int) -> None:
-        record = _json_record(text[4:])
+        record = _own_record(text[4:])
         try:
             if record is None:
                 loader = _Loader(text[4:])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from datetime import date, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import oracle
@@ -27,6 +29,8 @@ CHUNKS = [
     *['["set",[],"a",.nan]', '["set",[],"a",NaN]', '["set",[],"a",Infinity]', '["set",[],"a",2024-05-01]'],
     *['["set",[],"a"', "1]", '["set",[],"a",1],["set",[],"b",2]', '["set",[],"a",[1', "2]]", "", "null", "# words"],
     *['{"a":5}', '["set",[],"c",{"x":1,"x":2}]', '["set",[],"a","\\ud800"]', '["set",[],"a","\\uD83D\\uDE00"]', "7"],
+    *['["set",[],"a",{1: .inf,true: [!!binary "YQ==",2024-05-01T00:00:00]}]', '["set",[],"b","C:\\\\udo"]'],
+    *['["set",[],"a",[.nan,NaN]]', '["set",[],"a",{1: 1,1.0: 2}]', '["set",[],"a",{.nan: 1}]', '["set",[],-.inf,""]'],
     *['["set",[],"a",1],NaN,["set"', '["set",[],"a",1],1e999,["set"', '["set",5,"a",1]', '["set",[],"a",1] # words'],
     f'["set",[],"deep",{"[" * 98}1{"]" * 98}]',
     f'["set",[],"deep",{"[" * 99}1{"]" * 99}]',
@@ -171,7 +175,7 @@ def test_lines_are_read_as_ruamel_reads_them(chance: random.Random, rounds: int)
 def test_records_are_read_together_as_they_are_one_by_one(
     monkeypatch: pytest.MonkeyPatch, chance: random.Random, rounds: int
 ) -> None:
-    together = persistedstate._json_records
+    together = persistedstate._own_records
     for _ in range(rounds):
         glue = chance.choice(["---", "--- ", "--- ", "--- ", "---\n", "---  "])
         chunks = [chance.choice(CHUNKS[:4] if chance.random() < 0.8 else CHUNKS) for _ in range(chance.randrange(1, 5))]
@@ -179,13 +183,93 @@ def test_records_are_read_together_as_they_are_one_by_one(
         found: list[list[Any]] = []
         readers: list[Callable[..., Any]] = [together, lambda *_: []]
         for reader in readers:
-            monkeypatch.setattr(persistedstate, "_json_records", reader)
+            monkeypatch.setattr(persistedstate, "_own_records", reader)
             try:
                 stream = persistedstate._Stream(data)
                 found.append([stream.value, [record for record, _ in stream.records]])
             except persistedstate._BadText as problem:
                 found.append([str(problem), problem.offset])
         assert same(*found), data
+
+
+#: What JSON cannot say, beside what looks like it and what is difficult in both.
+BEYOND_JSON = [
+    *[math.inf, -math.inf, math.nan, -0.0, 1e16, b"", b"abc", bytes(range(60)), date(2024, 2, 29), date.min],
+    *[datetime(2024, 1, 2), datetime(2024, 1, 2, 3, 4, 5, 6), datetime.max, datetime(2024, 1, 2, tzinfo=timezone.utc)],
+    datetime(2024, 1, 2, 3, 4, 5, 999_999, timezone(timedelta(minutes=-570))),
+    *[".nan", "NaN", "1: ", "? ", "2024-01-02", '"', "\\", 'a"b\\', "C:\\udo", "\ud7ff", "\x85", "😀", "x" * 1001],
+    10**1005,
+]  # fmt: skip
+#: Pieces of records, and what an accident may put between them.
+FLOW_SCRAPS = [
+    *"#:-\n\"'[|>!?0éTe.+&*,{}]~ %@`\t\r\x7f\x85\ufeff", ": ", ",", ", ", ":", " #", "? ", "- ", "1: ", "true: ",
+    "-.inf: ", ".inf", "-.inf", ".nan", ".Inf", '!!binary "YQ=="', '!!binary "Y"', "!!binary", "NaN", "Infinity",
+    "-Infinity", "null", "1e3", "1.5e+3", "01", "0x1", "1_0", "--- ", "...", '"a"', '"a":', '""', "[]", "{}", "<<",
+    "\\ud83d", "\\uD83D\\uDE00", "\\/", "\\x41", '? "a" : ', "? 1 : ", "2024-01-01", "2024-13-01",
+    "2024-01-01T24:00:00", "2024-01-01T00:00:00.000001+99:00",
+]  # fmt: skip
+
+
+def beyond_json(chance: random.Random, depth: int = 0) -> Any:
+    """Return a random value of which JSON cannot say all."""
+    kind = chance.randrange(8 if depth < 3 else 4)
+    if kind < 4:
+        return chance.choice(BEYOND_JSON + SCALARS)
+    if kind < 6:
+        return [beyond_json(chance, depth + 1) for _ in range(chance.randrange(4))]
+    keys = [key for key in BEYOND_JSON + SCALARS if persistedstate._is_key(key)]
+    return {chance.choice(keys): beyond_json(chance, depth + 1) for _ in range(chance.randrange(4))}
+
+
+def hostile(text: str, chance: random.Random) -> str:
+    """Return something like a text, or nothing like it."""
+    if chance.random() < 0.2:
+        return "[" + "".join(chance.choice(FLOW_SCRAPS) for _ in range(chance.randrange(12))) + "]"
+    for _ in range(chance.randrange(3)):
+        at = chance.randrange(len(text) + 1)
+        text = text[:at] + chance.choice(FLOW_SCRAPS) + text[at + chance.randrange(3) :]
+    return text
+
+
+def is_json(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        persistedstate._json(text)
+        return True
+    return False
+
+
+@rounds(ci=3_000, nightly=200_000)
+def test_records_beyond_json_are_read_as_ruamel_reads_them(chance: random.Random, rounds: int) -> None:
+    """Whatever the text: if it is read without ruamel.yaml, and is no JSON, that finds the same."""
+    for _ in range(rounds):
+        record = ["set", [], "a", beyond_json(chance)]
+        text = persistedstate._flow(record)
+        assert same(persistedstate._own_record(text), record), text
+        text = hostile(text, chance)
+        found = persistedstate._own_record(text)
+        if found is not None and not is_json(text):
+            loader = persistedstate._Loader(text, chance.choice([None, "1.1", "1.2"]))
+            assert same(found, loader.value(loader.root, 0)), text
+
+
+@pytest.mark.parametrize("beside", ["", '--- ["set",[],"b","NaN"]\n', '--- ["set",[],"b","C:\\\\udo"]\n'], ids=repr)
+def test_records_beyond_json_are_read_without_ruamel(
+    path: Path, monkeypatch: pytest.MonkeyPatch, on_disk: Callable[..., dict[Any, Any]], beside: str
+) -> None:
+    """Each `YAML()` takes as long as a hundred of them."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    values = [value for value in BEYOND_JSON if value != 10**1005]
+    records = [["set", [], "a", value] for value in [*values, values, {0: {None: values, -1.5: [], "k": {True: 1}}}]]
+    text = "".join(f"--- {persistedstate._flow(record)}\n" for record in records)
+    path.write_text(f"a: 1\nb: 1\n{text}{beside}", encoding="utf-8")
+    expected = on_disk()
+    monkeypatch.setattr(persistedstate, "_compose", refuse)
+
+    with PersistedState(path) as state:
+        assert same(plain(state), expected)
 
 
 def test_wide_record_is_read_without_ruamel(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +289,7 @@ def test_record_that_breaks_off_is_told_as_ruamel_tells_it(chance: random.Random
         try:
             return persistedstate._Loader(text).root is not None
         except persistedstate._BadText:
-            return persistedstate._json_record(text) is not None
+            return persistedstate._own_record(text) is not None
 
     for _ in range(rounds):
         text = chance.choice(CHUNKS[:8])[: chance.randint(1, 30)]
@@ -224,13 +308,22 @@ def test_wide_record_that_breaks_off_is_dropped_without_ruamel(
     def refuse(*_: Any) -> None:
         raise AssertionError
 
-    items = [f'["set",["a"],"é{number}",[{{}},-1.5e3,"]",null]]' for number in range(500)]
+    items = [f'["set",["a"],"é{number}",[{{}},-1.5e3,"]",null]]' for number in range(300)]
+    items += [f'["set",["a"],{number},[.inf,{{true: 2024-05-01}},"]",!!binary "YQ=="]]' for number in range(300)]
     record = f'--- ["transaction",[{",".join(items)}]]'
     path.write_text(f"a: {{}}\n{record[:-cut]}")
     monkeypatch.setattr(persistedstate, "_compose", refuse)
 
     with pytest.warns(RuntimeWarning, match="dropped"), PersistedState(path) as state:
         assert plain(state) == {"a": {}}
+
+
+def test_record_that_breaks_off_in_a_string_is_searched_once(path: Path) -> None:
+    """Not again from each quote in it, which would take half an hour for this one."""
+    path.write_text(f'a: 1\n--- ["splice",["a"],0,0,[{"[]," * 200}"' + '\\"' * 300_000)
+
+    with pytest.warns(RuntimeWarning, match="dropped"), PersistedState(path) as state:
+        assert plain(state) == {"a": 1}
 
 
 def test_record_that_does_not_fit_is_found_among_many(path: Path) -> None:
