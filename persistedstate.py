@@ -61,6 +61,7 @@ import time
 import warnings
 import weakref
 from binascii import a2b_base64, b2a_base64
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import (
     ItemsView,
@@ -78,7 +79,7 @@ from contextvars import ContextVar
 from copy import copy
 from datetime import date, datetime, timezone
 from functools import cache
-from itertools import compress, count, pairwise, takewhile, zip_longest
+from itertools import accumulate, compress, count, pairwise, takewhile, zip_longest
 from math import inf, isfinite, isnan
 from threading import get_ident
 from types import MappingProxyType
@@ -142,14 +143,20 @@ class StateError(Exception):
         return type(self), (self.path, self.reason)
 
 
+_ADVICE = "mend it in an editor, or see `persistedstate check FILE` and `persistedstate repair FILE`"
+
+
 class StateCorrupt(StateError, ValueError):
     """The file is not a state: mend the line that the text shows; the file was left as it is.
+
+    Or let the command line do it: `persistedstate check FILE` tells all that is wrong, `persistedstate repair FILE`
+    cuts it out and keeps it beside.
 
     Attributes: `line` and `column` (counted from 1) and `text` (the line itself), besides those of `StateError`.
     """
 
     def __init__(self, path: str, reason: str, line: int = 1, column: int = 1, text: str = "") -> None:
-        super().__init__(path, f"line {line}, column {column}: {reason}\n    {text.rstrip()}")
+        super().__init__(path, f"line {line}, column {column}: {reason}\n    {text.rstrip()}\n{_ADVICE}")
         self.reason, self.line, self.column, self.text = reason, line, column, text
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -664,16 +671,48 @@ def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] |
     try:
         return reader.constructor, reader.compose(text)
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        if error.context_mark and mark.index >= len(text.rstrip()):
-            mark = error.context_mark
-        raise _BadText(str(error.problem or error.context), mark.index) from None
+        raise _trouble(error, text) from None
     except (AssertionError, KeyError):
         raise _BadText("a version of YAML other than 1.1 and 1.2", 0) from None
     except (YAMLError, ValueError) as error:
         raise _BadText(str(error).partition("\n")[0], 0) from None
     except RecursionError:
         raise _BadText(f"nested deeper than {_MAX_DEPTH} levels", _deep_bracket(text)) from None
+
+
+def _trouble(error: Any, text: str) -> _BadText:
+    """Return what ruamel.yaml found wrong with a text, at the line that a person has to mend."""
+    mark, reason = error.problem_mark or error.context_mark, str(error.problem or error.context)
+    lacks_colon = "expected ':'" in reason
+    if error.context_mark and (lacks_colon or mark.index >= len(text.rstrip())):
+        mark = error.context_mark
+    above = _value_for_lack_of_colon(text[: mark.index]) if reason.startswith("mapping values") else None
+    if lacks_colon or above is not None:
+        reason = _NO_COLON
+    return _BadText(reason, mark.index if above is None else above)
+
+
+#: What ends a key, or begins a document.
+_COLON = re.compile(r":(?:\s|\Z)|\A---")
+_NO_COLON = "a colon is missing (key: value)"
+
+
+def _value_for_lack_of_colon(text: str) -> int | None:
+    """Return where the value begins that goes on to the end of a text because a colon is missing in its first line."""
+    *lines, last = text.split("\n")
+    start = len(lines)
+    while start and not _is_new(last) and _CONTENT.match(lines[start - 1]) and not _COLON.search(lines[start - 1]):
+        start -= 1
+        last = lines[start]
+    above = next(filter(_CONTENT.match, reversed(lines[:start])), "---").partition(" #")[0].rstrip()
+    is_first = _is_new(last) or above.endswith((":", "---"))
+    if start == len(lines) or not is_first or _COLON.search(text.rpartition("\n")[2]):
+        return None
+    return len("\n".join([*lines[:start], ""])) + len(last) - len(last.lstrip())
+
+
+def _is_new(line: str) -> bool:
+    return line.lstrip().startswith("- ")
 
 
 def _knowing(composer: type, known: Mapping[str, Any]) -> type:
@@ -5763,16 +5802,20 @@ class _Remains:
         return kept
 
     def _without_clashes(self, above: str, parts: list[tuple[str, int]]) -> str:
-        """Return what can be read of entries that are sound one by one, but not together: a key stands there twice."""
-        kept = ""
-        for part, offset in parts:
-            problem = _reason(above + kept + part)
-            if problem is None:
-                kept += part
-            else:
-                first = _start_of(part)
-                self._cut(offset, part, problem.reason, first + len(part[first:]) - len(part[first:].lstrip()))
-        return kept
+        """Return what can be read of entries that are sound one by one, but not together.
+
+        A key stands there twice, or one without a colon is a value that goes on in the next.
+        """
+        kept: list[tuple[str, int]] = []
+        for part in parts:
+            kept.append(part)
+            while problem := _reason(above + "".join(text for text, _ in kept)):
+                ends = list(accumulate((len(text) for text, _ in kept), initial=len(above)))
+                guilty = min(max(bisect_right(ends, problem.offset) - 1, 0), len(kept) - 1)
+                text, offset = kept.pop(guilty if problem.reason == _NO_COLON else -1)
+                first = _start_of(text)
+                self._cut(offset, text, problem.reason, first + len(text[first:]) - len(text[first:].lstrip()))
+        return "".join(text for text, _ in kept)
 
     def _records(self, text: str, offset: int) -> None:
         """Apply the record at the start of a text; look for others in what follows it, and cut what is none."""

@@ -131,6 +131,46 @@ def test_a_list_or_a_scalar_at_the_top_is_refused(path: Path, bad: Bad) -> None:
 
 
 @cases(
+    Bad("in the middle", b"a: 1\nretry 5\nb: 2\n", 2, 1),
+    Bad("in the first line", b"retry 5\nb: 2\n", 1, 1),
+    Bad("in the last line", b"a: 1\nretry 5\n", 2, 1),
+    Bad("above a blank line and a comment", b"a: 1\nretry\n\n# b\nb: 2\n", 2, 1),
+    Bad("above a mapping", b"a: 1\nb\n  c: 2\n", 2, 1),
+    Bad("above a list", b"a: 1\nb\n- x\n", 2, 1),
+    Bad("below a key", b"a: 1\nb:\n  retry 5\n  c: 2\n", 3, 3),
+    Bad("below a key and comments", b"b:   # why\n\n  # how often\n  retry 5\n  c: 2\n", 4, 3),
+    Bad("in two lines", b"b:\n  retry 5\n  wait 1\n  c: 2\n", 2, 3),
+    Bad("nested, in the middle", b"b:\n  c: 2\n  retry 5\n  d: 2\n", 3, 3),
+    Bad("in an item", b"l:\n- name: a\n  n: 1\n- name b\n  n: 2\n", 4, 1),
+    Bad("no space behind it", b"b:\n  retry:5\n  c: 2\n", 2, 3),
+    Bad("behind a quoted key", b'a: 1\n"b" 2\nc: 3\n', 2, 1),
+    Bad("CRLF", b"a: 1\r\nretry 5\r\nb: 2\r\n", 2, 1),
+    Bad("below a head", b"---\nretry 5\nb: 2\n", 2, 1),
+)
+def test_a_missing_colon_is_told_where_it_is_missing(path: Path, bad: Bad) -> None:
+    """Not in the line below, where YAML readers notice it."""
+    assert check_refused(path, bad).reason == "a colon is missing (key: value)"
+
+
+@cases(
+    Bad("two in one line", b"a: b: c\n", 1, 5),
+    Bad("a value and lines below it", b"url: x\n  y: 2\n", 2, 4),
+    Bad("a value of several lines", b"text: this is\n  long\n  b: 2\n", 3, 4),
+)
+def test_a_colon_too_many_is_told_where_it_is(path: Path, bad: Bad) -> None:
+    assert check_refused(path, bad).reason == "mapping values are not allowed here"
+
+
+def test_what_to_do_is_told(path: Path) -> None:
+    error = check_refused(path, Bad("", b"a: 1\nretry 5\nb: 2\n", 2, 1))
+
+    assert str(error) == (
+        f"{path}: line 2, column 1: a colon is missing (key: value)\n    retry 5\n"
+        "mend it in an editor, or see `persistedstate check FILE` and `persistedstate repair FILE`"
+    )
+
+
+@cases(
     Bad("tab as indentation", b"a:\n\tb: 1\n", 2, 1),
     Bad("tab below spaces", b"a: 1\n\tb: 2\n", 2),
     Bad("tab in a list", b"l:\n\t- 1\n", 2, 1),

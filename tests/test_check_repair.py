@@ -465,6 +465,21 @@ def test_what_looks_like_nothing_at_all_is_told_and_repaired(path: Path, data: b
 
 
 @pytest.mark.leaves("files")
+def test_a_missing_colon_costs_its_line(path: Path) -> None:
+    """Not the line below, of which the entry without a colon seems to be the beginning."""
+    path.write_text("jobs:\n  # how often\n  retry 5\n  wait 7\n  name: a\n  n: 1\nlast: 2\n")
+
+    found = repair(path)
+
+    assert [(problem.line, problem.reason) for problem in found.problems] == [
+        (3, "a colon is missing (key: value)"),
+        (4, "a colon is missing (key: value)"),
+    ]
+    assert path.read_text() == "jobs:\n  name: a\n  n: 1\nlast: 2\n"
+    assert found.damaged
+    assert "retry 5" in asides(path)[0].read_text()
+
+
 def test_items_whose_key_is_lost_do_not_become_items_of_the_list_above(path: Path) -> None:
     path.write_text("one:\n- 1\n- 2\n}garbage{\n- 3\nmore:\n  x: 1\n%%%\n  y: 2\nlast: 1\n")
 
