@@ -149,9 +149,6 @@ _ADVICE = "mend it in an editor, or see `persistedstate check FILE` and `persist
 class StateCorrupt(StateError, ValueError):
     """The file is not a state: mend the line that the text shows; the file was left as it is.
 
-    Or let the command line do it: `persistedstate check FILE` tells all that is wrong, `persistedstate repair FILE`
-    cuts it out and keeps it beside.
-
     Attributes: `line` and `column` (counted from 1) and `text` (the line itself), besides those of `StateError`.
     """
 
@@ -196,6 +193,16 @@ class _BadText(Exception):
 
 class _Odd(Exception):
     """The text is outside the fast grammar: ruamel.yaml must read it."""
+
+
+@contextmanager
+def _advised() -> Iterator[None]:
+    """Say what to install where an import finds that a package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        reason = f"the package {error.name} is missing; pip install ruamel.yaml portalocker"
+        raise ModuleNotFoundError(reason, name=error.name, path=error.path) from None
 
 
 def _warn(reason: str) -> None:
@@ -431,12 +438,11 @@ def _read_special(raw: str) -> Any:
 
 #: What `_flow` writes and JSON lacks, among strings: a long key, another key, a value; and what only JSON reads so.
 _BEYOND_JSON = (
-    rf"((?:{_QUOTED}[]\[{{}},:]*)+|{_UNENDED})"
-    rf"|\? ({_QUOTED}|{_DIGITS}) : |(?<![\w.+-])({_DIGITS}|-?\.inf|true|false|null): "
-    rf'|({_MOMENT}|-?\.inf|\.nan|!!binary "[A-Za-z0-9+/=]*")(?=[],}}\s]|\Z)|(NaN|Infinity|[\t\r])'
+    rf"(?s)(?P<string>(?:{_QUOTED}[]\[{{}},:]*)+|{_UNENDED})"
+    rf"|\? (?P<long>{_QUOTED}|{_DIGITS}) : |(?<![\w.+-])(?P<key>{_DIGITS}|-?\.inf|true|false|null): "
+    rf'|(?P<value>{_MOMENT}|-?\.inf|\.nan|!!binary "[A-Za-z0-9+/=]*")(?=[],}}\s]|\Z)|(?P<other>NaN|Infinity|[\t\r])'
 )
-_STRING_GROUP, _VALUE_GROUP, _OTHER_GROUP = 1, 4, 5
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 #: Marks, in JSON, what stands for something else: no text can hold it.
 _FOREIGN = "\ud800"
 
@@ -456,22 +462,17 @@ def _read_flow(text: str, arranged: Callable[[str], str] = str) -> Any:
 
 def _in_json(text: str) -> str:
     """Put what JSON can say in the place of what it cannot, in a text that `_flow` wrote."""
-    return _beyond_json().sub(_told_in_json, text)
-
-
-@cache
-def _beyond_json() -> re.Pattern[str]:
-    return re.compile(_BEYOND_JSON, re.DOTALL)
+    return re.sub(_BEYOND_JSON, _told_in_json, text)
 
 
 def _told_in_json(match: re.Match[str]) -> str:
-    kind = match.lastindex or 0
+    kind = match.lastgroup or ""
     found: str = match[kind]
-    if kind == _STRING_GROUP:
+    if kind == "string":
         return found
-    if kind == _VALUE_GROUP:
+    if kind == "value":
         return f'{{"{_FOREIGN}":{_quote(found)}}}'
-    if kind == _OTHER_GROUP:
+    if kind == "other":
         raise _Odd
     return f'"{_FOREIGN}{found}":' if found[0] != '"' else f"{found}:"
 
@@ -658,8 +659,9 @@ def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] |
 
     anchors: nodes that aliases may refer to, besides those in the text.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    with _advised():
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     if illegal := re.search(_ILLEGAL, text):
         raise _BadText(f"the character {illegal[0]!r} may not stand in YAML", illegal.start())
@@ -692,8 +694,8 @@ def _trouble(error: Any, text: str) -> _BadText:
     return _BadText(reason, mark.index if above is None else above)
 
 
-#: What ends a key, or begins a document.
-_COLON = re.compile(r":(?:\s|\Z)|\A---")
+#: What ends a key, or begins a document; and the beginning of an item.
+_COLON, _ITEM = re.compile(r":(?:\s|\Z)|\A---"), re.compile(r" *- ")
 _NO_COLON = "a colon is missing (key: value)"
 
 
@@ -701,18 +703,14 @@ def _value_for_lack_of_colon(text: str) -> int | None:
     """Return where the value begins that goes on to the end of a text because a colon is missing in its first line."""
     *lines, last = text.split("\n")
     start = len(lines)
-    while start and not _is_new(last) and _CONTENT.match(lines[start - 1]) and not _COLON.search(lines[start - 1]):
+    while start and not _ITEM.match(last) and _CONTENT.match(lines[start - 1]) and not _COLON.search(lines[start - 1]):
         start -= 1
         last = lines[start]
     above = next(filter(_CONTENT.match, reversed(lines[:start])), "---").partition(" #")[0].rstrip()
-    is_first = _is_new(last) or above.endswith((":", "---"))
+    is_first = _ITEM.match(last) or above.endswith((":", "---"))
     if start == len(lines) or not is_first or _COLON.search(text.rpartition("\n")[2]):
         return None
     return len("\n".join([*lines[:start], ""])) + len(last) - len(last.lstrip())
-
-
-def _is_new(line: str) -> bool:
-    return line.lstrip().startswith("- ")
 
 
 def _knowing(composer: type, known: Mapping[str, Any]) -> type:
@@ -2132,7 +2130,8 @@ class _System:
     @staticmethod
     def lock(descriptor: int) -> bool:
         """Take the lock of an open file if nobody holds it; it ends with the process. Raises OSError."""
-        from portalocker import AlreadyLocked, LockException, LockFlags, lock
+        with _advised():
+            from portalocker import AlreadyLocked, LockException, LockFlags, lock
 
         try:
             lock(descriptor, LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
@@ -3035,6 +3034,9 @@ class _Holder:
     def __eq__(self, other: object) -> bool:
         return bool(self._items == _content(other))
 
+    def __rich__(self) -> Any:
+        return _copy(self)  # rich shows that
+
 
 #: What a node knows that is not primed; never changed.
 _NO_HEADS: dict[str | None, str] = {}
@@ -3072,6 +3074,9 @@ class _Node(_Holder):
 
     def __repr__(self) -> str:
         return repr(self._items)
+
+    def _repr_pretty_(self, printer: Any, *_: Any) -> None:
+        printer.pretty(_copy(self))  # as IPython shows it
 
     def __copy__(self) -> Any:
         return _copy(self)
@@ -3403,7 +3408,9 @@ def _number(value: Any) -> Any:
     if hasattr(type(value), "__index__"):
         with suppress(TypeError):  # arrays have it, and refuse
             return _storable_int(operator.index(value))
-    if not _is_real(value):
+    from numbers import Rational, Real
+
+    if not isinstance(value, Real) or isinstance(value, Rational):
         return None
     copied = float(value)
     if copied != value and not isnan(copied):
@@ -3431,12 +3438,6 @@ _HINTS_BY_ATTRIBUTE = {
     "to_dict": "use .to_dict()", "__fspath__": "use a str", "total_seconds": "use .total_seconds()",
     "isoformat": "use .isoformat()",
 }  # fmt: skip
-
-
-def _is_real(value: Any) -> bool:
-    from numbers import Rational, Real
-
-    return isinstance(value, Real) and not isinstance(value, Rational)
 
 
 def _storable_datetime(value: datetime) -> datetime:
@@ -3477,8 +3478,9 @@ class _Probe:
 class StateDict(_Node, MutableMapping[Any, Any]):
     """A dict in the state: every change of it is in the file before the method returns.
 
-    Equal to, and printed as, the dict with the same content; the keys are str, int, float, bool or None. Values are
-    copied in. Removed from the state it lives on as a plain container. Single operations are atomic between threads.
+    Equal to, and printed as, the dict with the same content; the keys are str, int, float, bool or None, and items, not
+    attributes. Values are copied in. Removed from the state it lives on as a plain container. Single operations are
+    atomic between threads.
 
     Raises, besides what a dict raises: TypeError or ValueError for what YAML cannot hold, StateClosed, StateReadOnly,
     and OSError where the disk is full; then nothing has changed.
@@ -3486,6 +3488,9 @@ class StateDict(_Node, MutableMapping[Any, Any]):
 
     __slots__ = ()
     _items: dict[Any, Any]
+
+    def _ipython_key_completions_(self) -> list[Any]:
+        return list(self._items)
 
     def __or__(self, other: Any) -> Any:
         return _copy(self) | _copy(other) if isinstance(_content(other), dict) else NotImplemented
@@ -5203,9 +5208,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         wrong.
 
     An attribute whose name begins with `_` is an ordinary Python attribute. A key that is the name of a method
-    (`items`, `update`, …) is reached as `STATE["items"]`. All of it may be used from several threads; `_thread_lock`
-    is the re-entrant lock that guards every change. A second object for the same file, in the same process, shares
-    its state; the stronger `_fsync` of both holds from then on.
+    (`items`, `update`, …) is reached as `STATE["items"]`, the path of the file as `os.fspath(STATE)`. All of it may be
+    used from several threads; `_thread_lock` is the re-entrant lock that guards every change. A second object for the
+    same file, in the same process, shares its state; the stronger `_fsync` of both holds from then on.
 
     >>> import os, tempfile
     >>> with PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), jobs=[]) as STATE:
@@ -5403,9 +5408,16 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             raise AttributeError(name)
         if name in self._own:
             return self._own[name]
-        if hasattr(self, "_refusal"):
+        if hasattr(self, "_refusal") and (name[:1] != "_" or name in PersistedState.__slots__):
             raise type(self._refusal)(self._refusal.path, self._refusal.reason)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        raise self._missing(name)
+
+    def _missing(self, name: str) -> AttributeError:
+        reason = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if name[:1] != "_":
+            reason = f"{self._tree.path}: there is no key {name!r}; if there was one, it was deleted from the file"
+            reason += f". Set it, or open the state with a default: PersistedState(…, {name}=…)"
+        return AttributeError(reason, name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         root = self._open_root
@@ -5420,12 +5432,21 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
 
     def __delattr__(self, name: str) -> None:
         names = self._own if name[:1] == "_" else self._root
-        if name not in names or name in _METHODS:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        if name[:1] != "_":
+            _check_name(name)
+        if name not in names:
+            raise self._missing(name)
         del names[name]
 
     def __dir__(self) -> list[str]:
         return [name for name in super().__dir__() if name.isidentifier()]
+
+    def __fspath__(self) -> str:
+        """Return the path of the file, also after `close`; a symbolic link leads to it."""
+        return str(self._refusal.path if hasattr(self, "_refusal") else self._tree.path)
+
+    def _ipython_key_completions_(self) -> list[Any]:
+        return list(self._items)
 
     def __enter__(self) -> PersistedState:
         self._items  # noqa: B018 - a closed state raises
@@ -5445,6 +5466,12 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<closed state {self._refusal.path}>" if hasattr(self, "_refusal") else repr(self._items)
+
+    def _repr_pretty_(self, printer: Any, *_: Any) -> None:
+        if hasattr(self, "_refusal"):
+            printer.text(repr(self))
+        else:
+            printer.pretty(_copy(self))
 
 
 _METHODS = frozenset(name for name in dir(PersistedState) if not name.startswith("_"))
@@ -6826,7 +6853,8 @@ class _Demo:
 
     def _report(self, runs: list[tuple[int, int, str]]) -> int:
         """Compare what the file says in the end, read by another program's eyes, with what was promised."""
-        from ruamel.yaml import YAML
+        with _advised():
+            from ruamel.yaml import YAML
 
         content = YAML(typ="safe", pure=True).load(_read_file(self.state)[0])
         numbers = [int(item.split()[1]) for item in content["processed"]]
@@ -7033,7 +7061,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except ModuleNotFoundError as error:
-        _complain(f"the package {error.name} is missing; pip install ruamel.yaml portalocker")
+        _complain(str(error))
         return _ERROR
     except (_Refusal, StateError, OSError) as error:
         sys.stdout.flush()  # raises if it is that which failed

@@ -550,7 +550,7 @@ def _storable(value: Any, depth: int = 0) -> Any:
     if type(value) in _PLAIN:
         return value
     for kinds, convert in _CONVERSIONS:
-        if isinstance(value, kinds):
+        if isinstance(value, kinds) and not isinstance(value, Mapping):  # an open state is both a path and a mapping
             return _storable(convert(value), depth + 1)
     value = _opened(value)
     if isinstance(value, Mapping):

@@ -15,6 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import oracle
 import pytest
 from checks import check, records, scratch, unwrap
 
@@ -732,6 +733,63 @@ class TestOtherPeoplesFunctions:
             state.d.x = 1
 
         check(state, path, {"d": {}})
+
+
+class Printer:
+    """As IPython's."""
+
+    def __init__(self) -> None:
+        self.shown: Any = None
+
+    def pretty(self, value: Any) -> None:
+        self.shown = value
+
+    text = pretty
+
+
+class TestShown:
+    """IPython and rich show nodes as what they hold, and IPython completes their keys."""
+
+    def test_in_ipython(self, state: PersistedState) -> None:
+        state.update({"d": {"a": [1], 5: 0}, "l": [{}]})
+
+        for node in (state, state.d, state.l):
+            printer = Printer()
+            node._repr_pretty_(printer, False)
+            assert oracle.same(printer.shown, plain(node))
+        assert state._ipython_key_completions_() == ["d", "l"]
+        assert state.d._ipython_key_completions_() == ["a", 5]
+        assert not hasattr(state.l, "_ipython_key_completions_")
+
+    def test_in_ipython_when_it_is_closed(self, state: PersistedState) -> None:
+        printer = Printer()
+        state.close()
+
+        state._repr_pretty_(printer, False)
+
+        assert printer.shown == repr(state)
+
+    def test_by_the_real_ipython(self, state: PersistedState) -> None:
+        pretty = pytest.importorskip("IPython.lib.pretty").pretty
+        state.d = {"a": [{"name": "n" * 30, "number": number} for number in range(4)]}
+
+        for node in (state, state.d, state.d["a"], [state.d]):
+            assert pretty(node) == pretty(unwrap(node))
+            assert "\n" in pretty(node)
+
+    def test_by_rich(self, state: PersistedState) -> None:
+        state.d = {"a": [{"name": "n" * 30, "number": number} for number in range(4)]}
+        for node in (state, state.d, state.d["a"]):
+            assert oracle.same(node.__rich__(), plain(node))
+
+        console = pytest.importorskip("rich.console").Console(width=80)
+        for node in (state, state.d, state.d["a"]):
+            with console.capture() as shown:
+                console.print(node)
+            with console.capture() as expected:
+                console.print(plain(node))
+            assert shown.get() == expected.get()
+            assert shown.get().count("\n") > 4
 
 
 class TestAttributes:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -198,6 +199,8 @@ def test_a_name_of_a_method_is_refused_as_attribute_and_works_as_item(path: Path
     with PersistedState(path) as state:
         with pytest.raises(AttributeError, match=re.escape('use STATE["items"]')):
             state.items = 5  # type: ignore[method-assign,assignment,unused-ignore]
+        with pytest.raises(AttributeError, match=re.escape('use STATE["items"]')):
+            del state.items
         state["items"] += 1
         state["close"] = 3
         assert list(state.items()) == [("items", 2), ("close", 3)]
@@ -248,6 +251,84 @@ def test_a_missing_name_is_an_attribute_error_or_a_key_error(path: Path) -> None
         del state.a
 
     assert on_disk(path) == {}
+
+
+def test_a_key_that_somebody_deleted_is_told_with_the_file_and_what_to_do(path: Path) -> None:
+    with PersistedState(path, interval=3, last_id=0) as state:
+        path.write_text("last_id: 0\n")
+        state.refresh()
+
+        for miss in (lambda: state.interval, lambda: delattr(state, "interval")):
+            with pytest.raises(AttributeError) as caught:
+                miss()
+
+            assert str(caught.value) == (
+                f"{path}: there is no key 'interval'; if there was one, it was deleted from the file. "
+                "Set it, or open the state with a default: PersistedState(…, interval=…)"
+            )
+            assert (caught.value.name, caught.value.obj) == ("interval", state)
+
+
+def test_a_name_that_is_misspelled_is_suggested(path: Path) -> None:
+    with PersistedState(path, interval=3) as state:
+        with pytest.raises(AttributeError) as caught:
+            state.intervall  # noqa: B018
+
+        assert "interval" in dir(caught.value.obj)
+        if sys.version_info >= (3, 12):
+            assert traceback.format_exception(caught.value)[-1].endswith("Did you mean: 'interval'?\n")
+
+
+def test_names_with_an_underscore_are_no_matter_of_the_file(path: Path) -> None:
+    """They are what Python, copy, pickle and IPython ask objects for, whether they are open or not."""
+    state = PersistedState(path, a=1)
+
+    for _ in range(2):
+        for name in ("_mine", "__array__", "_repr_html_", "_ipython_canary_method_should_not_exist_"):
+            with pytest.raises(AttributeError, match=f"^'PersistedState' object has no attribute '{name}'$"):
+                getattr(state, name)
+        state.close()
+
+
+def test_an_object_that_was_never_made_is_quiet() -> None:
+    state = PersistedState.__new__(PersistedState)
+
+    state.close()
+
+    assert not hasattr(state, "a")
+
+
+# ---- The path --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_state_is_a_path(path: Path, monkeypatch: pytest.MonkeyPatch, readonly: bool) -> None:
+    """That of its file, wherever the process goes, and also after `close`."""
+    path.write_text("a: 1\n")
+    monkeypatch.chdir(path.parent)
+
+    state = PersistedState(path.name, _readonly=readonly)
+    monkeypatch.chdir("/")
+
+    for _ in range(2):
+        assert os.fspath(state) == str(path)
+        assert isinstance(state, os.PathLike)
+        assert Path(state).read_text() == "a: 1\n"
+        state.close()
+
+
+@pytest.mark.leaves("files")
+def test_the_path_is_that_of_the_file_behind_a_link(path: Path) -> None:
+    """As in errors: that is where the changes go."""
+    link = path.with_name("link.state")
+    link.symlink_to(path)
+
+    with PersistedState(link, a=1) as state:
+        assert os.fspath(state) == str(path)
+
+    with pytest.raises(StateClosed) as caught:
+        state.a  # noqa: B018
+    assert caught.value.path == os.fspath(state) == str(path)
 
 
 # ---- Modes, owners, links --------------------------------------------------------------------------------------------

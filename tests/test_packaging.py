@@ -289,6 +289,29 @@ def test_command_line_names_the_package_that_is_missing(arguments: list[str], pa
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"persistedstate: {missing}\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "package"), [("count: 1\n", "portalocker"), ("count: 1\ntext: >\n  folded\n", "ruamel")]
+)
+def test_vendored_module_names_the_package_that_is_missing(text: str, package: str, tmp_path: Path) -> None:
+    """Also where only a copy of the file stands beside a script."""
+    shutil.copy(MODULE, tmp_path)
+    (tmp_path / "example.state").write_text(text, encoding="utf-8")
+    readonly = package == "ruamel"
+    script = f"from persistedstate import *; PersistedState('example.state', _readonly={readonly})"
+
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    missing = f"the package {package} is missing; pip install ruamel.yaml portalocker"
+    assert done.stderr.endswith(f"\nModuleNotFoundError: {missing}\n")
+    assert (tmp_path / "example.state").read_text(encoding="utf-8") == text
+    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.is_file()) == [
+        "example.state",
+        "persistedstate.py",
+    ]
+
+
 def test_getting_a_value_needs_neither_of_the_dependencies(tmp_path: Path) -> None:
     """Nor what argparse imports only to ask for the width of the terminal: a shell waits for each call."""
     (tmp_path / "example.state").write_text(
