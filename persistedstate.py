@@ -688,7 +688,8 @@ def _trouble(error: Any, text: str) -> _BadText:
     lacks_colon = "expected ':'" in reason
     if error.context_mark and (lacks_colon or mark.index >= len(text.rstrip())):
         mark = error.context_mark
-    above = _value_for_lack_of_colon(text[: mark.index]) if reason.startswith("mapping values") else None
+    is_late = reason.startswith("mapping values") or "'<block mapping start>'" in reason
+    above = _value_for_lack_of_colon(text[: mark.index]) if is_late else None
     if lacks_colon or above is not None:
         reason = _NO_COLON
     return _BadText(reason, mark.index if above is None else above)
@@ -702,15 +703,21 @@ _NO_COLON = "a colon is missing (key: value)"
 def _value_for_lack_of_colon(text: str) -> int | None:
     """Return where the value begins that goes on to the end of a text because a colon is missing in its first line."""
     *lines, last = text.split("\n")
-    start = len(lines)
-    while start and not _ITEM.match(last) and _CONTENT.match(lines[start - 1]) and not _COLON.search(lines[start - 1]):
-        start -= 1
-        last = lines[start]
-    above = next(filter(_CONTENT.match, reversed(lines[:start])), "---").partition(" #")[0].rstrip()
-    is_first = _ITEM.match(last) or above.endswith((":", "---"))
-    if start == len(lines) or not is_first or _COLON.search(text.rpartition("\n")[2]):
+    while lines and not _CONTENT.match(lines[-1]):
+        lines.pop()
+    first = len(lines)
+    while first and _CONTENT.match(lines[first - 1]) and not _COLON.search(lines[first - 1]):
+        first -= 1
+    if first == len(lines) or _COLON.search(last):
         return None
-    return len("\n".join([*lines[:start], ""])) + len(last) - len(last.lstrip())
+    above = next(filter(_CONTENT.match, reversed(lines[:first])), "---").partition(" #")[0].rstrip()
+    start = first
+    if _ITEM.match(lines[first]) or not above.endswith((":", "---")):  # then it is an item, the last of its list
+        items = [number for number in range(first, len(lines)) if _ITEM.match(lines[number])]
+        if not items:
+            return None
+        start = min(reversed(items), key=lambda number: lines[number].index("-"))
+    return len("\n".join([*lines[:start], ""])) + len(lines[start]) - len(lines[start].lstrip())
 
 
 def _knowing(composer: type, known: Mapping[str, Any]) -> type:
@@ -7060,10 +7067,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         raise
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except ModuleNotFoundError as error:
-        _complain(str(error))
-        return _ERROR
-    except (_Refusal, StateError, OSError) as error:
+    except (_Refusal, StateError, OSError, ModuleNotFoundError) as error:
         sys.stdout.flush()  # raises if it is that which failed
         text, code = _complaint(error, getattr(options, "file", ""))
         for name in filter(None, [getattr(options, "file", ""), getattr(options, "other", "")]):

@@ -18,10 +18,13 @@ import pytest
 import yaml
 from checks import run_child
 from processes import DROP_PRIVILEGES, listing
+from rounds import rounds
 
+import persistedstate
 from persistedstate import PersistedState, StateCorrupt, StateLocked, plain
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator
 
 VALID_RECORD = b'--- ["set",[],"later",1]\n'
@@ -142,6 +145,10 @@ def test_a_list_or_a_scalar_at_the_top_is_refused(path: Path, bad: Bad) -> None:
     Bad("in two lines", b"b:\n  retry 5\n  wait 1\n  c: 2\n", 2, 3),
     Bad("nested, in the middle", b"b:\n  c: 2\n  retry 5\n  d: 2\n", 3, 3),
     Bad("in an item", b"l:\n- name: a\n  n: 1\n- name b\n  n: 2\n", 4, 1),
+    Bad("above a list below a key", b"b:\n  retry\n  - c: 2\n", 2, 3),
+    Bad("in an item, above items", b"l:\n- a\n- retry\n  - x\n  n: 1\n", 3, 1),
+    Bad("below a key, above a comment", b"b:\n  retry 5\n  # c\n  c: 2\n", 2, 3),
+    Bad("in the first line, above a comment", b"# b\nretry 5\n# c\nc: 2\n", 2, 1),
     Bad("no space behind it", b"b:\n  retry:5\n  c: 2\n", 2, 3),
     Bad("behind a quoted key", b'a: 1\n"b" 2\nc: 3\n', 2, 1),
     Bad("CRLF", b"a: 1\r\nretry 5\r\nb: 2\r\n", 2, 1),
@@ -150,6 +157,39 @@ def test_a_list_or_a_scalar_at_the_top_is_refused(path: Path, bad: Bad) -> None:
 def test_a_missing_colon_is_told_where_it_is_missing(path: Path, bad: Bad) -> None:
     """Not in the line below, where YAML readers notice it."""
     assert check_refused(path, bad).reason == "a colon is missing (key: value)"
+
+
+def write_keys(chance: random.Random, column: int, lines: list[str]) -> None:
+    """Write a random mapping in block style, with comments."""
+    margin = " " * column
+    for key in chance.sample(["alpha", "beta", "gamma", "delta"], chance.randint(1, 3)):
+        lines += [f"{margin}# about {key}"] * (chance.random() < 0.2)
+        kind = chance.randrange(3) if column < 6 else 0
+        lines.append(f"{margin}{key}:" + (chance.choice([" 1", " two words", " [a, b]", " 'q'"]) if not kind else ""))
+        if kind == 1:
+            write_keys(chance, column + 2, lines)
+        for _ in range(chance.randint(1, 3) if kind == 2 else 0):
+            item = ["    item"] if chance.random() < 0.5 else []
+            if not item:
+                write_keys(chance, column + 2, item)
+            item = [line for line in item if "#" not in line]
+            lines += [f"{margin}- {item[0].strip()}", *item[1:]]
+
+
+@rounds(ci=500, nightly=20_000)
+def test_a_colon_that_is_missing_anywhere_is_told_there(chance: random.Random, rounds: int) -> None:
+    for _ in range(rounds):
+        lines: list[str] = []
+        write_keys(chance, 0, lines)
+        number = chance.choice([number for number, line in enumerate(lines) if ":" in line])
+        lines[number] = lines[number].replace(":", "", 1)
+        text = "".join(f"{line}\n" for line in lines)
+        with contextlib.suppress(persistedstate._BadText):  # some are another file, without a fault
+            persistedstate._Document.read(text)
+            continue
+        with pytest.raises(persistedstate._BadText, match=r"colon is missing|must be a mapping") as caught:
+            persistedstate._Document.read(text)
+        assert text.count("\n", 0, caught.value.offset) == number, text
 
 
 @cases(
