@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     _Undo = tuple[Callable[..., None], tuple[Any, ...]] | tuple["_Node", str | None, Any, str]
 
 #: What the names of the module stood for before `importlib.reload`, while a state was open.
-_before_reload = dict(globals()) if globals().get("_open_trees") else {}
+_before_reload = dict(globals()) if [*globals().get("_open_trees", ()), *globals().get("_followers", ())] else {}
 
 __version__ = "27.0"
 __all__ = [
@@ -4951,6 +4951,7 @@ class _Follower(_Tree):
 
     def release(self) -> None:
         self.is_closed = True
+        _followers.pop(id(self), None)
 
     def mend_in_child(self) -> None:
         """After a fork: where another thread was in a refresh, which nobody goes on with, read the file anew."""

@@ -1461,6 +1461,25 @@ def test_state_is_shared_through_a_reload_of_the_module(path: Path) -> None:
     assert oracle.read(path) == {"a": 2, "l": [{"n": 2}], "b": {"n": 2}}
 
 
+def test_reader_follows_through_a_reload_of_the_module(path: Path) -> None:
+    path.write_text("a: 1\nl: [{}]\n")
+    code = """
+        import importlib, sys
+        import persistedstate
+        from persistedstate import PersistedState, plain
+
+        reader = PersistedState(sys.argv[1], _readonly=True)
+        importlib.reload(persistedstate)
+        with persistedstate.PersistedState(sys.argv[1]) as state:
+            state.l[0]["n"] = 2
+            print(reader.refresh(), plain(reader))
+        reader.close()
+        importlib.reload(persistedstate)
+        print(persistedstate.PersistedState is PersistedState)
+    """
+    assert run_child(code, path) == "True {'a': 1, 'l': [{'n': 2}]}\nFalse\n"
+
+
 def test_state_that_is_left_open_by_a_reload_is_vacuumed_at_exit(path: Path) -> None:
     run_child(
         """
