@@ -455,7 +455,7 @@ def _read_flow(text: str, arranged: Callable[[str], str] = str) -> Any:
     if "\\ud" not in text:
         with suppress(ValueError):
             return _json(arranged(text))
-    if _SURROGATE.search(text) or _is_unusual(text):
+    if ("\\u" in text and _SURROGATE.search(text)) or _is_unusual(text):
         raise _Odd
     return _decoder(_restored).decode(arranged(_in_json(text)))
 
@@ -2152,7 +2152,8 @@ class _System:
     @staticmethod
     def unlock(descriptor: int) -> None:
         """Let the lock of an open file go, as far as that can be."""
-        from portalocker import LockException, unlock
+        with _advised():
+            from portalocker import LockException, unlock
 
         with suppress(LockException):
             unlock(descriptor)
