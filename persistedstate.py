@@ -2322,9 +2322,9 @@ class _Journal:
         self.wrote_at = self.due_at = self.clock = 0.0
         #: Somebody else may have written.
         self.is_suspicious = False
-        #: What our file looks like; length and hash of what somebody else left, until it is taken over.
+        #: What our file looks like; length and hash of what the latest look found in it, ours or somebody else's.
         self.dated = _Dated()
-        self.foreign: tuple[int, int] | None = None
+        self.read: tuple[int, int] | None = None
 
     def open(self, mode: int | None, deadline: float) -> bool:
         """Open, lock and read the file; False if that has to be tried again, in a moment.
@@ -2355,7 +2355,7 @@ class _Journal:
         self.size = len(data)
         self.known = (len(data), hash(data))
         self.basis: _Glance | None = _seen(_system.fstat(self.descriptor))
-        self.inode, self.foreign = self.basis[:2], None
+        self.inode, self.read = self.basis[:2], None
         self.dated.note(self.basis, 0.0)
 
     def holds(self, data: bytes) -> bool:
@@ -2500,7 +2500,7 @@ class _Journal:
                 return is_foreign
 
     def _is_foreign(self) -> bool:
-        now, glance, known, self.foreign = _system.now(), self._glance(), self.basis, None
+        now, glance, known, self.read = _system.now(), self._glance(), self.basis, None
         if glance is None or known is None or self.dated.tells(glance):
             return glance is None
         if glance[:2] != known[:2] or glance[2] != self.size or not self._is_known_content():
@@ -2515,6 +2515,7 @@ class _Journal:
         length, value = self.known
         if len(data) != self.size or hash(data[:length]) != value:
             return False
+        self.read = len(data), hash(data)
         return all(line.startswith(b"--- [") or line in (b"", b"{}") for line in data[length:].split(b"\n"))
 
     def read_foreign(self, deadline: float) -> tuple[bytes | None, _Glance | None, bool]:
@@ -2526,7 +2527,7 @@ class _Journal:
             glance, is_quiet = _await_quiet(self._glance_foreign, deadline)
             data = self._read_foreign()
             if self._glance_foreign() == glance or not is_quiet:
-                self.foreign = (len(data), hash(data)) if data is not None and self.displaced < 0 else None
+                self.read = (len(data), hash(data)) if data is not None and self.displaced < 0 else None
                 return data, glance if self.displaced < 0 else self.basis, is_quiet
 
     def _glance_foreign(self) -> _Glance | None:
@@ -2683,10 +2684,10 @@ class _Journal:
             raise _Overtaken
 
     def _holds_the_same(self, descriptor: int) -> bool:
-        if self.foreign is None:
+        if self.read is None:
             return self._is_known_content()
         data = _read_all(descriptor)
-        return self.foreign == (len(data), hash(data))
+        return self.read == (len(data), hash(data))
 
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
