@@ -4639,7 +4639,7 @@ class _LiveTree(_Tree):
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
-        with self.lock:
+        with self.turn():
             missing = {key: value for key, value in defaults.items() if key not in self.root._items}
             if (missing or self.journal.is_new) and not self.root._items and self.is_clean:
                 self.root._put_all({key: self.root._grown(value, key) for key, value in missing.items()})
@@ -4671,7 +4671,7 @@ class _LiveTree(_Tree):
             if mode != present:
                 wanted = f"open in this process already, with permissions 0o{present:o} and not 0o{mode:o}"
                 raise StateError(self.path, f"{wanted}; give the same _mode everywhere, or none, or use chmod")
-        with self.lock:
+        with self.turn():
             if _lag(fsync) < _lag(self.fsync) and self.journal.descriptor >= 0:
                 before, self.fsync = self.syncer, fsync
                 self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import os
 import random
 import sys
 import threading
@@ -739,6 +740,7 @@ WAITING: dict[str, Callable[[Any], object]] = {
     "refresh": lambda state: state.refresh(),
     "close": lambda state: state.close(),
     "lock": lambda state: state._thread_lock,
+    "second object": lambda state: PersistedState(os.fspath(state), more=1),
 }
 
 
