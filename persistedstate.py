@@ -5571,7 +5571,8 @@ def _is_being_opened(path: str) -> bool:
         while frame and (frame.f_code is not _shared_tree.__code__ or frame.f_locals.get("journal") is not journal):
             frame = frame.f_back
         if frame is None and thread in stacks:
-            journal.close()
+            if all(tree.journal is not journal for tree in _open_trees):
+                journal.close()
             del _opening[journal]
         elif journal.path == path and thread == get_ident():
             raise StateError(path, "opened while this thread is opening it; do so after that")
