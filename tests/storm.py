@@ -148,6 +148,7 @@ def interrupts(storm: Storm, hits: int) -> None:
             if step.kind == "reopen":
                 storm.reopen()
             was_hit = step.kind != "reopen" and interrupts.strike(storm, step)
+            outcome.hits = interrupts.hits
             if not was_hit and outcome.statements % 64:
                 continue
             storm.state.refresh()  # settles what a second interrupt may have left open
@@ -161,7 +162,6 @@ def interrupts(storm: Storm, hits: int) -> None:
                 storm.workload.model = before
             if step.kind != "change" or outcome.hits % 8 == 0:
                 storm.check_file(step)
-            outcome.hits = interrupts.hits
 
 
 # ---- A handler that writes -------------------------------------------------------------------------------------------
