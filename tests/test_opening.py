@@ -416,6 +416,27 @@ def test_owner_is_kept_across_a_vacuum(path: Path) -> None:
     assert on_disk(path) == {"a": 3}
 
 
+def test_owner_mode_and_attributes_are_never_set_by_path(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two calls the owner of the folder may put another file, or a link, in the place of ours."""
+    for name in "chmod", "chown", "lchown", "setxattr", "removexattr":
+        real = getattr(os, name, None)
+
+        def by_descriptor(file: object, *arguments: Any, real: Any = real) -> None:
+            assert isinstance(file, int)
+            real(file, *arguments)
+
+        monkeypatch.setattr(os, name, by_descriptor, raising=False)
+    with PersistedState(path, _mode=0o640, a=1) as state:
+        state.a = 2
+        state.vacuum()
+        path.write_text("a: [\n")
+        with pytest.warns(RuntimeWarning, match="kept in"):
+            state.refresh()
+    for kept in path.parent.glob("x.state.edited-*"):
+        assert permissions(kept) == 0o640
+        kept.unlink()
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_a_symbolic_link_stays_one(tmp_path: Path, relative: bool) -> None:
     """The file behind it is rewritten, with its temporary file beside it and not beside the link."""
