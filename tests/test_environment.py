@@ -596,6 +596,27 @@ def test_a_link_at_each_moment_of_a_vacuum_leads_nowhere(
         entry.unlink()
 
 
+def test_who_puts_a_file_in_the_place_of_ours_does_not_get_to_read_what_we_write(path: Path) -> None:
+    """Their save is merged; owner and mode stay those of our file, unless it was theirs before, or they are root."""
+    if not is_root:
+        pytest.skip("needs root, and somebody else")
+    for owner, theirs, expected in [(0, 65534, (0, 0o600)), (65534, 65534, (65534, 0o666)), (65534, 0, (0, 0o666))]:
+        path.write_text("token: private\na: 1\n")
+        path.chmod(0o600)
+        os.chown(path, owner, owner)
+        with PersistedState(path) as state:
+            other = path.with_name("other")
+            other.write_text("token: private\na: 2\n")
+            other.chmod(0o666)
+            os.chown(other, theirs, theirs)
+            other.replace(path)
+            state.refresh()
+            assert state.a == 2
+            state.token = "more private"  # noqa: S105
+
+        assert (path.stat().st_uid, path.stat().st_mode & 0o777) == expected
+
+
 #: Swaps what is in the folder for links and files of its own, as fast as it can, until its standard input ends.
 SWAPPER = f"""
 import itertools, random, select

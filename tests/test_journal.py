@@ -253,6 +253,22 @@ def test_lock_that_fails_for_no_reason_of_the_system_is_an_oserror(path: Path, m
     assert (caught.value.errno, caught.value.filename) == (errno.ENOLCK, str(path))
 
 
+def test_lock_is_let_go_before_its_descriptor(path: Path, system: Faulty) -> None:
+    """Closing it does not end the lock while a child shares it."""
+    state, calls = PersistedState(path, a=1), list[tuple[str, int]]()
+    state.a = 2
+    for name in "unlock", "close":
+        real = getattr(system, name)
+        setattr(system, name, lambda number, name=name, real=real: [calls.append((name, number)), real(number)])
+    held = state._tree.journal.descriptor
+    state.vacuum()
+    new = state._tree.journal.descriptor
+    state.close()
+
+    assert [call for call in calls if call[1] in {held, new}][-2:] == [("unlock", new), ("close", new)]
+    assert ("unlock", held) in calls
+
+
 def test_locked_temporary_file_is_not_put_in_place(path: Path, system: Faulty) -> None:
     state = PersistedState(path, a=1)
     state.a = 2
