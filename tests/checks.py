@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import oracle
+import strict_reader
 
 from persistedstate import PersistedState, StateDict, StateList, plain
 
@@ -52,6 +53,7 @@ def check(state: PersistedState, path: Path, expected: dict[Any, Any], reader: s
     assert oracle.same(plain(state), expected)
     assert oracle.same(reopened(path), expected)
     assert oracle.same(oracle.read(path, reader), expected)
+    strict_reader.assert_valid(b"", path.read_bytes(), expected)
 
 
 def unwrap(value: Any) -> Any:

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import strict_reader
 from hypothesis import strategies as st
 from oracle import same
 from textual import BOM, Outline, lines_of, read, unshare, value_at
@@ -430,6 +431,7 @@ class Session:
         """Assert values, untouched lines, and comments beside their entries."""
         assert same(read(after), self.model)
         assert same(read(after, "pyyaml"), self.model)
+        strict_reader.assert_valid(self.document.data, after, self.model)
         self._check_lines(after)
         outline = Outline(after)
         written = "\n".join(text for _, text in outline.comments)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import strict_reader
 from checks import reopened, scratch
 from handwriting import Session, Unrecorded, hand_written_files
 from hypothesis import HealthCheck, given, settings
@@ -77,6 +78,8 @@ def check_change(path: pathlib.Path, before: bytes, change: Callable[[Any], obje
     assert_same(read(running), expected, before)
     after = path.read_bytes()
     assert_same(read(after), expected, before)
+    strict_reader.assert_valid(before, running, expected)
+    strict_reader.assert_valid(before, after, expected)
     assert_same(reopened(path), expected, before)
     return after
 
@@ -164,6 +167,25 @@ def test_content_is_what_another_reader_reads(path: pathlib.Path, case: str) -> 
         assert_same(plain(state), read(FILES[case]), FILES[case])
     assert_same(read(path.read_bytes()), read(FILES[case]), FILES[case])
     assert_same(reopened(path), read(FILES[case]), FILES[case])
+
+
+@pytest.mark.skipif(bool(strict_reader.MISSING), reason=strict_reader.MISSING)
+def test_the_strict_reader_is_strict() -> None:
+    for text in "m:\n  l: [a\n]\n", "a: b: c\n", "a: 1\na: 2\n", "a: *x\n", "a:\n\tb: 1\n":
+        errors, _ = strict_reader.read(text)
+        assert errors, text
+
+
+@pytest.mark.skipif(bool(strict_reader.MISSING), reason=strict_reader.MISSING)
+@pytest.mark.parametrize("case", [*PLAIN, *JOURNALS, *NOTHING])
+def test_content_is_what_a_strict_reader_of_yaml_1_2_reads(path: pathlib.Path, case: str) -> None:
+    path.write_bytes(FILES[case])
+
+    with PersistedState(path) as state:
+        errors, _ = strict_reader.read(FILES[case].decode())
+        strict_reader.assert_valid(FILES[case], FILES[case], plain(state))
+
+    assert errors == []
 
 
 @pytest.mark.parametrize("case", PLAIN)
@@ -968,6 +990,7 @@ def test_golden(path: pathlib.Path, golden: Golden) -> None:
             change(state)
 
     assert same(read(golden.after.encode()), expected), "the example contradicts itself"
+    strict_reader.assert_valid(golden.before.encode(), golden.after.encode(), expected)
     assert path.read_bytes().decode() == golden.after
     assert same(reopened(path), expected)
 
@@ -1184,6 +1207,7 @@ def test_random_changes_of_random_files(document: Any, data: st.DataObject) -> N
                 session.change(data, state)
                 assert same(plain(state), session.model)
                 assert same(read(path.read_bytes()), session.model)
+                strict_reader.assert_valid(document.data, path.read_bytes(), session.model)
             session.check(path.read_bytes())
             assert same(reopened(path), session.model)
 
@@ -1205,7 +1229,9 @@ def test_random_changes_of_the_corpus_give_the_same_values(case: str, data: st.D
                 session.change(data, state)
                 assert_same(plain(state), session.model, before)
                 assert_same(read(path.read_bytes()), session.model, before)
+                strict_reader.assert_valid(before, path.read_bytes(), session.model)
             assert_same(read(path.read_bytes()), session.model, before)
+            strict_reader.assert_valid(before, path.read_bytes(), session.model)
             assert_same(reopened(path), session.model, before)
 
 

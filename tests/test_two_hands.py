@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import oracle
 import pytest
+import strict_reader
 import yaml
 from checks import check, records, reopened, scratch
 from editing import (
@@ -1779,6 +1780,7 @@ class Session:
             assert self.save is None
             assert oracle.same(oracle.read(self.path), plain(self.state))
             assert oracle.same(reopened(self.path), plain(self.state))
+            strict_reader.assert_valid(b"", self.path.read_bytes(), plain(self.state))
         self.close()
 
     def close(self) -> None:
