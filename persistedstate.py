@@ -214,11 +214,20 @@ def _warn(reason: str) -> None:
     warnings.warn(reason, RuntimeWarning, stacklevel=level)
 
 
+def _warn_afterwards(reason: str) -> None:
+    """Warn of something that is done; where warnings are errors, say it on stderr, so that nothing looks failed."""
+    try:
+        _warn(reason)
+    except Exception:  # noqa: BLE001 - of a hook, too
+        with suppress(Exception):
+            print(f"RuntimeWarning: {reason}", file=sys.stderr)
+
+
 # ------------------------------------------------------- Text --------------------------------------------------------
 # str <-> values; knows no file. A document is read by the fast grammar, line by line; the top-level entries outside
 # of it go to ruamel.yaml, one by one where that is safe, else all of them. Rewriting works on the text of one entry
 # at a time (a *piece*: the comments above, the entry, what is nested in it) and keeps all lines that the new value
-# does not change.
+# does not change. Whatever goes wrong in that, `_Document.renewed` gives a text with the right values.
 
 Scalar = None | bool | int | float | str | bytes | date | datetime
 
@@ -661,7 +670,7 @@ def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] |
     """
     with _advised():
         from ruamel.yaml import YAML
-        from ruamel.yaml.error import MarkedYAMLError, YAMLError
+        from ruamel.yaml.error import MarkedYAMLError
 
     if illegal := re.search(_ILLEGAL, text):
         raise _BadText(f"the character {illegal[0]!r} may not stand in YAML", illegal.start())
@@ -676,10 +685,10 @@ def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] |
         raise _trouble(error, text) from None
     except (AssertionError, KeyError):
         raise _BadText("a version of YAML other than 1.1 and 1.2", 0) from None
-    except (YAMLError, ValueError) as error:
-        raise _BadText(str(error).partition("\n")[0], 0) from None
     except RecursionError:
         raise _BadText(f"nested deeper than {_MAX_DEPTH} levels", _deep_bracket(text)) from None
+    except Exception as error:  # noqa: BLE001 - whatever it is, this text cannot be read
+        raise _BadText(str(error).partition("\n")[0], 0) from None
 
 
 def _trouble(error: Any, text: str) -> _BadText:
@@ -881,6 +890,12 @@ def _content_start(text: str) -> int:
     return match.start()
 
 
+def _lines_above(piece: str) -> str:
+    """Return the comments and blank lines above an entry."""
+    content = _CONTENT.search(piece)
+    return piece[: content.start()] if content else ""
+
+
 def _column(text: str) -> int:
     start = _content_start(text)
     return len(text) - start - len(text[start:].lstrip(" "))
@@ -895,6 +910,12 @@ _SECOND_MARK = "a byte order mark within the file; remove it"
 _CONTENT = re.compile(r"^[^\S\n]*[^\s#]", re.MULTILINE)
 #: A blank line that may be a block scalar's: it is, if it is longer than the indentation.
 _BLANK = re.compile(r"[ \t]{2,}\r?\n")
+#: The opening bracket of a collection in flow style, behind tag and anchor.
+_BRACKET = re.compile(r"\s*(?:[&!][^\s&!,\[\]{}]*\s*)*[\[{]")
+#: The colon of a pair that has no value, or an alias.
+_FLOW_COLON = re.compile(r"\s*:(?:\s*\*[^\s,\[\]{}]+)?")
+_FLOW_COMMA = re.compile(r"((?:\s|#.*\n)*),")
+_LOOSE_LINE = re.compile(r"^[ \t]*(?:#.*)?\n", re.MULTILINE)
 #: Where the next line is blank or a comment.
 _LOOSE = re.compile(r"\n(?=([ \t]*(?:#.*)?\r?\n))")
 
@@ -1052,7 +1073,7 @@ class _Editor:
             return self._changed(piece, old, new)
         except (_Odd, _BadText):
             fresh = [new] if key is None else {key[0]: new}
-            return piece[: _content_start(piece)] + _block(fresh, _column(piece))
+            return _lines_above(piece) + _block(fresh, _column(piece))
 
     def patched(self, piece: str, changes: _Changes) -> str:
         """Return the piece of an entry after changes of its container; nothing else in it is read.
@@ -1456,6 +1477,10 @@ class _Document:
         self.odd: set[Any] = set()
         self.anchored: set[Any] = set()
         self.users: dict[Any, set[Any]] = {}
+        #: There are line ends other than those by which the text is cut: what becomes of it is read back.
+        self.is_unusual = False
+        #: Keys of the entries that could only be written plainly, and why; _GONE stands for the whole text.
+        self.lost: dict[Any, Exception] = {}
 
     @classmethod
     def read(cls, text: str, version: str | None = None) -> tuple[_Document, dict[Any, Any]]:
@@ -1498,7 +1523,7 @@ class _Document:
     def copied(self) -> _Document:
         """Return a document that can be updated without this one."""
         twin = copy(self)
-        for name in ("pieces", "unended", "odd", "anchored", "users"):
+        for name in ("pieces", "unended", "odd", "anchored", "users", "lost"):
             setattr(twin, name, getattr(self, name).copy())
         return twin
 
@@ -1516,7 +1541,8 @@ class _Document:
         return not (self.single or self.pieces or self.nothing)
 
     def _read(self, text: str) -> dict[Any, Any]:
-        if self.version or _is_unusual(text):
+        self.is_unusual = _is_unusual(text)
+        if self.version or self.is_unusual:
             return self._read_whole(text)
         head = _HEAD.match(text)
         start = head.end() if head else 0
@@ -1529,7 +1555,7 @@ class _Document:
             if not is_sound or "\n%" in text or text.startswith("%"):  # a directive, which may ask for YAML 1.1
                 raise _Odd
             value = self._read_body(body)
-        except _Odd:
+        except Exception:  # noqa: BLE001 - whatever it is, ruamel.yaml may be able to
             self.head = self.head[: len(self.head) - start]
             return self._read_whole(text)
         self.tail += tail
@@ -1615,6 +1641,43 @@ class _Document:
         start, end = root.start_mark.index, root.end_mark.index
         self.head, self.single, self.tail = self.head + text[:start], text[start:end] or "{}", text[end:]
 
+    def renewed(
+        self, touched: Mapping[Any, bool], keys: Iterable[Any], value_of: Callable[[Any], Any], *more: Any
+    ) -> _Document:
+        """Return a document after changes (see `update`), whatever happens: at worst all of it is written plainly."""
+        try:
+            twin = self.copied()
+            twin.update(touched, keys, value_of, *more)
+            if twin.is_unusual:
+                twin.check({key: value_of(key) for key in keys})
+        except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
+            return self.plain({key: value_of(key) for key in keys}, error)
+        return twin
+
+    def plain(self, value: dict[Any, Any], reason: Exception) -> _Document:
+        """Return a document with that value; all that it keeps of this one are the lines above entries."""
+        twin = _Document()
+        twin.newline, twin.lost = self.newline, self.lost.copy()
+        if not isinstance(reason, _Odd):
+            twin.lost.setdefault(_GONE, reason)
+        head = self.head.removeprefix("\ufeff")
+        twin.head = "".join(_LOOSE_LINE.findall(head + "\n" * (head[-1:] not in ("", "\n"))))
+        for key, item in value.items():
+            twin.pieces[key] = _lines_above(self.pieces.get(key, "")) + _block({key: item}, 0)
+        twin.nothing = "" if value else "{}\n"
+        twin.tail = "".join(_LOOSE_LINE.findall(self.tail.removeprefix("\n" * bool(self.single))))
+        try:
+            if self.is_unusual:
+                twin.check(value)
+        except Exception as error:  # noqa: BLE001 - see above
+            return _Document().plain(value, twin.lost.get(_GONE, error))
+        return twin
+
+    def check(self, value: dict[Any, Any]) -> None:
+        """Read the text; raises ValueError or _BadText if it does not hold that value."""
+        if not _same(_Document.read(self.text())[1], value):
+            raise ValueError("the text would hold something else")
+
     def update(
         self,
         touched: Mapping[Any, bool],
@@ -1688,31 +1751,40 @@ class _Document:
     def _patched(self, key: Any, changes: Any, origins: Mapping[int, Any]) -> str:
         """Return the piece of a key after changes, "" where all of it has to be compared."""
         if type(changes) is _Changes and key not in self.odd and key not in self.unended:
-            with suppress(_Odd):
+            with suppress(Exception):
                 return _Editor(self.version, {}, origins, odd=False).patched(self.pieces[key], changes)
         return ""
 
     def _edited(self, key: Any, value: Any, origins: Mapping[int, Any]) -> str:
-        """Return the piece of a key with its present value."""
+        """Return the piece of a key with its present value; what cannot be edited is written plainly."""
+        try:
+            if piece := self._edit(key, value, origins):
+                return piece
+        except (_Odd, _BadText):
+            pass
+        except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
+            self.lost.setdefault(key, error)
+        self.unended.pop(key, None)
+        self.odd.discard(key)
+        self.anchored.discard(key)
+        return _lines_above(self.pieces[key]) + _block({key: value}, self.column)
+
+    def _edit(self, key: Any, value: Any, origins: Mapping[int, Any]) -> str:
+        """Return the piece of a key with its present value, "" where that is not what would be read."""
         piece = self.pieces[key]
         if key in self.unended:
             if _same(self.unended[key], value):
                 return piece
             del self.unended[key]
         editor = _Editor(self.version, self._anchors_above(key), origins, odd=key in self.odd)
-        try:
-            for _ in range(3):  # a changed anchor may change what an alias in the same piece means
-                old = editor.read(piece)
-                if _same(old, {key: value}):
-                    return piece
-                if key not in old:
-                    break
-                piece = editor.entry(piece, (key,), old[key], value)
-        except (_Odd, _BadText):
-            pass
-        self.odd.discard(key)
-        self.anchored.discard(key)
-        return self.pieces[key][: _content_start(self.pieces[key])] + _block({key: value}, self.column)
+        for _ in range(3):  # a changed anchor may change what an alias in the same piece means
+            old = editor.read(piece)
+            if _same(old, {key: value}):
+                return piece
+            if key not in old:
+                break
+            piece = editor.entry(piece, (key,), old[key], value)
+        return ""
 
     def _anchors_above(self, key: Any) -> dict[str, Any]:
         """Return the anchors that aliases in the piece of a key may refer to, as nodes without a place."""
@@ -1727,18 +1799,11 @@ class _Document:
 
     def _update_single(self, value: dict[Any, Any], origins: Mapping[int, Any]) -> None:
         editor = _Editor(self.version, {}, origins, odd=True)
-        try:
-            old = editor.read(self.single)
-            text = editor.flow(self.single, old, value) if old and value else "{}" + "\n" * self.single.endswith("\n")
-            if _same(editor.read(text), value):
-                self.single = text
-                return
-        except (_Odd, _BadText):
-            pass
-        self.single, self.head = "", self.head.rstrip(" ")
-        self.head += "\n" if self.head and not self.head.endswith("\n") else ""
-        self.tail = self.tail.partition("\n")[2] if not self.tail.strip() else self.tail.lstrip(" \n")
-        self.pieces = {key: _block({key: item}, 0) for key, item in value.items()}
+        old = editor.read(self.single)
+        text = editor.flow(self.single, old, value) if old and value else "{}" + "\n" * self.single.endswith("\n")
+        if not _same(editor.read(text), value):
+            raise _Odd
+        self.single = text
 
 
 #: What a rewrite within the file writes in front of the new content; and what 26.1 writes there.
@@ -1937,6 +2002,15 @@ class _Saved:
         self.text = _unglued(_RECORD_LINE.sub("", text))
         stream = _Stream(self.text.encode())
         self.original, self.value = stream.document, stream.value
+
+    def with_value(self, value: dict[Any, Any]) -> tuple[_Document, dict[Any, Any]]:
+        """Return their text with another value, and that in the order of the text; raises ValueError, _BadText."""
+        touched = {key: False for key, old in self.value.items() if not _same(old, value.get(key, _GONE))}
+        document = self.original.renewed(touched, value, value.__getitem__, {})
+        document.arrange(value)
+        ordered = {key: value[key] for key in document.pieces or value}
+        document.check(ordered)
+        return document, ordered
 
 
 def _unglued(text: str) -> str:
@@ -4533,6 +4607,7 @@ class _LiveTree(_Tree):
         value: what memory takes over. saved: what a person saved, from which they may go on.
         """
         data = document.text().encode()
+        lost = {key: reason for key, reason in document.lost.items() if reason is not self.document.lost.get(key)}
         self.renewal = (document, data, value, saved)
         try:
             self.halted = _RENEWING
@@ -4545,6 +4620,9 @@ class _LiveTree(_Tree):
         finally:
             _surely(self._finish_renewal)
             self.halted = self.trouble
+        for key, reason in lost.items():
+            what = "the file" if key is _GONE else f"the entry {_inline(key)}"
+            _warn_afterwards(f"{self.path}: comments and formatting of {what} are lost, no values ({reason!r})")
 
     def _finish_renewal(self) -> None:
         """Adopt the new snapshot if the file holds it; where that is open as yet, the next look does."""
@@ -4608,15 +4686,15 @@ class _LiveTree(_Tree):
         if edit.saved is None:
             self._refuse(edit)
             return
-        doubtful = self.journal.latest_lines()
-        base, mine = self.history.base(edit.saved, self.document, self.first_record, doubtful), _plain(self.root)
-        value = _merged(base, mine, edit.saved.value)
-        document = edit.saved.original.copied()
-        touched = {key: False for key, old in edit.saved.value.items() if not _same(old, value.get(key, _GONE))}
-        document.update(touched, value, value.__getitem__, {})
-        document.arrange(value)
-        value = {key: value[key] for key in document.pieces or value}
-        is_new = self.history.is_new(edit.saved, self.document)
+        doubtful, mine = self.journal.latest_lines(), _plain(self.root)
+        try:
+            base = self.history.base(edit.saved, self.document, self.first_record, doubtful)
+            document, value = edit.saved.with_value(_merged(base, mine, edit.saved.value))
+            is_new = self.history.is_new(edit.saved, self.document)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing of the script's may be lost by it
+            edit.give_up(f"what was saved there cannot be merged ({error!r})")
+            self._refuse(edit)
+            return
         self._renew(document, edit.basis, value, edit.saved if is_new else None)
         self.merges += not _same(mine, value)
 
@@ -4736,9 +4814,7 @@ def _renewed(document: _Document, root: _Root) -> _Document:
             values[key] = _plain(items[key], origins)
         return values[key]
 
-    renewed = document.copied()
-    renewed.update(tree.touched, items, value_of, origins, changes)
-    return renewed
+    return document.renewed(tree.touched, items, value_of, origins, changes)
 
 
 class _Edit:
@@ -4759,11 +4835,13 @@ class _Edit:
             self.text = self.saved.text.strip()
         except _BadText as problem:
             line = _line_number((data or b"").decode(errors="replace"), problem.offset)
-            self._give_up(f"what was saved there cannot be understood (line {line}: {problem.reason})")
+            self.give_up(f"what was saved there cannot be understood (line {line}: {problem.reason})")
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing of the script's may be lost by it
+            self.give_up(f"what was saved there cannot be understood ({error!r})")
         if self.problem or not self.text:
-            self._give_up(self.problem or ("the file was removed" if data is None else "the file was emptied"))
+            self.give_up(self.problem or ("the file was removed" if data is None else "the file was emptied"))
 
-    def _give_up(self, problem: str) -> None:
+    def give_up(self, problem: str) -> None:
         self.saved, self.problem, self.is_doubtful = None, problem, True
 
     def compare(self, known: list[_Document]) -> None:
@@ -4783,7 +4861,7 @@ class _Edit:
         is_cut = is_open and (is_part or missing[-1:] == list(known[0].pieces)[-1:])
         self.is_doubtful = is_part or is_cut
         if is_cut or (missing and self.saved.has_leftover):
-            self._give_up("what was saved there breaks off")
+            self.give_up("what was saved there breaks off")
 
 
 def _lag(fsync: float) -> float:
@@ -5902,8 +5980,8 @@ class _Remains:
 
     def text(self) -> str:
         """Return a snapshot of what is left."""
-        self.document.update(self.tree.touched, self.root._items, lambda key: _plain(self.root._items[key]), {})
-        text = self.document.text()
+        items = self.root._items
+        text = self.document.renewed(self.tree.touched, items, lambda key: _plain(items[key]), {}).text()
         return text if text.endswith("\n") or not text else text + "\n"
 
     def cut_text(self) -> bytes:
@@ -6371,7 +6449,7 @@ def _excerpt(document: _Document, keys: list[Any], state: Any, value: Any) -> st
     """Return the text of a part, with its comments, at the left margin; where that cannot be cut out, it is new."""
     if not isinstance(value, (dict, list)) or not value:
         return _inline(value)
-    with suppress(_Odd, _BadText, LookupError):
+    with suppress(Exception):
         text = _cut_out(document, keys, state)
         whole = f"part:\n{text}" if type(value) is list else text
         found = _Document.read(whole)[1]

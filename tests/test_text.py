@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import inspect
+import itertools
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import oracle
 import pytest
+from checks import scratch
+from editing import save, staged
 from oracle import same
+from test_style import banners
 
 import persistedstate
 from persistedstate import PersistedState, StateCorrupt, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 LONG = "k" * 1500
@@ -149,3 +155,193 @@ def test_file_that_somebody_deleted_is_written_anew(path: Path) -> None:
     assert oracle.read(path) == {"a": 2}
     state.close()
     assert oracle.read(path) == {"a": 2}
+
+
+# ---- Whatever is wrong with the section ------------------------------------------------------------------------------
+
+#: What writing values plainly needs, and cannot do without: how a value is spelled, and a document to hold it.
+FLOOR = {
+    *["_block", "_write_block", "_write_entry", "_write_item", "_inline", "_is_plain", "_scalar", "_float"],
+    *["_flow", "_flow_key", "_quote", "_escape", "_lines_above"],
+    *["_Document.__init__", "_Document.text", "_Document.is_blank", "_Document.renewed", "_Document.plain"],
+}
+#: What compares lists item by item, in memory, too, which takes a person's change over with it.
+COMPARING = {"_origins", "_pair_up", "_likeness"}
+
+#: Files in which a change of every top-level value goes through most of the section.
+ODD_FILES = [
+    "# A\na: 1  # beside\nl:\n# one\n- x  # X\n- y: [1]\n\n- z\nm:\n  k: v\n  n: {p: 1}\n# end\n",
+    "a: &x 0x1  # A\nl: [1, # one\n  2]\nm: {k: *x, t: !!str 5}\n? c\n: |\n  text\n  # text\nd: *x\n",
+    '%YAML 1.1\n---\na: on\nl:\n- - 1\n  - 2\nm: "two\n  lines"\n...\n',
+    '{"a": 1, "l": [1,\n2], "m": {"k": 1}}\n',
+    "a: 1\r\nl: []\r\nm: |\r\n  unended",
+    "# h\n\n\u2028# a\na: 1\nl: [1]  # L\n# m\rm: {k: 1}\n",
+]
+
+
+def text_functions() -> dict[str, tuple[Any, str]]:
+    """Return by its name where each function of the section is found, and the name there."""
+    start, end = (next(line for line, title in banners() if title == name) for name in ("Text", "Journal"))
+    found: dict[str, tuple[Any, str]] = {}
+    for owner in [persistedstate, *vars(persistedstate).values()]:
+        prefix = "" if owner is persistedstate else f"{getattr(owner, '__name__', '')}."
+        for name, member in vars(owner).items() if inspect.ismodule(owner) or inspect.isclass(owner) else ():
+            function = inspect.unwrap(getattr(member, "fget", None) or getattr(member, "__func__", member))
+            code = getattr(function, "__code__", None)
+            if code and code.co_filename == persistedstate.__file__ and start < code.co_firstlineno < end:
+                found[prefix + name] = (owner, name)
+    return found
+
+
+FUNCTIONS = text_functions()
+
+
+@pytest.fixture(params=sorted(FUNCTIONS.keys() - FLOOR))
+def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exception]]:
+    """A function of the section raises what the first item of a list is, while there is one."""
+    owner, name = FUNCTIONS[request.param]
+    armed: list[Exception] = []
+    member = inspect.getattr_static(owner, name)
+    function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+
+    def maybe(*arguments: Any, **options: Any) -> Any:
+        if armed:
+            raise armed[0]
+        return function(*arguments, **options)
+
+    kind = type(member) if isinstance(member, (staticmethod, classmethod, property)) else lambda function: function
+    monkeypatch.setattr(owner, name, kind(maybe))
+    yield armed
+    armed.clear()
+
+
+def change_everything(state: Any) -> None:
+    for key, value in plain(state).items():
+        if isinstance(value, list):
+            state[key].append("new")
+        elif isinstance(value, dict):
+            state[key]["k"] = "new"
+        else:
+            state[key] = "new"
+
+
+def vacuum(state: Any) -> None:
+    state.vacuum()
+
+
+def close(state: Any) -> None:
+    state.close()
+
+
+def change_with_a_vacuum(state: Any) -> None:
+    state._tree.limit = 0
+    state.update(more="x")
+    assert state._tree.is_clean
+
+
+@pytest.mark.leaves("comments")
+@pytest.mark.parametrize(
+    ("look", "strict"), [(vacuum, False), (close, True), (change_with_a_vacuum, False), (change_with_a_vacuum, True)]
+)
+def test_nothing_in_the_text_section_keeps_a_state_from_being_saved(
+    failing: list[Exception], look: Callable[[Any], None], strict: bool
+) -> None:
+    for text, error in zip(ODD_FILES, itertools.cycle([RuntimeError("no"), IndexError("no"), RecursionError("no")])):
+        with scratch() as path, warnings.catch_warnings(record=not strict) as caught:
+            warnings.simplefilter("error" if strict else "always")
+            path.write_bytes(text.encode())
+            state = PersistedState(path)
+            change_everything(state)
+            expected = plain(state)
+            failing.append(error)
+            look(state)
+            failing.clear()
+            if look is not close:
+                expected = plain(state)
+                assert (expected["a"], "more" in expected) == ("new", look is change_with_a_vacuum)
+            assert path.read_text().count("--- [") == 0
+            assert same(oracle.read(path), expected), path.read_text()
+            assert same(oracle.read(path, "ruamel"), expected)
+            state.close()
+        told = [str(warning.message) for warning in caught or ()]
+        assert all(f"{path}: comments and formatting of the " in line for line in told)
+        assert len(told) == len(set(told))
+
+
+@pytest.mark.leaves("comments")
+def test_show_shows_whatever_is_wrong_with_the_text_section(
+    path: Path, failing: list[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_state = persistedstate._read_state
+
+    def read_and_arm(name: str) -> Any:
+        found = read_state(name)
+        failing.append(IndexError("no"))
+        return found
+
+    monkeypatch.setattr(persistedstate, "_read_state", read_and_arm)
+    for text in ODD_FILES:
+        for place in [], ["l"], ["m"]:
+            path.write_bytes(text.encode() + b'\n--- ["set",[],"a","new"]\n--- ["set",[],"m",{"x":[1]}]\n')
+            expected = oracle.read(path, "ruamel")
+
+            assert persistedstate._main(["show", str(path), *place]) == 0
+
+            failing.clear()
+            path.write_text(capsys.readouterr().out)
+            shown = list(oracle.READERS["ruamel"](path.read_text()))
+            assert same(shown, [expected[place[0]] if place else expected])
+
+
+@pytest.mark.leaves("comments")
+def test_no_save_of_a_person_is_lost_whatever_is_wrong_with_the_text_section(
+    request: pytest.FixtureRequest, failing: list[Exception]
+) -> None:
+    if request.node.callspec.params["failing"] in COMPARING:
+        pytest.skip("memory needs it to become what was merged")
+    for text in ODD_FILES[:3]:
+        with scratch() as path, staged() as stage, warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            path.write_bytes(text.encode())
+            state = PersistedState(path)
+            stage.sleep(1)
+            state["script"] = [1]
+            save(path, text.replace("\n...\n", "\n") + "person: 2\n")
+
+            failing.append(IndexError("no"))
+            state.refresh()
+            failing.clear()
+
+            kept = list(path.parent.glob("*.edited-*"))
+            assert plain(state)["script"] == [1]
+            assert bool(kept) != ("person" in state)
+            assert same(oracle.read(path, "ruamel"), plain(state))
+            state.close()
+
+
+@pytest.mark.leaves("comments")
+def test_a_text_that_cannot_be_edited_keeps_the_comments_above_and_tells_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> str:
+        raise RuntimeError("no")
+
+    path.write_text("# head\n\n# A\na: 1  # beside\n# B\nb: {x: 1}  # C\nc: 0x3\n# foot\n")
+    state = PersistedState(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(persistedstate._Editor, "read", failing)
+        for number in 2, 3:
+            state.b["x"] = number
+            state.vacuum()
+        first = path.read_text()
+        monkeypatch.setattr(persistedstate._Document, "update", failing)
+        state.a = 2
+        state.close()
+
+    assert first == "# head\n\n# A\na: 1  # beside\n# B\nb:\n  x: 3\nc: 0x3\n# foot\n"
+    assert path.read_text() == "# head\n\n# A\na: 2\n# B\nb:\n  x: 3\nc: 3\n# foot\n"
+    assert [str(warning.message) for warning in caught] == [
+        f"{path}: comments and formatting of {what} are lost, no values (RuntimeError('no'))"
+        for what in ("the entry b", "the file")
+    ]
