@@ -871,6 +871,12 @@ def _is_alias(node: Any, position: int) -> bool:
     return node.anchor is not None and node.start_mark.index < position
 
 
+def _is_below_its_mark(text: str, key: Any, column: int) -> bool:
+    """Tell whether a key of a block in that column has its `?` on another line."""
+    start = key.start_mark.index - key.start_mark.column
+    return bool(key.start_mark.column != column and text[start + column] != "?")
+
+
 def _line_start(text: str, offset: int) -> int:
     return text.rfind("\n", 0, offset) + 1
 
@@ -902,8 +908,10 @@ def _column(text: str) -> int:
 
 
 #: The header of a block scalar to which the blank lines behind it belong.
-_KEEPING = re.compile(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
-_BLOCK_SCALAR = re.compile(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?\r?$", re.MULTILINE)
+_KEEPING = re.compile(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])", re.MULTILINE)
+#: How a line begins that goes on with the entry above.
+_CONTINUED = re.compile(r"[ \t\]},.]|[-:?](?!\S)")
+_BLOCK_SCALAR = re.compile(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])", re.MULTILINE)
 _BREAK = re.compile("[\r\x85\u2028\u2029]")
 _LINE_END = re.compile(r"\r\n?|\n")
 _SECOND_MARK = "a byte order mark within the file; remove it"
@@ -969,7 +977,7 @@ def _residue(piece: str) -> str:
 
 def _apart(above: str, lines: str, column: int) -> str:
     """Return the lines below a piece so that no block scalar in it would take in the first of them."""
-    lines = re.sub(r"\A(?:[ \t]*\r?\n)+", "", lines) if _KEEPING.search(above) else lines
+    lines = re.sub(r"\A(?:[ \t]*[\r\n\x85\u2028\u2029])+", "", lines) if _KEEPING.search(above) else lines
     if _BLOCK_SCALAR.search(above):
         end = len(lines) - len(re.sub(rf"\A(?:[ \t]*\r?\n| {{{column + 1},}}#.*\n)+", "", lines))
         deep = rf"^ {{{column + 1},}}(?=#)|^[ \t]{{2,}}(?=\r?$)"
@@ -1194,14 +1202,14 @@ class _Editor:
 
     def _odd_entries(self, text: str) -> list[tuple[int, int]]:
         _, node = _compose(text, self.version, self.anchors)
-        if node.id == "mapping":
-            return [
-                (_line_start(text, pair[0].start_mark.index), _line_end(text, _pair_end(pair, text)))
-                for pair in node.value
-            ]
         dash = re.compile(rf"^ {{{node.start_mark.column}}}-(?=\s)", re.MULTILINE)
-        entries, position = [], 0
-        for item in node.value:
+        entries, position = list[tuple[int, int]](), 0
+        for pair in node.value if node.id == "mapping" else ():
+            if _is_alias(pair[0], position) or _is_below_its_mark(text, pair[0], node.start_mark.column):
+                raise _Odd
+            start, position = _line_start(text, pair[0].start_mark.index), _line_end(text, _pair_end(pair, text))
+            entries.append((start, position))
+        for item in node.value if node.id == "sequence" else ():
             match = dash.search(text, position)
             if match is None:
                 raise _Odd
@@ -1228,7 +1236,9 @@ class _Editor:
             return _compact(piece, start, head_end)
         if item.id == "scalar" and item.style in ("|", ">"):
             comment = re.search(r"\s+#.*", piece[head_end:].partition("\n")[0])
-            below = piece[_node_end(item, piece) :]
+            below = re.sub(
+                r"\A(?:[ \t]*\n)+", lambda blank: "\n" * blank[0].count("\n"), piece[_node_end(item, piece) :]
+            )
             return _Anatomy(piece[:start], piece[start:head_end], " |", f"{comment[0] if comment else ''}\n", below)
         value_end = self._value_end(piece, item, head_end)
         line_end = piece.index("\n", value_end) + 1
@@ -1621,6 +1631,7 @@ class _Document:
             or len(value) != len(starts)
             or any(end > start for end, start in zip(ends, starts[1:], strict=False))
             or any(_BREAK.search(text, at, one.start_mark.index) for one, at in zip(keys, starts, strict=True))
+            or any(_is_below_its_mark(text, key, self.column) for key in keys)
         ):
             return False
         head = 0

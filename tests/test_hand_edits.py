@@ -959,6 +959,9 @@ GOLDEN = [
     Golden("a line of blanks comes below a block", "s: |\n a\nt: 1\n   \nu: 2\n", [drop("t")], "s: |\n a\n\nu: 2\n"),
     Golden("a blank line comes below a keeping block", "s: |+\n a\nt: 1\n\nu: 2\n", [drop("t")], "s: |+\n a\nu: 2\n"),
     Golden("a block is the last that stays", "s: |\n a\nt: 1\n   \n  # c\n", [drop("t")], "s: |\n a\n\n# c\n"),
+    Golden(
+        "lines of blanks do not outlive their block", "s: |\n a\n  \t\n  \nu: 2\n", [put("s", to=1)], "s: 1\n\n\nu: 2\n"
+    ),
     Golden("a block goes with its blanks", "s: |\n a\n   \n# u\nu: 2\n", [drop("s")], "# u\nu: 2\n"),
     Golden("non-ASCII text stays", "név: Zoltán  # ő\nx: 1\n", [put("név", to="Ágnes")], "név: Ágnes  # ő\nx: 1\n"),
     # --- anchors

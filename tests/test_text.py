@@ -42,6 +42,10 @@ CHANGES: list[tuple[str, str, Callable[[Any], Any], dict[str, Any]]] = [
     ("null where a mapping was", "null\n", lambda s: s.update(a={"x": 1}), {"a": {"x": 1}}),
     ("tilde with a comment", "~  # nothing\n", lambda s: s.update(a=1), {"a": 1}),
     ("quoted over two lines", 'a: "x\n  y"\nb: 1\n', lambda s: s.update(a={"k": "v"}), {"a": {"k": "v"}, "b": 1}),
+    ("a block behind an old line end", "a: |\r  x\n    ", lambda s: s.update(b=1), {"a": "x\n  ", "b": 1}),
+    ("an odd line end below a block", "a: |+\n  x\nb: 1\n\u2028\nc: 2\n", lambda s: s.pop("b"), {"a": "x\n", "c": 2}),
+    ("a key below its mark", "? a\n: 1\n?\n  b\n: 2\n", lambda s: s.pop("a"), {"b": 2}),
+    ("a nested key below its mark", "m:\n  ? a\n  : 1\n  ?\n    b\n  : 2\n", lambda s: s.m.pop("a"), {"m": {"b": 2}}),
     ("half a flow style", "a: [1,\n]\nb: 1\n", lambda s: s.a.clear(), {"a": [], "b": 1}),
 ]  # fmt: skip
 
@@ -58,6 +62,26 @@ def test_change_of_an_unusual_file_is_right(
     with PersistedState(path) as state:
         assert plain(state) == expected
     assert oracle.read(path, "ruamel") == expected
+
+
+@pytest.mark.leaves("comments")
+@pytest.mark.parametrize(
+    ("text", "gone"),
+    [("# h\n\n\u2028# a\na: 1\nb: 2\n", "a"), ("t: |\r\n  x\r?\n  y\r\nb: 1\n", "t"), ("# a\rb: 1\nc: 2\n", "b")],
+)
+def test_odd_line_ends_never_make_a_file_unreadable(path: Path, text: str, gone: str) -> None:
+    path.write_bytes(text.encode())
+    state = PersistedState(path)
+    state.pop(gone)
+    expected = plain(state)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state.close()
+
+    assert same(oracle.read(path, "ruamel"), expected)
+    with PersistedState(path) as state:
+        assert same(plain(state), expected)
 
 
 def test_order_of_keys_that_went_and_came_back_is_that_of_the_dict(path: Path) -> None:
