@@ -852,6 +852,8 @@ def _node_end(node: Any, text: str) -> int:
             header = text[node.start_mark.index :].partition("\n")[0]
             return end if "+" in header.partition("#")[0] else len(text[:end].rstrip()) + 1
         return end
+    if node.flow_style and node.id == "mapping" and not _BRACKET.match(text, node.start_mark.index):
+        return _flow_pair_end(node.value[0], text)  # without braces it seems to end where the next token begins
     if node.flow_style or not node.value:
         return int(node.end_mark.index)
     if node.id == "mapping":
@@ -864,6 +866,12 @@ def _pair_end(pair: tuple[Any, Any], text: str) -> int:
     key, value = pair
     end = _node_end(key, text)
     return end if _is_alias(value, end) or _is_empty(value) else max(end, _node_end(value, text))
+
+
+def _flow_pair_end(pair: tuple[Any, Any], text: str) -> int:
+    end = _pair_end(pair, text)
+    colon = _FLOW_COLON.match(text, end) if end == _node_end(pair[0], text) else None
+    return colon.end() if colon else end
 
 
 def _is_alias(node: Any, position: int) -> bool:
@@ -969,7 +977,11 @@ def _own_comments(gap: str, column: int) -> int:
 
 def _residue(piece: str) -> str:
     """Return what stays of a piece when its entry goes: the lines above that are not the entry's own comments."""
-    lines = piece[: _content_start(piece)].splitlines(keepends=True)
+    return _not_own(piece[: _content_start(piece)])
+
+
+def _not_own(above: str) -> str:
+    lines = above.splitlines(keepends=True)
     while lines and lines[-1].strip():
         lines.pop()
     return "".join(lines)
@@ -1140,9 +1152,9 @@ class _Editor:
             return parts.joined(below) if new else parts.with_value(new, below)
         if nested:
             return parts.with_value(new, "")
-        if parts.value and isinstance(new, (dict, list)) and type(old) is type(new) and old and new:
-            indent = len(parts.value) - len(re.sub(r"^\s*(?:[&!]\S+\s+)*", "", parts.value))
-            parts.value = parts.value[:indent] + self.flow(parts.value[indent:], old, new)
+        is_alias = parts.value.lstrip().startswith("*")
+        if parts.value and isinstance(new, (dict, list)) and type(old) is type(new) and old and new and not is_alias:
+            parts.value = self.flow(parts.value, old, new)
             return parts.joined(parts.below)
         if not old and "#" in parts.value:  # in an empty flow collection
             parts.rest += "".join([f"{line}\n" for line in parts.value.split("\n") if line.lstrip().startswith("#")])
@@ -1264,25 +1276,21 @@ class _Editor:
         _, node = _compose(token, self.version, self.anchors)
         if not node.flow_style or len(node.value) != len(old):
             raise _Odd
-        cut = _regions(token, node)
+        cut = _FlowParts(token, node)
         quoted = '"' in token
         values = list(old.values() if type(old) is dict else old)
         names = [f"{_flow_text(key, quoted=quoted)}: " for key in new] if type(old) is dict else [""] * len(new)
-        wanted = zip(self._origin(old, new), names, new.values() if type(old) is dict else new, strict=True)
-        out: list[_Region | str] = []
-        for index, name, value in wanted:
-            if index is None:
-                out.append(name + _flow_text(value, quoted=quoted))
-            elif _same(values[index], value):
-                out.append(cut[1][index])
-            else:
-                region = cut[1][index]
-                out.append(region.replaced(self._flow_value(region.token, values[index], value, quoted=quoted)))
-        return _join_flow(cut, out)
+        origin, items = self._origin(old, new), []
+        for index, name, value in zip(origin, names, new.values() if type(old) is dict else new, strict=True):
+            item = _FlowItem(name, _flow_text(value, quoted=quoted)) if index is None else cut.items[index]
+            if index is not None and not _same(values[index], value):
+                item.replace(self._flow_value(item.token, values[index], value, quoted=quoted))
+            items.append(item)
+        return cut.joined(items, origin)
 
     def _flow_value(self, token: str, old: Any, new: Any, *, quoted: bool) -> str:
         if type(new) in (dict, list) and type(old) is type(new) and old and new:
-            if token[0] not in "[{":  # a pair in a list, without braces
+            if not _BRACKET.match(token):  # a pair in a list, without braces
                 if old.keys() != new.keys():
                     raise _Odd
                 return self._changed(f"{token}\n", *old.values(), *new.values()).rstrip()
@@ -1290,56 +1298,96 @@ class _Editor:
         return _requoted(token, new) or _flow_text(new, quoted=quoted)
 
 
-class _Region:
-    """One item of a flow collection, cut: text above, key and colon, value, what is up to the comma, rest of line."""
+class _FlowItem:
+    """One item of a flow collection, cut: lines above, lead, key and colon, value, up to the comma, rest of the line.
 
-    __slots__ = ("after", "before", "comma", "gap", "name", "token")
+    lead: what sets the item off from the one before it: a line feed and an indentation, or blanks, if any.
+    """
 
-    def __init__(self, before: str, name: str, token: str, gap: str, after: str, *, comma: bool) -> None:
-        self.before, self.name, self.token, self.gap, self.after = before, name, token, gap, after
-        self.comma = comma
+    __slots__ = ("above", "beside", "gap", "lead", "name", "token")
 
-    def replaced(self, token: str) -> _Region:
-        """Return the region with another value; an empty one may even lack the colon."""
-        name = self.name if self.token or not self.name else f"{self.name.rstrip().removesuffix(':')}: "
-        return _Region(self.before, name, token, self.gap, self.after, comma=self.comma)
+    def __init__(self, name: str, token: str, gap: str = "", above: str = "", lead: str = "") -> None:
+        self.name, self.token, self.gap, self.above, self.lead = name, token, gap, above, lead
+        self.beside = ""
 
-
-def _regions(token: str, node: Any) -> tuple[str, list[_Region], str]:
-    """Cut a flow collection: the opening bracket with the rest of its line, the items, what stands before the end."""
-    opening = re.match(r".[ \t]*(?:#.*)?\n|.", token)
-    assert opening is not None  # noqa: S101 - for the type checker
-    regions, position = [], opening.end()
-    for child in node.value:
-        first, value = child if node.id == "mapping" else (child, child)
-        start, end = value.start_mark.index, _node_end(value, token)
-        if first.anchor is not None or value.anchor is not None:
-            raise _Odd
-        match = re.compile(r"((?:\s|#.*\n)*)(,)([ \t]*(?:#.*)?\n)?|()()([ \t]*(?:#.*)?\n)?").match(token, end)
-        assert match is not None  # noqa: S101 - for the type checker
-        gap, after = match[1] or "", match[3] or match[6] or ""
-        before, name = token[position : first.start_mark.index], token[first.start_mark.index : start]
-        regions.append(_Region(before, name, token[start:end], gap, after, comma=match[2] == ","))
-        position = match.end()
-    return opening[0], regions, token[position:]
+    def replace(self, token: str) -> None:
+        """Give the item another value; an empty one may even lack the colon."""
+        self.name = self.name if self.token or not self.name else f"{self.name.rstrip().removesuffix(':')}: "
+        self.token = token
 
 
-def _join_flow(cut: tuple[str, list[_Region], str], items: list[_Region | str]) -> str:
-    """Put a flow collection together again; an item that is a str is a new one."""
-    opening, regions, closing = cut
-    own_lines = regions[-1].after.endswith("\n")
-    indent = re.sub(r"(?s).*\n", "", regions[-1].before)
-    out = [opening]
-    for position, item in enumerate(items):
-        new = isinstance(item, str)
-        region = _Region(indent, "", str(item), "", "\n" if own_lines else "", comma=False) if new else item
-        assert isinstance(region, _Region)  # noqa: S101 - for the type checker
-        before = region.before
-        if not own_lines and "\n" not in opening + before:
-            before = regions[0].before if position == 0 else before or " "
-        comma = "," if position < len(items) - 1 or regions[-1].comma else ""
-        out += [before, region.name, region.token, region.gap, comma, region.after]
-    return "".join([*out, closing])
+class _FlowParts:
+    """A flow collection, cut: the opening bracket with the rest of its line, items, a last comma, closing bracket."""
+
+    def __init__(self, token: str, node: Any) -> None:
+        position = token.index("{" if node.id == "mapping" else "[", node.start_mark.index) + 1
+        last = node.end_mark.index - 1
+        self.opening, self.items, self.comma = _FlowItem(token[:position], ""), list[_FlowItem](), False
+        for child in node.value:
+            first, value = child if node.id == "mapping" else (child, child)
+            if first.anchor is not None or value.anchor is not None:
+                raise _Odd
+            end = _flow_pair_end(child, token) if node.id == "mapping" else _node_end(value, token)
+            start = min(value.start_mark.index, end)
+            beginning = position + len(re.sub(r"\?[ \t]*\Z", "", token[position : first.start_mark.index]))
+            above, lead = self._break(token[position:beginning])
+            comma = _FLOW_COMMA.match(token, end)
+            gap, self.comma, position = (comma[1], True, comma.end()) if comma else ("", False, end)
+            self.items.append(_FlowItem(token[beginning:start], token[start:end], gap, above, lead))
+        self.closing = _FlowItem("", token[last:], "", *self._break(token[position:last]))
+
+    def _break(self, between: str) -> tuple[str, str]:
+        """Return lines above and lead of what follows a text; the rest of its first line is beside the item before."""
+        beside, is_broken, rest = between.partition("\n")
+        if not is_broken:
+            return "", between
+        (self.items[-1] if self.items else self.opening).beside = beside
+        above, end, indent = rest.rpartition("\n")
+        return above + end, f"\n{indent}"
+
+    def joined(self, items: list[_FlowItem], origin: list[int | None]) -> str:
+        """Put the collection together again with other items; origin: for each its old index, None for a new one.
+
+        Comments stay with their items. Breaks stay in their places, but for those of items that are gone.
+        """
+        breaks = [item.lead for item in self.items if "\n" in item.lead]
+        line = breaks[0] if breaks else "\n" + self.closing.lead.lstrip("\n") + "  "
+        self._set_off(items, origin, line)
+        out, tail = [self.opening.name], self.opening.beside
+        for item in [*items, self.closing]:
+            if (item.above or "#" in tail.rpartition("\n")[2]) and "\n" not in item.lead:
+                item.lead = line
+            out += [tail if "\n" in item.lead else tail.rstrip(), item.lead.replace("\n", f"\n{item.above}")]
+            out += [item.name, item.token]
+            gap = item.gap or " " * (item.name + item.token).endswith(":")  # ruamel.yaml takes `b:,` for a string
+            is_followed = item is not self.closing and (self.comma or item is not items[-1])
+            tail = f"{gap},{item.beside}" if is_followed else gap.rstrip() + item.beside
+        return "".join(out)
+
+    def _set_off(self, items: list[_FlowItem], origin: list[int | None], line: str) -> None:
+        """Give each item its lead, and what was loose above those that are gone."""
+        leads, position = [item.lead for item in self.items], 0
+        kept = sorted([index for index in origin if index is not None])
+        for index in sorted({*range(len(leads))} - {*kept}, reverse=True):
+            if index and "\n" not in leads[index]:  # a comment at the end of a line stays while some of the line does
+                self.items[index - 1].beside += self.items[index].beside
+        are_on_lines = all("\n" in lead for lead in leads[1:] or leads)
+        between = line if are_on_lines else next((lead for lead in leads[1:] if "\n" not in lead), " ")
+        ranks = iter(kept)
+        for place, (item, index) in enumerate(zip(items, origin, strict=True)):
+            item.lead = between
+            if index is not None:
+                rank = next(ranks)
+                item.above = self._loose(position, rank) + item.above
+                broken = [lead for lead in leads[position : rank + 1] if "\n" in lead]
+                item.lead = broken[-1] if broken else leads[rank] if rank else between
+                position = rank + 1
+            if place == 0 and (index is None or "\n" not in leads[0]):
+                item.lead = leads[0]
+        self.closing.above = self._loose(position, len(leads)) + self.closing.above
+
+    def _loose(self, start: int, end: int) -> str:
+        return "".join([_not_own(item.above) for item in self.items[start:end]])
 
 
 def _flow_text(value: Any, *, quoted: bool) -> str:

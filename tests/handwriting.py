@@ -248,21 +248,39 @@ class Writer:
         return brackets[0] + space + ", ".join(parts) + space + brackets[1]
 
     def flow_lines(self, piece: Piece, lead: str, indent: int, _depth: int, *, listed: bool) -> None:  # noqa: ARG002
-        """Write a flow sequence of several lines, one item in each."""
+        """Write a flow collection of several lines, with one item or several in each."""
         piece.flow = True
-        self.put(piece, f"{lead} [")
-        pad = " " * (indent + self.draw(st.integers(1, 4)))
-        count = self.draw(st.integers(1, 3))
+        pad, brackets = " " * (indent + self.draw(st.integers(1, 4))), self.draw(st.sampled_from(["[]", "[]", "{}"]))
+        line, is_over, count = f"{lead} {brackets[0]}", self.chance(2), self.draw(st.integers(1, 4))
         trailing = self.chance(2)
         for number in range(count):
             kid = Piece(loose=True)
             piece.kids.append(kid)
+            if is_over:
+                line = self.new_line(piece, kid, line, pad)
+            text = f"k{self.next()}: {self.spelling()}" if brackets == "{}" else self.spelling()
             comma = "," if trailing or number < count - 1 else ""
-            piece.lines.add(len(self.lines))
-            self.lines.append(pad + self.spelling() + comma + self.beside(kid))
-        self.put(piece, " " * (indent + 1) + "]" + self.beside(piece))
+            if comma and self.chance(6):
+                self.put(piece, f"{line}{text}{self.beside(kid)}")
+                line, is_over = pad + comma + " ", False
+            else:
+                line += text + comma + self.beside(kid)
+                is_over = bool(kid.beside) or self.chance(2)
+                line += "" if is_over else " "
+        if is_over:
+            line = self.new_line(piece, piece, line, " " * (indent + 1))
+        self.put(piece, line + brackets[1] + self.beside(piece))
         for kid in piece.kids:
             kid.lines = piece.lines
+
+    def new_line(self, piece: Piece, kid: Piece, line: str, pad: str) -> str:
+        """End a line of a flow collection, with comments below; return how the next begins."""
+        self.put(piece, line)
+        while self.chance(5):
+            place = piece.inner if kid is piece else kid.above
+            place[len(self.lines)] = self.comment()
+            self.lines.append(self.draw(st.sampled_from([pad, ""])) + place[len(self.lines)])
+        return pad
 
     def block(self, piece: Piece, lead: str, indent: int, _depth: int, *, listed: bool) -> None:  # noqa: ARG002
         """Write a literal or folded block scalar."""

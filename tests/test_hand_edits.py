@@ -914,6 +914,123 @@ GOLDEN = [
         [put("l", 0, "b", to=2)],
         "l: [{a: 1, b: 2}, x]  # c\n",
     ),
+    Golden(
+        "the break in front of an item goes with it",
+        "m:\n  l: [a,\n      b]\n  z: 1\n",
+        [drop("m", "l", 1)],
+        "m:\n  l: [a]\n  z: 1\n",
+    ),
+    Golden(
+        "the next item takes the place behind the bracket",
+        "m:\n  l: [a, b,\n      c]  # L\n",
+        [drop("m", "l", 0), drop("m", "l", 0)],
+        "m:\n  l: [c]  # L\n",
+    ),
+    Golden(
+        "the next item of a line takes its beginning",
+        "m:\n  l: [a, b,\n      c, d]\n",
+        [drop("m", "l", 2)],
+        "m:\n  l: [a, b,\n      d]\n",
+    ),
+    Golden(
+        "a new item follows on the line of the one before",
+        "m:\n  l: [a, b,\n      c, d\n    ]\n",
+        [insert("m", "l", index=2, value="x"), append("m", "l", value="w")],
+        "m:\n  l: [a, b, x,\n      c, d, w\n    ]\n",
+    ),
+    Golden(
+        "a new item goes to a line of its own where all have one",
+        "m:\n  l: [a,\n      b]\n",
+        [insert("m", "l", index=0, value="x"), append("m", "l", value="w")],
+        "m:\n  l: [x,\n      a,\n      b,\n      w]\n",
+    ),
+    Golden(
+        "a comment keeps its line when the item in front of it goes",
+        "l: [a,\n# about b\n  b]\n",
+        [drop("l", 0)],
+        "l: [\n# about b\n  b]\n",
+    ),
+    Golden(
+        "commas in front: added",
+        "a: [\n   1   # one\n  ,2   # two\n  ]\n",
+        [append("a", value=3)],
+        "a: [\n   1   # one\n  ,2,   # two\n   3\n  ]\n",
+    ),
+    Golden(
+        "commas in front: deleted",
+        "a: [\n   1   # one\n  ,2   # two\n  ,3\n  ]\n",
+        [drop("a", 0), drop("a", 1)],
+        "a: [\n   2   # two\n  ]\n",
+    ),
+    Golden(
+        "a bracket does not get into a comment",
+        "m:\n  l: [\n    a,  # A\n    b]\n",
+        [drop("m", "l", 1)],
+        "m:\n  l: [\n    a  # A\n    ]\n",
+    ),
+    Golden(
+        "an item does not get into a comment",
+        "m:\n  l: [a,  # A\n    b, c\n  ]\n",
+        [drop("m", "l", 1)],
+        "m:\n  l: [a,  # A\n    c\n  ]\n",
+    ),
+    Golden(
+        "a comment at the end of a line stays while some of the line does",
+        "l: [\n  a, b,  # both\n  c]\n",
+        [drop("l", 1)],
+        "l: [\n  a,  # both\n  c]\n",
+    ),
+    Golden(
+        "new lines are indented even if the bracket is not",
+        "l: [a, b  # both\n]\n",
+        [append("l", value="c")],
+        "l: [a, b,  # both\n  c\n]\n",
+    ),
+    Golden(
+        "comments apart from an item stay",
+        "l: [\n  a,\n  # apart\n\n  # about b\n  b,\n  c\n]\n",
+        [drop("l", 1)],
+        "l: [\n  a,\n  # apart\n\n  c\n]\n",
+    ),
+    Golden(
+        "sorting moves items of flow style with their comments",
+        "l: [\n  # about b\n  b,  # B\n  a   # A\n]\n",
+        [at("l", do=lambda node: node.sort())],
+        "l: [\n  a,   # A\n  # about b\n  b  # B\n]\n",
+    ),
+    Golden(
+        "keys of a mapping of many lines",
+        "m: {\n  # about a\n  a: 1, b: 2,  # two\n  c: 3\n}\n",
+        [drop("m", "a"), put("m", "d", to=4), put("m", "b", to=[1])],
+        "m: {\n  b: [1],  # two\n  c: 3,\n  d: 4\n}\n",
+    ),
+    Golden(
+        "a key without a value at the end of a line",
+        "m:\n  l: {a,\n    b\n    }\n",
+        [put("m", "l", "c", to=1)],
+        "m:\n  l: {a,\n    b,\n    c: 1\n    }\n",
+    ),
+    Golden(
+        "pairs without braces in a list of many lines",
+        "m:\n  l: [a: 1  # A\n    , b:  # B\n    ]\n",
+        [append("m", "l", value="c")],
+        "m:\n  l: [a: 1  # A\n    , b: ,  # B\n      c\n    ]\n",
+    ),
+    Golden(
+        "question marks in flow style",
+        "m: {? a : 1, ? b : 2}\n",
+        [drop("m", "a"), put("m", "c", to=3)],
+        "m: {? b : 2, c: 3}\n",
+    ),
+    Golden(
+        "tags in flow style",
+        "m: !!map {k: !!seq [a], n: 1}\n",
+        [append("m", "k", value="b"), put("m", "n", to=2)],
+        "m: !!map {k: !!seq [a, b], n: 2}\n",
+    ),
+    Golden(
+        "a tagged root in flow style", "!!map {k: !!seq [a]}\n", [append("k", value="b")], "!!map {k: !!seq [a, b]}\n"
+    ),
     # --- frames
     Golden(
         "CRLF for new lines", "a: 1\r\nb: 2\r\n", [put("c", to={"x": [1]})], "a: 1\r\nb: 2\r\nc:\r\n  x:\r\n  - 1\r\n"
@@ -976,6 +1093,18 @@ GOLDEN = [
         "a: &x {p: 1}\nb:\n  <<: *x\n  # q\n  q: 2\nc: 3  # C\n",
         [put("c", to=4)],
         "a: &x {p: 1}\nb:\n  <<: *x\n  # q\n  q: 2\nc: 4  # C\n",
+    ),
+    Golden(
+        "an alias of a nested list is written out when that changes",
+        "a: &x [[1]]  # A\nb: *x  # B\nc: *x\n",
+        [append("b", 0, value=2)],
+        "a: &x [[1]]  # A\nb:  # B\n- - 1\n  - 2\nc: *x\n",
+    ),
+    Golden(
+        "an alias is a key",
+        "a: &x k\nb:\n  *x : 1  # B\n  c: 2\n",
+        [put("b", "c", to=3)],
+        "a: &x k\nb:\n  k: 1\n  c: 3\n",
     ),
     Golden("an entry with an alias is deleted", "a: &x [1]\nb: *x\nc: 3\n", [drop("b")], "a: &x [1]\nc: 3\n"),
     Golden("the only alias goes before its anchor", "a: &x 1\nb: *x\nc: 3\n", [drop("b"), drop("a")], "c: 3\n"),
