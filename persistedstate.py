@@ -89,9 +89,13 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Callable
 
+    from ruamel.yaml.scanner import Scanner as _RuamelScanner
+
     #: A function that undoes a step of a transaction, and its arguments; or, of a frequent change, what
     #: `_Node._take_back` wants to know, and the record.
     _Undo = tuple[Callable[..., None], tuple[Any, ...]] | tuple["_Node", str | None, Any, str]
+else:
+    _RuamelScanner = object  # until it is needed
 
 #: What the names of the module stood for before `importlib.reload`, while a state was open.
 _before_reload = dict(globals()) if [*globals().get("_open_trees", ()), *globals().get("_followers", ())] else {}
@@ -246,9 +250,9 @@ _SCALAR = rf"{_PLAIN}|{_MOMENT}|{_NUMBER}|{_DOUBLE}|{_SINGLE}|{_OTHER}"
 #: One line: blank or comment (no group), or indentation, dashes, key, value, or anything else (the last group). What
 #: only looks ahead, and the extra way to spell a key, save a fifth of the time.
 _LINE = (
-    r"^(?:(?= *(?:[#\r\n]|\Z)) *(?:\#.*)?"
-    rf"|( *)((?:- +|-(?=\r?$))*)(?:([A-Za-z_][A-Za-z_0-9]*|{_SCALAR}):(?: +|(?=\r?$)))?({_SCALAR})? *(?:(?<= )\#.*)?"
-    r"|(.*))\r?$"
+    r"^(?:(?=[ \t]*(?:[#\r\n]|\Z))[ \t]*(?:\#.*)?"
+    rf"|( *)((?:- +|-(?=\r?$))*)(?:([A-Za-z_][A-Za-z_0-9]*|{_SCALAR}):(?: +|(?=\t|\r?$)))?({_SCALAR})?"
+    r"[ \t]*(?:(?<=[ \t])\#.*)?|(.*))\r?$"
 )
 _SAFE_PLAIN = re.compile(r"(?:[^\W\d]|/)(?:[\w./@%+=()*&$^;,?!|<>'\"\\~-]|:(?=[A-Za-z/])| (?=[^ \t\r\n#:]))*")
 _FLOW_PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
@@ -590,7 +594,7 @@ class _Scanner:
             self._nested(len(indent), dashes, raw_key, raw_value)
 
     def _odd_line(self, match: re.Match[str], last: re.Match[str] | None) -> None:
-        if match[0][:1] not in " \t-]}:,?." and match[5] is not None:
+        if match[5] is not None and not _CONTINUED.match(match[5]):
             self._start(match.start(), None, last, odd=True)
         elif self.entries:
             self.entries[-1].odd = True
@@ -675,6 +679,7 @@ def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] |
     if illegal := re.search(_ILLEGAL, text):
         raise _BadText(f"the character {illegal[0]!r} may not stand in YAML", illegal.start())
     reader = YAML(typ="safe", pure=True)
+    reader.Scanner = _scanner_12()
     reader.version = version
     if anchors:
         reader.Composer = _knowing(reader.Composer, anchors)  # type: ignore[assignment]
@@ -736,6 +741,61 @@ def _knowing(composer: type, known: Mapping[str, Any]) -> type:
         anchors = property(lambda self: self.found, lambda self, _: setattr(self, "found", dict(known)))
 
     return Knowing
+
+
+class _Scanner12(_RuamelScanner):
+    """Lets tabs stand between tokens, and `?x` in flow style be a scalar, as YAML 1.2 does and ruamel.yaml does not."""
+
+    def scan_to_next_token(self) -> None:
+        super().scan_to_next_token()
+        while self.reader.peek() == "\t" and self._skip_tabs():
+            super().scan_to_next_token()
+
+    def _blanks(self) -> str:
+        length = 0
+        while self.reader.peek(length) in " \t":
+            length += 1
+        return str(self.reader.prefix(length))
+
+    def _skip_tabs(self) -> bool:
+        """Skip blanks that are no indentation; no block may begin behind a tab."""
+        reader, blanks = self.reader, self._blanks()
+        is_token = reader.peek(len(blanks)) not in _ENDS + "#"
+        before = reader.buffer[reader.pointer - reader.column : reader.pointer]
+        if is_token and not before.strip():
+            return False
+        if is_token:
+            self.allow_simple_key = False
+        reader.forward(len(blanks))
+        return True
+
+    def scan_plain_spaces(self, indent: Any, start_mark: Any) -> Any:
+        blanks = self._blanks()
+        if "\t" in blanks:
+            self.reader.forward(len(blanks))
+            if self.reader.peek() not in _ENDS:
+                return [blanks]
+        return super().scan_plain_spaces(indent, start_mark)
+
+    def scan_block_scalar(self, *arguments: Any, **options: Any) -> Any:
+        reader = self.reader
+        if tabs := re.compile(r"[|>][-+0-9]*([ \t]*\t)").match(reader.buffer, reader.pointer):
+            reader.buffer = reader.buffer[: tabs.start(1)] + " " * len(tabs[1]) + reader.buffer[tabs.end() :]
+        return super().scan_block_scalar(*arguments, **options)
+
+    def check_key(self) -> bool:
+        is_1_2 = self.flow_level and self.scanner_processing_version != (1, 1)
+        return self.reader.peek(1) in _ENDS + " \t,[]{}" if is_1_2 else bool(super().check_key())
+
+    def check_plain(self) -> bool:
+        return bool(super().check_plain()) or (self.reader.peek() == "?" and not self.check_key())
+
+
+@cache
+def _scanner_12() -> type:
+    from ruamel.yaml.scanner import Scanner
+
+    return type("Scanner", (_Scanner12, Scanner), {})
 
 
 def _deep_bracket(text: str) -> int:
@@ -921,6 +981,8 @@ _KEEPING = re.compile(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029
 _CONTINUED = re.compile(r"[ \t\]},.]|[-:?](?!\S)")
 _BLOCK_SCALAR = re.compile(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])", re.MULTILINE)
 _BREAK = re.compile("[\r\x85\u2028\u2029]")
+#: Where a line ends in the eyes of ruamel.yaml.
+_ENDS = "\0\r\n\x85\u2028\u2029"
 _LINE_END = re.compile(r"\r\n?|\n")
 _SECOND_MARK = "a byte order mark within the file; remove it"
 _CONTENT = re.compile(r"^[^\S\n]*[^\s#]", re.MULTILINE)
@@ -1003,13 +1065,11 @@ class _Anatomy:
     What a dash and its value's first line share is moved below, with a space in the place of the dash (`compact`).
     """
 
-    __slots__ = ("above", "below", "compact", "gap", "head", "rest", "value")
+    __slots__ = ("above", "below", "compact", "head", "rest", "value")
 
     def __init__(self, above: str, head: str, value: str, rest: str, below: str, *, compact: bool = False) -> None:
         self.above, self.head, self.value, self.rest, self.below = above, head, value, rest, below
         self.compact = compact
-        #: What stands in front of a value that has a line of its own.
-        self.gap = ""
 
     @property
     def column(self) -> int:
@@ -1027,9 +1087,11 @@ class _Anatomy:
         """Return the piece with a new value, and `below` behind it."""
         rest = "\n" if self.compact else self.rest
         top = self.above + self.head
+        token = re.sub(r"\A(?:\s|#.*\n)+", "", self.value)
+        lead = self.value[: len(self.value) - len(token)]
         if not isinstance(new, (dict, list)) or not new:
-            return f"{top}{self.gap or ' '}{_requoted(self.value.lstrip(), new) or _inline(new)}{rest}{below}"
-        comments = self.gap[: self.gap.rfind("\n") + 1]
+            return f"{top}{lead or ' '}{_requoted(token, new) or _inline(new)}{rest}{below}"
+        comments = lead[: lead.rfind("\n") + 1]
         if comments.strip():
             rest = comments + (f"{' ' * (self.column + 2)}{rest.lstrip()}" if rest.strip() else "")
         is_item = self.head.endswith("-")
@@ -1257,10 +1319,7 @@ class _Editor:
         rest = piece[value_end:line_end]
         if re.fullmatch(r"(?:[ \t]+[&!]\S+)*(\s*|\s+#.*\n)", rest) is None:
             raise _Odd
-        parts = _Anatomy(piece[:start], piece[start:head_end], piece[head_end:value_end], rest, piece[line_end:])
-        if parts.value and "\n" in piece[head_end : item.start_mark.index]:
-            parts.gap = piece[head_end : item.start_mark.index]
-        return parts
+        return _Anatomy(piece[:start], piece[start:head_end], piece[head_end:value_end], rest, piece[line_end:])
 
     @staticmethod
     def _value_end(piece: str, item: Any, head_end: int) -> int:
@@ -1500,7 +1559,7 @@ def _anatomy(piece: str, start: int) -> _Anatomy:
 
 def _colon(piece: str, start: int, key_end: int) -> tuple[str, int]:
     """Return the piece of an entry and the offset behind its colon, which the `? key` form has on a line of its own."""
-    is_simple = not piece[start:].lstrip().startswith("?")
+    is_simple = re.match(r"\s*\?\s", piece[start:]) is None
     match = re.compile(":" if is_simple else r"^ *:(?=\s)", re.MULTILINE).search(piece, key_end)
     if match is not None:
         return piece, match.end()
@@ -1620,7 +1679,7 @@ class _Document:
         return value
 
     def _read_body(self, body: str) -> dict[Any, Any]:
-        if empty := re.fullmatch(r"((?: *(?:#.*)?\n)*)(\{\} *\n)?((?: *(?:#.*)?\n)*)", body):
+        if empty := re.fullmatch(r"((?:[ \t]*(?:#.*)?\n)*)(\{\}[ \t]*\n)?((?:[ \t]*(?:#.*)?\n)*)", body):
             self.head, self.nothing, self.tail = self.head + empty[1], empty[2] or "", empty[3]
             return {}
         scanner = _Scanner(body)

@@ -31,7 +31,7 @@ from textual import (
     without,
 )
 
-from persistedstate import PersistedState, plain
+from persistedstate import PersistedState, StateCorrupt, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -1170,6 +1170,60 @@ def test_key_added_to_json_keeps_the_other_lines(path: pathlib.Path) -> None:
     after = check_change(path, before, put("c", to="x"), {"a": 1, "b": [1, 2], "c": "x"})
 
     assert_only_lines_changed(before, after, 2, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Valid YAML 1.2 that PyYAML and ruamel.yaml refuse, or read as YAML 1.1 has it
+# ---------------------------------------------------------------------------------------------------------------------
+
+#: What is read, a change, and the text afterwards.
+STRICT: list[tuple[str, dict[str, Any], Callable[[Any], object], str]] = [
+    ("a: 9\t# A\nb: 1\n", {"a": 9, "b": 1}, put("a", to=8), "a: 8\t# A\nb: 1\n"),
+    ("a: 'x'\t# A\nb: 1\n", {"a": "x", "b": 1}, put("a", to="z"), "a: 'z'\t# A\nb: 1\n"),
+    ("a: x z \t # A\nb: 1\n", {"a": "x z", "b": 1}, put("b", to=2), "a: x z \t # A\nb: 2\n"),
+    ("a:\t# A\n  b:\t\n  - 1\t\n", {"a": {"b": [1]}}, append("a", "b", value=2), "a:\t# A\n  b:\t\n  - 1\t\n  - 2\n"),
+    ("a:\t9\nb:\t'x'\t# B\n", {"a": 9, "b": "x"}, put("b", to="z"), "a:\t9\nb:\t'z'\t# B\n"),
+    ("a: [1,\t# one\n  2\t]\t# A\n", {"a": [1, 2]}, append("a", value=3), "a: [1,\t# one\n  2,\n  3\t]\t# A\n"),
+    ("a: {b:\t1}\t\nc: 1\n", {"a": {"b": 1}, "c": 1}, put("a", "b", to=2), "a: {b:\t2}\t\nc: 1\n"),
+    ("a: |\t# A\n  x\t# y\nb: 1\n", {"a": "x\t# y\n", "b": 1}, put("b", to=2), "a: |\t# A\n  x\t# y\nb: 2\n"),
+    ("\t# head\n\t\na: 1\n\t# foot\n", {"a": 1}, put("b", to=2), "\t# head\n\t\na: 1\nb: 2\n\t# foot\n"),
+    ("a: x\tz\nb: 1\n", {"a": "x\tz", "b": 1}, put("b", to=2), "a: x\tz\nb: 2\n"),
+    ("a:\n-\tx\t# X\n- z\n", {"a": ["x", "z"]}, append("a", value="w"), "a:\n-\tx\t# X\n- z\n- w\n"),
+    ("%YAML 1.1\n---\na: on\t# A\n", {"a": True}, put("b", to=2), "%YAML 1.1\n---\na: on\t# A\nb: 2\n"),
+    ("a: {?b: c}\t# A\n", {"a": {"?b": "c"}}, put("a", "?b", to="d"), "a: {?b: d}\t# A\n"),
+    ("a: [?b, {? c : d}]\n", {"a": ["?b", {"c": "d"}]}, put("a", 1, "c", to=1), "a: [?b, {? c : 1}]\n"),
+    ("a: {?b, ?c: 1}\n", {"a": {"?b": None, "?c": 1}}, put("a", "?b", to=2), "a: {?b: 2, ?c: 1}\n"),
+    ("?k: 1  # K\n-l: 2\n", {"?k": 1, "-l": 2}, put("?k", to=3), "?k: 3  # K\n-l: 2\n"),
+    ("m:\n  ?k: 1  # K\n  # L\n  l: 2\n", {"m": {"?k": 1, "l": 2}}, put("m", "?k", to=3),
+     "m:\n  ?k: 3  # K\n  # L\n  l: 2\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "content", "change", "after"), STRICT, ids=[row[0] for row in STRICT])
+def test_text_that_only_a_strict_reader_understands(
+    path: pathlib.Path, before: str, content: dict[str, Any], change: Callable[[Any], object], after: str
+) -> None:
+    path.write_bytes(before.encode())
+    strict_reader.assert_valid(b"", before.encode(), content)
+
+    with PersistedState(path) as state:
+        assert same(plain(state), content)
+        change(state)
+        change(content)
+
+    assert path.read_bytes().decode() == after
+    strict_reader.assert_valid(b"", after.encode(), content)
+    assert same(reopened(path), content)
+
+
+@pytest.mark.parametrize(
+    "text", ["a:\n\tb: 1\n", "a:\n\t- b\n", "a:\t- b\n", "a:\n-\tb: 1\n", "a:\tb: 1\n", "\ta: 1\n"]
+)
+def test_no_block_begins_behind_a_tab(path: pathlib.Path, text: str) -> None:
+    path.write_text(text)
+
+    with pytest.raises(StateCorrupt):
+        PersistedState(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -402,6 +402,17 @@ def test_a_new_order_of_keys_is_kept(path: Path, state: Any) -> None:
     check(state, path, plain(state))
 
 
+def test_a_tab_in_front_of_a_comment_is_merged(path: Path, state: Any) -> None:
+    state.extra = 1
+    save(path, TEXT.replace("last_id: 41  #", "last_id: 7\t#").replace("name: importer", "name: importer\t"))
+
+    assert state.refresh() is True
+
+    assert plain(state) == {**START, "last_id": 7, "extra": 1}
+    assert "\nlast_id: 7\t# of 90\nname: importer\t\n" in path.read_text()
+    strict_reader.assert_valid(b"", path.read_bytes(), plain(state))
+
+
 def test_types_are_what_the_person_wrote(path: Path, state: Any) -> None:
     """1, 1.0, true and "1" are equal or look alike, and are four values."""
     for text, value in (("1", 1), ("1.0", 1.0), ("true", True), ("'1'", "1"), ("-0.0", -0.0), ("0.0", 0.0)):
