@@ -8,16 +8,19 @@ is in GOLDEN. Random files and random changes come from handwriting.py.
 from __future__ import annotations
 
 import pathlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import strict_reader
+import test_fast_paths
 from checks import reopened, scratch
 from handwriting import Session, Unrecorded, hand_written_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import same
+from rounds import rounds
 from textual import (
     Entry,
     Outline,
@@ -34,6 +37,7 @@ from textual import (
 from persistedstate import PersistedState, StateCorrupt, plain
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable
 
     from _pytest.mark import ParameterSet
@@ -1419,6 +1423,75 @@ def test_random_changes_of_the_corpus_give_the_same_values(case: str, data: st.D
             assert_same(read(path.read_bytes()), session.model, before)
             strict_reader.assert_valid(before, path.read_bytes(), session.model)
             assert_same(reopened(path), session.model, before)
+
+
+#: What may get into a text when somebody edits it in a hurry.
+SCRAPS = [
+    *["#", " # c", "\n# c\n", "\n  # c\n", ": ", "- ", "\n", "\n\n", "  ", "{}", "[]", "[1, 2]", "{a: 1}", "&a ", "*a"],
+    *["*x", "&x ", "!!str ", "!!map ", "!!seq ", "? ", "?", "|\n  t\n", ">-\n  t\n", "'", '"', "\t", "\t# t\n", ","],
+    *["]", "}", "[", "{", "<<: ", "<<: *x\n", "...", "x", "0x1", "null", "~", "a: 1\n", "- 1\n", "  b: 2\n", "é"],
+]  # fmt: skip
+#: What to put them into.
+SOUND = [*(golden.before for golden in GOLDEN), *(trap.before for trap in TRAPS), *(row[0] for row in STRICT)]
+SOUND += [data.decode() for case, data in FILES.items() if case in PLAIN]
+READERS = ["ruamel", "pyyaml", *["strict"] * (not strict_reader.MISSING)]
+#: Line ends by which the module does not cut; it writes plainly what comes of that.
+UNLIKELY = re.compile("\r(?!\n)|[\x85\u2028\u2029]")
+#: What the strict reader says of a sound text with a comment between a key and its value.
+MISTAKEN = "Implicit keys need to be on a single line"
+
+
+def mangled(chance: random.Random) -> str:
+    text = chance.choice(SOUND)
+    for _ in range(chance.choice([0, 1, 1, 2, 3])):
+        start, lines = chance.randrange(len(text) + 1), text.splitlines(keepends=True)
+        kind = chance.randrange(5)
+        if kind < 4:
+            end = start if kind < 3 else start + chance.choice([1, 1, 2, 5])
+            text = text[:start] + (chance.choice(SCRAPS) if kind < 3 else "") + text[end:]
+        elif lines:
+            lines.insert(chance.randrange(len(lines) + 1), chance.choice(lines))
+            text = "".join(lines)
+    return text
+
+
+@pytest.mark.filterwarnings("ignore:.*never became a complete record")
+@rounds(ci=600, nightly=200_000)
+def test_changes_of_mangled_texts_are_right_for_every_reader_that_understood_them(
+    path: pathlib.Path, chance: random.Random, rounds: int
+) -> None:
+    for _ in range(rounds):
+        text = mangled(chance)
+        if UNLIKELY.search(text):
+            continue
+        path.write_bytes(text.encode())
+        try:
+            state = PersistedState(path)
+        except StateCorrupt:
+            continue
+        before = plain(state)
+        for _ in range(chance.randrange(1, 4)):
+            test_fast_paths.change(state, chance)
+        expected = plain(state)
+        state.close()
+
+        assert_same(reopened(path), expected, text.encode())
+        for reader in READERS:
+            if holds(text.encode(), reader, before):
+                after = path.read_bytes()
+                assert holds(after, reader, expected), f"{reader}:\n{text}\n---- became\n{after.decode()}"
+
+
+def holds(data: bytes, reader: str, value: Any) -> bool:
+    """Tell whether a reader finds a value in a text; the order of keys does not count."""
+    try:
+        if reader == "strict":
+            errors, _ = strict_reader.read(data.decode())
+            is_mistaken = bool(errors) and errors[0].startswith(MISTAKEN)
+            return is_mistaken or strict_reader.agrees(by_name(strict_reader.state(data)), by_name(value))
+        return same(by_name(read(data, reader)), by_name(value))
+    except Exception:  # noqa: BLE001 - whatever it is, this reader does not understand the text
+        return False
 
 
 @settings(max_examples=150, deadline=None, print_blob=True)
