@@ -28,7 +28,7 @@ SEED = "PERSISTEDSTATE_SEED"
 @pytest.hookimpl(tryfirst=True)  # Hypothesis reads its option in the same hook
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "leaves(*what): the test may leave 'descriptors', 'threads' or 'files' behind, or 'comments' out"
+        "markers", "leaves(*what): the test may leave 'descriptors', 'threads' or 'files' behind, or lose 'comments'"
     )
     _heed_signals()
     # pytest-xdist's workers, which come later, inherit it.
