@@ -1762,12 +1762,17 @@ class _Document:
     def renewed(
         self, touched: Mapping[Any, bool], keys: Iterable[Any], value_of: Callable[[Any], Any], *more: Any
     ) -> _Document:
-        """Return a document after changes (see `update`), whatever happens: at worst all of it is written plainly."""
+        """Return a document after changes (see `update`), whatever happens: at worst all of it is written plainly.
+
+        Only what may go better another time is raised: a package that cannot be read just now, a lack of memory.
+        """
         try:
             twin = self.copied()
             twin.update(touched, keys, value_of, *more)
             if twin.is_unusual:
                 twin.check({key: value_of(key) for key in keys})
+        except (ImportError, MemoryError):
+            raise
         except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
             return self.plain({key: value_of(key) for key in keys}, error)
         return twin
@@ -1880,6 +1885,8 @@ class _Document:
                 return piece
         except (_Odd, _BadText):
             pass
+        except (ImportError, MemoryError):
+            raise
         except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
             self.lost.setdefault(key, error)
         self.unended.pop(key, None)

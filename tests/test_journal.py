@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -257,9 +258,14 @@ def test_lock_is_let_go_before_its_descriptor(path: Path, system: Faulty) -> Non
     """Closing it does not end the lock while a child shares it."""
     state, calls = PersistedState(path, a=1), list[tuple[str, int]]()
     state.a = 2
+
+    def note(name: str, real: Callable[[int], None], number: int) -> None:
+        calls.append((name, number))
+        real(number)
+
     for name in "unlock", "close":
         real = getattr(system, name)
-        setattr(system, name, lambda number, name=name, real=real: [calls.append((name, number)), real(number)])
+        setattr(system, name, partial(note, name, real))
     held = state._tree.journal.descriptor
     state.vacuum()
     new = state._tree.journal.descriptor
@@ -496,26 +502,43 @@ def test_warning_that_is_an_error_is_raised_by_the_next_change(path: Path) -> No
 
 @pytest.mark.leaves("files")
 @pytest.mark.parametrize("is_renamed", [True, False])
-def test_edit_that_cannot_be_read_for_want_of_a_package_blocks_changes_and_loses_none(
+def test_edit_that_cannot_be_read_for_want_of_a_package_is_kept_beside(
     path: Path, monkeypatch: pytest.MonkeyPatch, is_renamed: bool
 ) -> None:
     """As where a process gave up the right to read its packages."""
-    state = PersistedState(path, l=[], m={})
+    state = PersistedState(path, l=[])
     state.l.append(1)
     text = "l: [7]\nm: &a {b: 1}\n"
     edited(path, text) if is_renamed else path.write_text(text)
     state._tree.journal.due_at = 0
     monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
 
-    state.l.append(2)
-    with pytest.raises(ImportError):
-        state.l.append(3)
-
-    assert plain(state) == {"l": [1, 2], "m": {}}
-    monkeypatch.undo()
+    with pytest.warns(RuntimeWarning, match="ruamel.yaml is missing.*it is kept in"):
+        state.l.append(2)
     state.l.append(3)
     state.close()
-    assert oracle.read(path) == {"l": [1, 2, 7, 3], "m": {"b": 1}}
+
+    assert oracle.read(path) == {"l": [1, 2, 3]}
+    (kept,) = path.parent.glob("*.edited-*")
+    assert text in kept.read_text()
+
+
+def test_vacuum_for_want_of_a_package_waits_and_costs_no_comment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "m: &a {b: 1}  # mine\nn: *a\n"
+    path.write_text(text)
+    state = PersistedState(path)
+    state.m["b"] = 2
+    monkeypatch.setitem(sys.modules, "ruamel.yaml", None)
+
+    with pytest.warns(RuntimeWarning, match="no vacuum.*ruamel.yaml is missing"):
+        state.close()
+
+    assert path.read_text().startswith(text)
+    monkeypatch.undo()
+    with PersistedState(path) as state:
+        assert plain(state) == {"m": {"b": 2}, "n": {"b": 1}}
+    assert oracle.read(path) == {"m": {"b": 2}, "n": {"b": 1}}
+    assert "# mine" in path.read_text()
 
 
 def test_vacuum_that_fails_for_any_reason_is_told_once_and_costs_no_change(
