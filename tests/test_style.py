@@ -24,7 +24,7 @@ TREE = ast.parse(SOURCE)
 SECTIONS = ["Errors", "Text", "Journal", "Nodes", "State", "Repair", "Command line"]
 BANNER = re.compile(r"^# -{2,} (\w[\w ]*) -{2,}$", re.MULTILINE)
 
-LINE_BUDGET = 6_400
+LINE_BUDGET = 7_400
 MEDIAN_LENGTH, NINE_IN_TEN, LONGEST = 6, 18, 40
 
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
