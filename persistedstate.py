@@ -195,8 +195,16 @@ class _BadText(Exception):
         self.reason, self.offset = reason, offset
 
 
+class _TooDeep(_BadText, RecursionError):
+    """The text is nested too deep, or the script itself is too deep in its stack."""
+
+
 class _Odd(Exception):
     """The text is outside the fast grammar: ruamel.yaml must read it."""
+
+
+#: What is no fault of a text.
+_ANOTHER_TIME = (ImportError, MemoryError, RecursionError)
 
 
 @contextmanager
@@ -691,7 +699,7 @@ def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] |
     except (AssertionError, KeyError):
         raise _BadText("a version of YAML other than 1.1 and 1.2", 0) from None
     except RecursionError:
-        raise _BadText(f"nested deeper than {_MAX_DEPTH} levels", _deep_bracket(text)) from None
+        raise _TooDeep(f"nested deeper than {_MAX_DEPTH} levels", _deep_bracket(text)) from None
     except Exception as error:  # noqa: BLE001 - whatever it is, this text cannot be read
         raise _BadText(str(error).partition("\n")[0], 0) from None
 
@@ -1153,6 +1161,8 @@ class _Editor:
         """
         try:
             return self._changed(piece, old, new)
+        except RecursionError:
+            raise
         except (_Odd, _BadText):
             fresh = [new] if key is None else {key[0]: new}
             return _lines_above(piece) + _block(fresh, _column(piece))
@@ -1764,14 +1774,15 @@ class _Document:
     ) -> _Document:
         """Return a document after changes (see `update`), whatever happens: at worst all of it is written plainly.
 
-        Only what may go better another time is raised: a package that cannot be read just now, a lack of memory.
+        Only what may go better another time is raised, for want of a package, of memory or of stack: no vacuum for now
+        costs less than the comments.
         """
         try:
             twin = self.copied()
             twin.update(touched, keys, value_of, *more)
             if twin.is_unusual:
                 twin.check({key: value_of(key) for key in keys})
-        except (ImportError, MemoryError):
+        except _ANOTHER_TIME:
             raise
         except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
             return self.plain({key: value_of(key) for key in keys}, error)
@@ -1883,12 +1894,11 @@ class _Document:
         try:
             if piece := self._edit(key, value, origins):
                 return piece
-        except (_Odd, _BadText):
-            pass
-        except (ImportError, MemoryError):
+        except _ANOTHER_TIME:
             raise
         except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
-            self.lost.setdefault(key, error)
+            if not isinstance(error, (_Odd, _BadText)):
+                self.lost.setdefault(key, error)
         self.unended.pop(key, None)
         self.odd.discard(key)
         self.anchored.discard(key)

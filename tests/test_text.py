@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import inspect
 import itertools
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +189,14 @@ def test_file_that_somebody_deleted_is_written_anew(path: Path) -> None:
 FLOOR = {
     *["_block", "_write_block", "_write_entry", "_write_item", "_inline", "_is_plain", "_scalar", "_float"],
     *["_flow", "_flow_key", "_quote", "_escape", "_lines_above"],
-    *["_Document.__init__", "_Document.text", "_Document.is_blank", "_Document.renewed", "_Document.plain"],
+    *[
+        "_Document.__init__",
+        "_Document.text",
+        "_Document.is_blank",
+        "_Document.renewed",
+        "_Document._renewed",
+        "_Document.plain",
+    ],
 }
 #: What compares lists item by item, in memory, too, which takes a person's change over with it.
 COMPARING = {"_origins", "_pair_up", "_likeness"}
@@ -369,3 +378,30 @@ def test_a_text_that_cannot_be_edited_keeps_the_comments_above_and_tells_once(
         f"{path}: comments and formatting of {what} are lost, no values (RuntimeError('no'))"
         for what in ("the entry b", "the file")
     ]
+
+
+def test_a_vacuum_deep_in_the_stack_keeps_comments(path: Path) -> None:
+    def dive(frames: int) -> None:
+        if frames:
+            dive(frames - 1)
+        else:
+            state.vacuum()
+
+    text = "".join(f"{'  ' * depth}k:  # {depth}\n" for depth in range(30)) + f"{'  ' * 30}k: [1, 2]  # 30\nn: 0\n"
+    path.write_text(text)
+    state = PersistedState(path)
+    node = state.k
+    while "k" in node["k"]:
+        node = node["k"]
+    vacuums = 0
+    for room in range(20, 500, 20):
+        state.n = room
+        node["k"] = [room, 2]
+        before = len(inspect.stack(0))
+        with contextlib.suppress(RecursionError):
+            dive(sys.getrecursionlimit() - before - room)
+            vacuums += 1
+
+    state.close()
+    assert path.read_text() == text.replace("1, 2", "480, 2").replace("n: 0", "n: 480")
+    assert vacuums > 12
