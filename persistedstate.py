@@ -204,7 +204,7 @@ class _Odd(Exception):
 
 
 #: What is no fault of a text.
-_ANOTHER_TIME = (ImportError, MemoryError, RecursionError)
+_ANOTHER_TIME = (ImportError, MemoryError)
 
 
 @contextmanager
@@ -1583,6 +1583,25 @@ def _compact(piece: str, start: int, head_end: int) -> _Anatomy:
     return _Anatomy(piece[:start], piece[start:head_end], "", "", below, compact=True)
 
 
+def _on_an_empty_stack(function: Callable[..., _Document], *arguments: Any) -> _Document:
+    """Call a function in a thread: the script may be so deep in its stack that there is no room for a text."""
+    found: list[_Document] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            found.append(function(*arguments))
+        except Exception as error:  # noqa: BLE001 - handed on
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    for error in errors:
+        raise error
+    return found[0]
+
+
 class _Document:
     """The text of a snapshot, cut into one piece for each top-level entry. Made by `read`, renewed by `update`."""
 
@@ -1769,14 +1788,24 @@ class _Document:
         start, end = root.start_mark.index, root.end_mark.index
         self.head, self.single, self.tail = self.head + text[:start], text[start:end] or "{}", text[end:]
 
-    def renewed(
-        self, touched: Mapping[Any, bool], keys: Iterable[Any], value_of: Callable[[Any], Any], *more: Any
-    ) -> _Document:
+    def renewed(self, *changes: Any) -> _Document:
         """Return a document after changes (see `update`), whatever happens: at worst all of it is written plainly.
 
-        Only what may go better another time is raised, for want of a package, of memory or of stack: no vacuum for now
-        costs less than the comments.
+        Only what may go better another time is raised, for want of a package or of memory: no vacuum for now costs less
+        than the comments.
         """
+        try:
+            twin = self._renewed(*changes)
+        except RecursionError:
+            return _on_an_empty_stack(self._renewed, *changes)
+        if any(isinstance(reason, RecursionError) for key, reason in twin.lost.items() if key not in self.lost):
+            with suppress(RuntimeError):  # no thread can be started
+                return _on_an_empty_stack(self._renewed, *changes)
+        return twin
+
+    def _renewed(
+        self, touched: Mapping[Any, bool], keys: Iterable[Any], value_of: Callable[[Any], Any], *more: Any
+    ) -> _Document:
         try:
             twin = self.copied()
             twin.update(touched, keys, value_of, *more)
@@ -1897,7 +1926,7 @@ class _Document:
         except _ANOTHER_TIME:
             raise
         except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
-            if not isinstance(error, (_Odd, _BadText)):
+            if isinstance(error, RecursionError) or not isinstance(error, (_Odd, _BadText)):
                 self.lost.setdefault(key, error)
         self.unended.pop(key, None)
         self.odd.discard(key)
