@@ -2409,8 +2409,6 @@ _ORPHANED = (
     "the file was removed or replaced where it is mounted from, so that what is written here would be lost; "
     "mount it anew (restart the container), or mount its folder instead"
 )
-#: So many links after each other are followed, as Linux does.
-_MOST_LINKS = 40
 #: Seconds between two tries for a lock.
 _LOCK_RETRY = 0.02
 #: Seconds between two looks whether another thread has opened the file.
@@ -2472,7 +2470,7 @@ def _user() -> int:
 
 def _followed(path: str) -> str:
     """Return the regular file to which a path leads; raises OSError at a link that neither root nor this user made."""
-    for _ in range(_MOST_LINKS):
+    for _ in range(40):  # as many links after each other as Linux follows
         folder, base = os.path.split(path)
         path = os.path.join(os.path.realpath(folder), base)
         status = _system.lstat(path)
@@ -3045,7 +3043,10 @@ def _take_over_attributes(source: int, new: int) -> None:
         if _system.fstat(new).st_mode != old.st_mode:
             _system.fchmod(new, stat.S_IMODE(old.st_mode))  # last: the others may take bits away
     except OSError as error:
-        raise PermissionError(errno.EPERM, f"a new file cannot have owner and mode of the old: {error}") from error
+        reason = (
+            f"a new file cannot get owner and mode of the old one ({error.strerror}); give that to this user (chown)"
+        )
+        raise PermissionError(errno.EPERM, reason) from error
 
 
 def _attributes(descriptor: int) -> dict[str, bytes]:
@@ -5816,6 +5817,8 @@ def _is_being_opened(path: str) -> bool:
             if all(tree.journal is not journal for tree in _open_trees):
                 journal.close()
             del _opening[journal]
+            if all(tree.journal is not journal for tree in _open_trees.copy()):
+                journal.close()
         elif journal.path == path and thread == get_ident():
             raise StateError(path, "opened while this thread is opening it; do so after that")
     return any(journal.path == path for journal in _opening)
