@@ -5814,8 +5814,6 @@ def _is_being_opened(path: str) -> bool:
         while frame and (frame.f_code is not _shared_tree.__code__ or frame.f_locals.get("journal") is not journal):
             frame = frame.f_back
         if frame is None and thread in stacks:
-            if all(tree.journal is not journal for tree in _open_trees):
-                journal.close()
             del _opening[journal]
             if all(tree.journal is not journal for tree in _open_trees.copy()):
                 journal.close()
