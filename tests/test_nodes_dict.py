@@ -9,6 +9,7 @@ import itertools
 import json
 import operator
 import pickle
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from decimal import Decimal
@@ -793,6 +794,19 @@ class TestShown:
 
 
 class TestAttributes:
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="it would cost each read of an item a third, see StateDict")
+    def test_key_that_is_taken_for_an_attribute_is_told_to_be_an_item(self, state: PersistedState) -> None:
+        state.cfg = {"a": 1, "_b": 2}
+        node: Any = state.cfg
+
+        with pytest.raises(AttributeError, match=r"keys are items, use \[\"a\"\]") as caught:
+            _ = node.a
+        assert (caught.value.name, caught.value.obj) == ("a", node)
+        for name in ("b", "_b", "__wrapped__", "_ipython_canary_method_should_not_exist_"):
+            with pytest.raises(AttributeError, match=f"no attribute '{name}'$"):
+                getattr(node, name)
+        assert not hasattr(StateDict.__new__(StateDict), "a")
+
     def test_attribute_and_item_are_the_same(self, state: PersistedState, path: Path) -> None:
         state.a = [1]
         state["b"] = 2
