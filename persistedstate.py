@@ -279,7 +279,7 @@ _ILLEGAL = "[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 _UNUSUAL = f"[^\t\n\r -~{_WIDE}]|\r(?!\n)"
 
 _HEAD = re.compile(r"(?:[ \t]*(?:#.*)?\n)*---(?:[ \t]+#.*|[ \t]*)\n")
-_DIRECTIVE = re.compile(r"(?:[ \t]*(?:#.*|%.*)?\r?\n)*?%YAML[ \t]+([0-9.]+)")
+_DIRECTIVE = re.compile(r"(?:[ \t]*(?:[#%][^\r\n]*)?(?:\r\n?|\n))*?%YAML[ \t]+([0-9.]+)")
 _DOCUMENT_END = re.compile(r"(?:^|(?<=[\r\x85\u2028\u2029]))\.\.\.(?=\s|\Z)", re.MULTILINE)
 #: What may stand behind a document, in the eyes of every reader.
 _AFTERWORD = re.compile(r"\.\.\.(?: *| +#.*)\n(?: *(?:#.*)?\n)*")
@@ -1975,7 +1975,7 @@ _MARK = "--- # LAST VALID STATE: "
 _REWRITE = re.compile(rb"^%b([0-9]+) bytes\n" % _MARK.encode(), re.MULTILINE)
 _REWRITE_26_1 = b"\n---\n### LAST VALID STATE ###\n"
 _SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
-_NOTHING = re.compile(r"\ufeff?(?: *(?:#.*|%.*)?\r?\n)*")
+_NOTHING = re.compile(r"\ufeff?(?:[ \t]*(?:[#%][^\r\n]*)?(?:\r\n?|\n))*")
 
 
 def _without_half_rewrite(data: bytes) -> tuple[bytes, int]:

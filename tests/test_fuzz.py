@@ -291,8 +291,10 @@ def is_read_with_tabs(state: Any, content: bytes, path: Path) -> bool:
     """Tell whether others read that where they take tabs: the strict reader, or the others with blanks instead."""
     if b"\t" not in content:
         return False
-    if not strict_reader.MISSING and strict_reader.agrees(strict_reader.state(content), state):
-        return True
+    if not strict_reader.MISSING:
+        with contextlib.suppress(Exception):  # to which a lone carriage return is no line end
+            if strict_reader.agrees(strict_reader.state(content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")), state):
+                return True
     path.write_bytes(TABS.sub(b" ", content))
     return is_among(state, content, readings(path))
 
