@@ -2,6 +2,6 @@
 
 import sys
 
-from persistedstate import _main
+from persistedstate_tools.command_line import _main
 
 sys.exit(_main())

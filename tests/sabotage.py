@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests" / "README.md"
+CACHE = shutil.ignore_patterns("__pycache__")
 BEGIN, END = "<!-- sabotage -->\n", "<!-- end of sabotage -->\n"
 #: Seconds after which a suite that a fault makes hang counts as one that caught it.
 LIMIT = 300
@@ -277,7 +278,8 @@ def tried(fault: Fault) -> list[str]:
     """Return the suites that catch a fault."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "tests", folder / "tests", ignore=CACHE)
+        shutil.copytree(ROOT / "persistedstate_tools", folder / "persistedstate_tools", ignore=CACHE)
         shutil.copy(ROOT / "pyproject.toml", folder)
         source = (ROOT / "persistedstate.py").read_text(encoding="utf-8")
         (folder / "persistedstate.py").write_text(sabotaged(source, fault), encoding="utf-8")

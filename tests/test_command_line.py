@@ -26,7 +26,14 @@ from hypothesis import strategies as st
 from processes import DROP_PRIVILEGES, PATIENCE, Child, listing
 
 import persistedstate
-from persistedstate import PersistedState, _main, _parse_path, _path_text, _Refusal, plain
+from persistedstate import PersistedState, plain
+from persistedstate_tools.command_line import _COMMANDS, _main, _parser
+from persistedstate_tools.differences import _differences
+from persistedstate_tools.excerpts import _read_state, _text_of
+from persistedstate_tools.following import _Teller
+from persistedstate_tools.messages import _printable, _Refusal
+from persistedstate_tools.paths import _parse_path, _path_text, _resolve
+from persistedstate_tools.values import _yaml_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +54,7 @@ ENVIRON["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, ENVIRON["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
 #: For `Child`: the command line in a process that talks by lines.
-BY_LINES = "import sys; from persistedstate import _main; sys.exit(_main(sys.argv[1:]))"
+BY_LINES = "import sys; from persistedstate_tools.command_line import _main; sys.exit(_main(sys.argv[1:]))"
 
 if coverage.Coverage.current() is not None:  # what these processes run counts, too
     settings_file, data_file = str(ROOT / "pyproject.toml"), str(ROOT / ".coverage")
@@ -88,7 +95,13 @@ BUSY = """
 """
 
 #: Becomes somebody without privileges, who cannot read what is not imported yet.
-AS_NOBODY = "import io, json, select, persistedstate; persistedstate._parser()" + DROP_PRIVILEGES
+AS_NOBODY = """
+import io, json, select
+from persistedstate_tools import differences, following, repair, style
+from persistedstate_tools.command_line import _main, _parser
+_parser()
+"""
+AS_NOBODY += DROP_PRIVILEGES
 
 CONFIG = """\
 # how the importer is set up
@@ -186,7 +199,7 @@ def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, 
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 def test_everything_in_a_state_is_found_by_its_path(state: dict[Any, Any]) -> None:
     for keys, value in paths(state):
-        found, node = persistedstate._resolve(state, _parse_path(_path_text(keys)))
+        found, node = _resolve(state, _parse_path(_path_text(keys)))
 
         assert list(map(repr, found)) == list(map(repr, keys))
         assert node is value
@@ -251,7 +264,7 @@ STATES = st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3)
 
 @given(STATES, STATES)
 def test_nothing_differs_exactly_where_states_are_alike(one: Any, other: Any) -> None:
-    changes = list(persistedstate._differences(one, other))
+    changes = list(_differences(one, other))
 
     assert (not changes) == (unordered(one) == unordered(other))
 
@@ -265,9 +278,9 @@ def test_log_of_each_record_tells_what_a_comparison_tells(one: Any, other: Any) 
         state.vacuum()
         before = plain(state)
         state.update(other)
-        changes = persistedstate._Teller(str(path)).news
+        changes = _Teller(str(path)).news
 
-    for change in persistedstate._differences(before, {**before, **other}):
+    for change in _differences(before, {**before, **other}):
         assert any(change.path[: len(told.path)] == told.path for told in changes)
 
 
@@ -307,13 +320,13 @@ def test_show_prints_what_a_vacuum_would_write(case: str, path: Path, capsysbina
 @pytest.mark.parametrize("case", CASES)
 def test_show_prints_parts_that_read_as_what_they_are(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = DATA / case / "before.yaml"
-    document, root = persistedstate._read_state(str(path))
+    document, root = _read_state(str(path))
     state = plain(root)
 
     for keys, value in paths(state):
-        text = persistedstate._text_of(document, root, [(key,) for key in keys])
+        text = _text_of(document, root, [(key,) for key in keys])
 
-        found = persistedstate._yaml_value(text.rstrip("\n")) if not isinstance(value, (dict, list)) else None
+        found = _yaml_value(text.rstrip("\n")) if not isinstance(value, (dict, list)) else None
         if isinstance(value, (dict, list)):
             [found] = persistedstate._Document.read(f"part:\n{textwrap.indent(text, '  ')}")[1].values()
         assert oracle.same(found, value), (keys, text)
@@ -584,7 +597,7 @@ def test_every_command_tells_the_line_that_check_tells_first(
     assert checked.startswith(f"{path}: line {line}, column ")
     assert [words.startswith(f"persistedstate: {checked}") for words in told] == [True] * len(commands)
     found = path.read_bytes().split(b"\n")[line - 1].decode(errors="replace").removeprefix("\ufeff")
-    assert shown.strip() == persistedstate._printable(found).strip()
+    assert shown.strip() == _printable(found).strip()
 
 
 def test_file_in_use_is_told_with_the_pid(script: Child, path: Path) -> None:
@@ -628,7 +641,7 @@ def test_reading_needs_no_permission_to_write_and_leaves_nothing(public: Path) -
         """
         sys.stdout, out = io.StringIO(), sys.stdout
         for command in [["show"], ["get", "retry"], ["log"], ["check"], ["diff", sys.argv[1]], ["set", "retry", "1"]]:
-            code = persistedstate._main([command[0], sys.argv[1], *command[1:]])
+            code = _main([command[0], sys.argv[1], *command[1:]])
             print(command[0], code, file=out)
         print(sys.stdout.getvalue().count("retry"), file=out)
         """
@@ -644,7 +657,7 @@ def test_reading_needs_no_permission_to_write_and_leaves_nothing(public: Path) -
 
 def test_unreadable_file_is_told(public: Path) -> None:
     public.chmod(0)
-    code = AS_NOBODY + "sys.stderr = sys.stdout\nprint(persistedstate._main(['get', sys.argv[1], 'retry']))"
+    code = AS_NOBODY + "sys.stderr = sys.stdout\nprint(_main(['get', sys.argv[1], 'retry']))"
 
     with Child(code, public) as child:
         child.expect(f"persistedstate: {public}: Permission denied")
@@ -883,14 +896,16 @@ def test_watch_gives_the_terminal_back_while_it_is_stopped(config: Path) -> None
 def test_watch_gives_the_terminal_back_when_a_second_signal_comes(config: Path) -> None:
     """Ctrl-C twice, or the terminal is closed meanwhile."""
     code = """if True:
-        import os, persistedstate, signal, sys
-        leave = persistedstate._Screen._leave
+        import os, signal, sys
+        from persistedstate_tools.command_line import _main
+        from persistedstate_tools.screen import _Screen
+        leave = _Screen._leave
         def leave_signalled(screen):
             for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT:
                 os.kill(os.getpid(), number)
             leave(screen)
-        persistedstate._Screen._leave = leave_signalled
-        sys.exit(persistedstate._main())
+        _Screen._leave = leave_signalled
+        sys.exit(_main())
     """
     with Terminal([sys.executable, "-c", code, "watch", str(config)], ENVIRON) as terminal:
         terminal.until_shown("retry")
@@ -1163,13 +1178,14 @@ def test_warning_is_one_line(path: Path) -> None:
 #: The command line, which tells when it has tried for a lock in vain and waits to try again.
 TELLS_THAT_IT_WAITS = """
 import sys, persistedstate
+from persistedstate_tools.command_line import _main
 class Telling(persistedstate._System):
     @staticmethod
     def sleep(seconds):
         print("waits", flush=True)
         persistedstate._System.sleep(seconds)
 persistedstate._system = Telling()
-sys.exit(persistedstate._main())
+sys.exit(_main())
 """
 
 
@@ -1188,7 +1204,7 @@ def test_ctrl_c_ends_without_a_traceback(script: Child, path: Path) -> None:
 # ---- Help ----
 
 
-@pytest.mark.parametrize("command", persistedstate._COMMANDS)
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_help_of_each_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _main([command, "--help"]) == 0
 
@@ -1197,13 +1213,13 @@ def test_help_of_each_command_has_an_example(command: str, capsys: pytest.Captur
 
 
 def test_examples_are_commands() -> None:
-    lines = [line for command in persistedstate._COMMANDS.values() for line in command.example.splitlines()]
+    lines = [line for command in _COMMANDS.values() for line in command.example.splitlines()]
 
     for line in lines:
         words = shlex.split(line.strip().removeprefix("last=$(").removesuffix(")"))
         words = words[: words.index("|")] if "|" in words else words
         assert words[0] == "persistedstate"
-        assert persistedstate._parser().parse_args(words[1:]).command in persistedstate._COMMANDS
+        assert _parser().parse_args(words[1:]).command in _COMMANDS
 
 
 def test_help_of_all_explains_paths_and_exit_codes() -> None:
@@ -1211,7 +1227,7 @@ def test_help_of_all_explains_paths_and_exit_codes() -> None:
 
     assert "jobs[3].name" in shown
     assert "exit codes: 0 done" in shown
-    assert all(f"\n    {command}" in shown for command in persistedstate._COMMANDS)
+    assert all(f"\n    {command}" in shown for command in _COMMANDS)
 
 
 def test_command_without_arguments_from_sys_argv(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,12 @@ import persistedstate
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = ROOT / "persistedstate.py"
 
+#: What the single file says where the tools are asked for and not there.
+ADVICE = (
+    f"the package persistedstate_tools of version {persistedstate.__version__} is missing; pip install "
+    f"persistedstate=={persistedstate.__version__}, or copy that folder beside persistedstate.py"
+)
+
 #: Modules that a script should not pay for only because it keeps a state.
 HEAVY = {
     "argparse",
@@ -93,14 +99,15 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     files = contents(wheel)
 
-    stores = {f"persistedstate_stores/{file.name}" for file in (ROOT / "persistedstate_stores").glob("*.*")}
+    beside = {file.relative_to(ROOT).as_posix() for file in ROOT.glob("persistedstate_*/*.*")}
     assert {name for name in files if ".dist-info/" not in name} == {
         "persistedstate/__init__.py",
         "persistedstate/__main__.py",
         "persistedstate/py.typed",
-        *stores,
+        *beside,
     }
-    assert {"persistedstate_stores/key_value.py", "persistedstate_stores/py.typed"} <= stores
+    assert {"persistedstate_stores/key_value.py", "persistedstate_stores/py.typed"} <= beside
+    assert {"persistedstate_tools/repair.py", "persistedstate_tools/py.typed"} <= beside
     assert files["persistedstate/__init__.py"] == MODULE.read_bytes()
     assert files["persistedstate/py.typed"] == b""
 
@@ -129,6 +136,7 @@ def test_editable_installation_reaches_the_file_in_the_tree(tmp_path: Path) -> N
 def test_source_archive_is_complete(sdist: Path) -> None:
     expected = {"persistedstate.py", "pyproject.toml", "README.md", "LICENSE", ".ci/run", ".ci/test", ".ci/demo"}
     expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/**/*.py")}
+    expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("persistedstate_tools/*.*")}
 
     present = {path.relative_to(sdist).as_posix() for path in sdist.rglob("*") if path.is_file()}
 
@@ -142,7 +150,8 @@ def test_wheel_from_the_source_archive_is_the_same(sdist: Path, wheel: Path, tmp
 # ---- The types ----
 
 CONSUMER = """\
-from persistedstate import PersistedState, StateCorrupt, StateError, StateLocked, StateReadOnly, plain
+from persistedstate import PersistedState, StateCorrupt, StateError, StateLocked, StateReadOnly, check, plain, repair
+from persistedstate_tools.paths import _parse_path
 
 STATE = PersistedState("consumer.state", last_id=0, _fsync=True, _wait=1.5)
 reveal_type(STATE)  # reveals: persistedstate.PersistedState
@@ -153,6 +162,9 @@ with STATE, STATE.transaction():
 reveal_type(STATE.refresh())  # reveals: bool
 reveal_type(list(STATE))  # reveals: list[str]
 plain(STATE)
+reveal_type(check("consumer.state")[0].line)  # reveals: int
+reveal_type(repair("consumer.state").damaged)  # reveals: str | None
+reveal_type(_parse_path("jobs[3].name"))  # reveals: list[tuple[Any, ...]]
 
 try:
     STATE.vacuum()
@@ -266,12 +278,50 @@ def test_installed_command_line_works(command: str, installed: Path, tmp_path: P
     assert run(*start, "--version", cwd=tmp_path) == f"persistedstate {persistedstate.__version__}\n"
 
 
+def fails(*command: str | Path, cwd: Path) -> tuple[int, str, str]:
+    """Run a command without what is installed; return its exit code and what it printed."""
+    done = subprocess.run([sys.executable, "-S", *command], cwd=cwd, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("command", [["persistedstate.py"], ["-m", "persistedstate"]])
-def test_command_line_of_a_vendored_file_works(command: list[str], tmp_path: Path) -> None:
-    shutil.copy(MODULE, tmp_path)
+def test_command_line_of_a_checkout_works(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "example.state").write_text("count: 1\n", encoding="utf-8")
 
-    assert run(sys.executable, *command, "get", "example.state", "count", cwd=tmp_path) == "1\n"
+    assert run(sys.executable, *command, "get", tmp_path / "example.state", "count", cwd=ROOT) == "1\n"
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    """A folder that holds a copy of the single file, and a state."""
+    shutil.copy(MODULE, tmp_path)
+    (tmp_path / "example.state").write_text("count: 1\n", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [["persistedstate.py"], ["-m", "persistedstate"]])
+def test_command_line_of_a_vendored_file_tells_what_to_install(command: list[str], alone: Path) -> None:
+    assert fails(*command, "get", "example.state", "count", cwd=alone) == (2, "", f"persistedstate: {ADVICE}\n")
+
+
+@pytest.mark.parametrize("call", ["check", "repair"])
+def test_check_and_repair_of_a_vendored_file_tell_what_to_install(call: str, alone: Path) -> None:
+    statements = f"import persistedstate\npersistedstate.{call}('example.state')"
+
+    code, _, errors = fails("-c", statements, cwd=alone)
+
+    assert (code, errors.splitlines()[-1]) == (1, f"ModuleNotFoundError: {ADVICE}")
+
+
+def test_vendored_file_refuses_tools_of_another_version(alone: Path) -> None:
+    """They use what begins with an underscore, which may be another thing tomorrow."""
+    tools = alone / "persistedstate_tools"
+    shutil.copytree(ROOT / "persistedstate_tools", tools)
+    (alone / MODULE.name).write_text(MODULE.read_text("utf-8").replace("_read_scalar", "_scalar_in"), "utf-8")
+
+    code, _, errors = fails("-m", "persistedstate", "check", "example.state", cwd=alone)
+
+    assert (code, errors) == (2, f"persistedstate: {ADVICE}\n")
 
 
 @pytest.mark.parametrize(
@@ -320,7 +370,7 @@ def test_getting_a_value_needs_neither_of_the_dependencies(tmp_path: Path) -> No
     statements = textwrap.dedent(
         f"""\
         sys.path.insert(0, {str(ROOT)!r})
-        from persistedstate import _main
+        from persistedstate_tools.command_line import _main
         _main(["get", "example.state", "name"])
         """
     )
