@@ -5972,7 +5972,7 @@ def _main() -> int:
     """Run the command line; return its exit code."""
     sys.modules["persistedstate"] = sys.modules[__name__]  # the tools shall not execute this file once more
     try:
-        run = _tool("command_line")._main
+        run = _tool("command_line").main
     except ModuleNotFoundError as error:
         print(f"persistedstate: {error}", file=sys.stderr)
         return 2

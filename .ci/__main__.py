@@ -2,6 +2,6 @@
 
 import sys
 
-from persistedstate_tools.command_line import _main
+from persistedstate_tools.command_line import main
 
-sys.exit(_main())
+sys.exit(main())

@@ -23,7 +23,7 @@ from persistedstate_tools.commands import (
     _vacuum,
     _watch,
 )
-from persistedstate_tools.messages import _ERROR, _INTERRUPTED, _PIPE_CLOSED, _complain, _complaint, _Refusal
+from persistedstate_tools.messages import ERROR, INTERRUPTED, PIPE_CLOSED, Refusal, complain, complaint
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
@@ -171,7 +171,7 @@ def _parser(words: Sequence[str] = ()) -> ArgumentParser:
 
     class Parser(ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            self.exit(_ERROR, f"persistedstate: {message}; see {self.prog} --help\n")
+            self.exit(ERROR, f"persistedstate: {message}; see {self.prog} --help\n")
 
     def layout(prog: str) -> RawDescriptionHelpFormatter:
         return RawDescriptionHelpFormatter(prog, width=100)  # to ask for the terminal's costs 5 ms each time
@@ -200,21 +200,21 @@ def _options(words: Sequence[str]) -> Namespace:
     return options
 
 
-def _main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     _prepare_output()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", RuntimeWarning)  # the module's own
-            warnings.showwarning = lambda message, *_: _complain(str(message))
+            warnings.showwarning = lambda message, *_: complain(str(message))
             code = _run(arguments)
         sys.stdout.flush()
     except OSError as error:  # not everything could be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         if isinstance(error, BrokenPipeError):
-            return _PIPE_CLOSED
-        _complain(f"standard output: {error.strerror}")
-        return _ERROR
+            return PIPE_CLOSED
+        complain(f"standard output: {error.strerror}")
+        return ERROR
     return code
 
 
@@ -229,13 +229,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
-        return _INTERRUPTED
-    except (_Refusal, StateError, OSError, ModuleNotFoundError) as error:
+        return INTERRUPTED
+    except (Refusal, StateError, OSError, ModuleNotFoundError) as error:
         sys.stdout.flush()  # raises if it is that which failed
-        text, code = _complaint(error, getattr(options, "file", ""))
+        text, code = complaint(error, getattr(options, "file", ""))
         for name in filter(None, [getattr(options, "file", ""), getattr(options, "other", "")]):
             text = text.replace(os.path.realpath(name), name)
-        _complain(text)
+        complain(text)
         return code
 
 

@@ -22,35 +22,35 @@ from persistedstate import (
     check,
     repair,
 )
-from persistedstate_tools.excerpts import _read_state, _text_of
-from persistedstate_tools.messages import _NO, _complain, _Refusal, _shown
-from persistedstate_tools.paths import _key_in, _parse_path, _path_text, _resolve, _twin
-from persistedstate_tools.values import _json_text, _yaml_value
+from persistedstate_tools.excerpts import read_state, text_of
+from persistedstate_tools.messages import NO, Refusal, complain, shown_line
+from persistedstate_tools.paths import key_in, parse_path, path_text, resolve, twin
+from persistedstate_tools.values import json_text, yaml_value
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterable, Iterator
 
     from persistedstate import Problem
-    from persistedstate_tools.differences import _Change
-    from persistedstate_tools.following import _Teller
-    from persistedstate_tools.style import _Style
+    from persistedstate_tools.differences import Change
+    from persistedstate_tools.following import Teller
+    from persistedstate_tools.style import Style
 
 
 def _show(options: Namespace) -> int:
-    document, root = _read_state(options.file)
-    steps = _parse_path(options.path) if options.path is not None else []
+    document, root = read_state(options.file)
+    steps = parse_path(options.path) if options.path is not None else []
     if options.json:
-        print(_json_text(_plain(_resolve(root, steps)[1]), 2))
+        print(json_text(_plain(resolve(root, steps)[1]), 2))
     else:
-        sys.stdout.write(_text_of(document, root, steps))
+        sys.stdout.write(text_of(document, root, steps))
     return 0
 
 
 def _get(options: Namespace) -> int:
-    steps = _parse_path(options.path)
-    value = _plain(_resolve(_read_state(options.file)[1], steps)[1])
-    print(_json_text(value, None) if options.json else value if type(value) is str else _flow_text(value, quoted=False))
+    steps = parse_path(options.path)
+    value = _plain(resolve(read_state(options.file)[1], steps)[1])
+    print(json_text(value, None) if options.json else value if type(value) is str else _flow_text(value, quoted=False))
     return 0
 
 
@@ -62,55 +62,55 @@ def _opened(options: Namespace) -> Iterator[PersistedState]:
     except FileNotFoundError:
         has_folder = os.path.isdir(os.path.dirname(options.file) or os.curdir)
         rest = f"; to begin with an empty state: touch {options.file}" if has_folder else ", nor its folder"
-        raise _Refusal(f"{options.file}: no such file{rest}") from None
+        raise Refusal(f"{options.file}: no such file{rest}") from None
     with PersistedState(options.file, _wait=options.wait) as state:
         try:
             yield state
         except (TypeError, ValueError) as error:
-            raise error if isinstance(error, StateError) else _Refusal(str(error)) from None
+            raise error if isinstance(error, StateError) else Refusal(str(error)) from None
 
 
 def _set(options: Namespace) -> int:
-    *above, last = _parse_path(options.path)
+    *above, last = parse_path(options.path)
     value = _value(options)
     with _opened(options) as state:
-        keys, node = _resolve(state, above)
-        is_new = type(_content(node)) is dict and not any(_twin(_content(node), wanted) for wanted in last)
-        key = last[0] if is_new else _key_in(node, last, keys)
+        keys, node = resolve(state, above)
+        is_new = type(_content(node)) is dict and not any(twin(_content(node), wanted) for wanted in last)
+        key = last[0] if is_new else key_in(node, last, keys)
         if is_new and key in node:
-            raise _Refusal(f"{_path_text([*keys, key])}: Python takes it for a key that is there; delete that first")
+            raise Refusal(f"{path_text([*keys, key])}: Python takes it for a key that is there; delete that first")
         node[key] = value
     return 0
 
 
 def _delete(options: Namespace) -> int:
-    steps = _parse_path(options.path)
+    steps = parse_path(options.path)
     with _opened(options) as state:
-        keys, _ = _resolve(state, steps)
-        del _resolve(state, steps[:-1])[1][keys[-1]]
+        keys, _ = resolve(state, steps)
+        del resolve(state, steps[:-1])[1][keys[-1]]
     return 0
 
 
 def _append(options: Namespace) -> int:
-    steps, value = _parse_path(options.path), _value(options)
+    steps, value = parse_path(options.path), _value(options)
     with _opened(options) as state:
-        keys, node = _resolve(state, steps)
+        keys, node = resolve(state, steps)
         if not isinstance(node, StateList):
-            kind = "a mapping" if isinstance(node, StateDict) else _shown(_flow_text(node, quoted=False))
-            raise _Refusal(f"{_path_text(keys)} is {kind}, no list: nothing can be appended")
+            kind = "a mapping" if isinstance(node, StateDict) else shown_line(_flow_text(node, quoted=False))
+            raise Refusal(f"{path_text(keys)} is {kind}, no list: nothing can be appended")
         node.append(value)
     return 0
 
 
 def _value(options: Namespace) -> Any:
-    return options.value if options.string else _yaml_value(options.value)
+    return options.value if options.string else yaml_value(options.value)
 
 
 def _log(options: Namespace) -> int:
-    from persistedstate_tools.following import _Teller
-    from persistedstate_tools.style import _Style
+    from persistedstate_tools.following import Teller
+    from persistedstate_tools.style import Style
 
-    teller, style = _Teller(options.file), _Style()
+    teller, style = Teller(options.file), Style()
     style.print(teller.take_news())
     if options.follow:
         _tell_on(teller, options.file, style, teller.take_news)
@@ -118,38 +118,38 @@ def _log(options: Namespace) -> int:
 
 
 def _watch(options: Namespace) -> int:
-    from persistedstate_tools.differences import _differences
-    from persistedstate_tools.following import _part, _part_text, _Teller
-    from persistedstate_tools.style import _Style
+    from persistedstate_tools.differences import differences
+    from persistedstate_tools.following import Teller, watched_part, watched_text
+    from persistedstate_tools.style import Style
 
-    teller, style = _Teller(options.file), _Style()
-    steps = _parse_path(options.path) if options.path is not None else []
+    teller, style = Teller(options.file), Style()
+    steps = parse_path(options.path) if options.path is not None else []
     if style.is_terminal:
-        from persistedstate_tools.screen import _Screen
+        from persistedstate_tools.screen import Screen
 
-        _Screen(options.file, steps, teller, style).run()
+        Screen(options.file, steps, teller, style).run()
         return 0
-    before = _part(teller, steps)
-    sys.stdout.write(_part_text(teller, steps))
+    before = watched_part(teller, steps)
+    sys.stdout.write(watched_text(teller, steps))
     sys.stdout.flush()
 
-    def news() -> list[_Change]:
+    def news() -> list[Change]:
         nonlocal before
-        old, before = before, _part(teller, steps)
-        return list(_differences(old, before, tuple(step[0] for step in steps)))
+        old, before = before, watched_part(teller, steps)
+        return list(differences(old, before, tuple(step[0] for step in steps)))
 
     _tell_on(teller, options.file, style, news)
     return 0
 
 
-def _tell_on(teller: _Teller, name: str, style: _Style, news: Callable[[], list[_Change]]) -> None:
+def _tell_on(teller: Teller, name: str, style: Style, news: Callable[[], list[Change]]) -> None:
     """Print what changes, until Ctrl-C."""
-    from persistedstate_tools.following import _looks
+    from persistedstate_tools.following import looks
 
     said = ""
-    for trouble in _looks(teller, name):
+    for trouble in looks(teller, name):
         if trouble and trouble != said:
-            _complain(trouble)
+            complain(trouble)
         said = trouble
         style.print(news())
         if not _has_reader():
@@ -173,12 +173,12 @@ def _check(options: Namespace) -> int:
     _print_problems(options.file, problems)
     if not problems:
         print(f"{options.file}: sound")
-    return _NO if problems else 0
+    return NO if problems else 0
 
 
 def _print_problems(name: str, problems: Iterable[Problem]) -> None:
     for line, column, reason, text in problems:
-        print(f"{name}: line {line}, column {column}: {reason}\n    {_shown(text)}".rstrip())
+        print(f"{name}: line {line}, column {column}: {reason}\n    {shown_line(text)}".rstrip())
 
 
 def _repair(options: Namespace) -> int:
@@ -195,9 +195,9 @@ def _repair(options: Namespace) -> int:
 
 
 def _sizes(before: int, after: int) -> str:
-    from persistedstate_tools.style import _Style
+    from persistedstate_tools.style import Style
 
-    return f"{before} {_Style().arrow} {after} bytes"
+    return f"{before} {Style().arrow} {after} bytes"
 
 
 def _vacuum(options: Namespace) -> int:
@@ -209,19 +209,19 @@ def _vacuum(options: Namespace) -> int:
 
 
 def _diff(options: Namespace) -> int:
-    from persistedstate_tools.differences import _differences
-    from persistedstate_tools.style import _Style
+    from persistedstate_tools.differences import differences
+    from persistedstate_tools.style import Style
 
-    one, other = (_plain(_read_state(name)[1]) for name in (options.file, options.other))
-    changes = list(_differences(one, other))
-    _Style().print(changes)
-    return _NO if changes else 0
+    one, other = (_plain(read_state(name)[1]) for name in (options.file, options.other))
+    changes = list(differences(one, other))
+    Style().print(changes)
+    return NO if changes else 0
 
 
 def _demo(_: Namespace) -> int:
     from tempfile import TemporaryDirectory
 
-    from persistedstate_tools.demo import _Demo
+    from persistedstate_tools.demo import Demo
 
     with TemporaryDirectory(prefix="persistedstate-demo-") as folder:
-        return _Demo(folder).run()
+        return Demo(folder).run()

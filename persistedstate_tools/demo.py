@@ -10,7 +10,7 @@ from typing import Any
 
 import persistedstate
 from persistedstate import _advised, _read_file
-from persistedstate_tools.messages import _Refusal
+from persistedstate_tools.messages import Refusal
 
 _DEMO_ITEMS = 300
 #: Seconds after which a run of the demo that does not get on is given up.
@@ -33,7 +33,7 @@ STATE.close()
 """
 
 
-class _Demo:
+class Demo:
     """The main job before your eyes: a script is killed, started again, interrupted, started again, and finishes."""
 
     def __init__(self, folder: str) -> None:
@@ -79,7 +79,7 @@ class _Demo:
         end = f"was stopped by {stop_with.name}" if stop_with else "finished"
         print(f"[{stop_with.name} was sent when the file showed id {stop_at}]" if stop_with else "[finished]")
         if not output or (process.returncode != 0) is (stop_with is None):
-            raise _Refusal(f"the script ended with {process.returncode}: {errors}")
+            raise Refusal(f"the script ended with {process.returncode}: {errors}")
         print("\nThe file that it left:\n")
         self._print_file(self.state, head=8, tail=4)
         return int(output.split()[-1]), self._last_id(), end
@@ -90,7 +90,7 @@ class _Demo:
         while self._last_id() < wanted:
             if process.poll() is not None or persistedstate._system.now() > deadline:
                 process.kill()
-                raise _Refusal(f"the script did not reach id {wanted}: {process.communicate()[1]}")
+                raise Refusal(f"the script did not reach id {wanted}: {process.communicate()[1]}")
             persistedstate._system.sleep(0.001)
 
     def _last_id(self) -> int:

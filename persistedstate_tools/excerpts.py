@@ -22,15 +22,15 @@ from persistedstate import (
     _same,
     _Tree,
 )
-from persistedstate_tools.paths import _resolve
+from persistedstate_tools.paths import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from persistedstate_tools.paths import _PathStep
+    from persistedstate_tools.paths import Step
 
 
-def _read_state(path: str) -> tuple[_Document, _Root]:
+def read_state(path: str) -> tuple[_Document, _Root]:
     """Read a file, without a lock: the text of its snapshot, and the state with all records applied."""
     stream = _parsed(path, _read_file(path)[0])
     root = _Root(stream.value, _Tree(path))
@@ -38,9 +38,9 @@ def _read_state(path: str) -> tuple[_Document, _Root]:
     return stream.document, root
 
 
-def _text_of(document: _Document, root: _Root, steps: Sequence[_PathStep]) -> str:
-    """Return the text that a vacuum would write, or a part of it; raises _Refusal where there is none."""
-    keys, node = _resolve(root, steps)
+def text_of(document: _Document, root: _Root, steps: Sequence[Step]) -> str:
+    """Return the text that a vacuum would write, or a part of it; raises Refusal where there is none."""
+    keys, node = resolve(root, steps)
     document = _renewed(document, root)
     text = _excerpt(document, keys, _plain(root), _plain(node)) if keys else document.text() or "{}"
     return text if text.endswith("\n") else f"{text}\n"

@@ -8,46 +8,48 @@ from contextlib import suppress
 
 from persistedstate import Problem, StateCorrupt, StateError, StateLocked, check
 
-_NO, _ERROR, _IN_USE, _INTERRUPTED, _PIPE_CLOSED = 1, 2, 3, 130, 141
+NO, ERROR, IN_USE, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
 #: So many keys are named where one is missing, and so many characters of a line shown in which something is wrong.
 _NAMED_KEYS, _LONG_LINE = 6, 80
 
 
-class _Refusal(Exception):
+class Refusal(Exception):
     """What the person who typed the command has to know; and the exit code."""
 
-    def __init__(self, text: str, code: int = _ERROR) -> None:
+    def __init__(self, text: str, code: int = ERROR) -> None:
         super().__init__(text)
         self.code = code
 
 
-def _complain(text: str) -> None:
+def complain(text: str) -> None:
+    """Print one line on standard error."""
     print(f"persistedstate: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
-def _shown(text: str) -> str:
+def shown_line(text: str) -> str:
     """Return what a terminal can show of a line of a file, which may be anything."""
-    text = _printable(text.strip())
+    text = printable(text.strip())
     return text if len(text) <= _LONG_LINE else f"{text[:_LONG_LINE]} [...]"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a text with blanks in place of what a terminal would obey."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
-def _complaint(error: Exception, name: str) -> tuple[str, int]:
+def complaint(error: Exception, name: str) -> tuple[str, int]:
     """Return what to tell the person who typed the command with a file's name, and the exit code."""
     if isinstance(error, StateLocked):
         holder = f"process {error.pid}" if error.pid else "another process"
-        return f"{error.path}: in use by {holder}; wait for it with --wait SECONDS, or end it", _IN_USE
+        return f"{error.path}: in use by {holder}; wait for it with --wait SECONDS, or end it", IN_USE
     if isinstance(error, StateCorrupt):
         first = _first_problem(error)
-        line = f": {_shown(first.text)}" if first.text.strip() else ""
+        line = f": {shown_line(first.text)}" if first.text.strip() else ""
         place = f"{error.path}: line {first.line}, column {first.column}"
-        return f"{place}: {first.reason}{line}; persistedstate repair helps", _ERROR
+        return f"{place}: {first.reason}{line}; persistedstate repair helps", ERROR
     if isinstance(error, OSError) and not isinstance(error, StateError) and error.strerror:
-        return f"{os.fsdecode(error.filename or name)}: {error.strerror}", _ERROR
-    return str(error), getattr(error, "code", _ERROR)
+        return f"{os.fsdecode(error.filename or name)}: {error.strerror}", ERROR
+    return str(error), getattr(error, "code", ERROR)
 
 
 def _first_problem(error: StateCorrupt) -> Problem:

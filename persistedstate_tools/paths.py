@@ -20,19 +20,19 @@ from persistedstate import (
     _read_scalar,
     _scalar,
 )
-from persistedstate_tools.messages import _NAMED_KEYS, _NO, _Refusal, _shown
+from persistedstate_tools.messages import _NAMED_KEYS, NO, Refusal, shown_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
 #: What a step of a path may mean, the likeliest first: `.3` is the key "3", or else 3 (a key or an index).
-_PathStep = tuple[Any, ...]
+Step = tuple[Any, ...]
 
 
-def _parse_path(text: str) -> list[_PathStep]:
-    """Read a PATH; see `_HELP`. Whatever `_path_text` writes comes back as the first meaning of each step."""
-    steps: list[_PathStep] = []
+def parse_path(text: str) -> list[Step]:
+    """Read a PATH; see `_HELP`. Whatever `path_text` writes comes back as the first meaning of each step."""
+    steps: list[Step] = []
     position = 0
     try:
         while position < len(text) or not steps:
@@ -40,11 +40,11 @@ def _parse_path(text: str) -> list[_PathStep]:
             steps.append(step)
     except _BadText as problem:
         done = f"after {text[: problem.offset]!r}" if problem.offset else "at its start"
-        raise _Refusal(f"PATH {text!r} cannot be read {done}: {problem.reason}") from None
+        raise Refusal(f"PATH {text!r} cannot be read {done}: {problem.reason}") from None
     return steps
 
 
-def _read_step(text: str, position: int, *, is_first: bool) -> tuple[_PathStep, int]:
+def _read_step(text: str, position: int, *, is_first: bool) -> tuple[Step, int]:
     """Return the step at a position, and where the next one begins."""
     in_brackets = text[position : position + 1] == "["
     has_dot = not is_first and text[position] == "."
@@ -63,7 +63,7 @@ def _read_step(text: str, position: int, *, is_first: bool) -> tuple[_PathStep, 
     return step, end + in_brackets
 
 
-def _meanings(word: str, *, in_brackets: bool) -> _PathStep:
+def _meanings(word: str, *, in_brackets: bool) -> Step:
     value = _CONSTANTS.get(word, word)
     with suppress(_Odd):
         value = _read_scalar(word) if re.fullmatch(_NUMBER, word) else value
@@ -72,7 +72,7 @@ def _meanings(word: str, *, in_brackets: bool) -> _PathStep:
     return (value, word) if in_brackets else (word, value)
 
 
-def _path_text(keys: Iterable[Any]) -> str:
+def path_text(keys: Iterable[Any]) -> str:
     """Write keys and indexes as a PATH."""
     text = ""
     for key in keys:
@@ -86,41 +86,41 @@ def _path_text(keys: Iterable[Any]) -> str:
     return text or "(everything)"
 
 
-def _resolve(node: Any, steps: Iterable[_PathStep]) -> tuple[list[Any], Any]:
-    """Return the keys that a path means in a state, and what is there; raises _Refusal."""
+def resolve(node: Any, steps: Iterable[Step]) -> tuple[list[Any], Any]:
+    """Return the keys that a path means in a state, and what is there; raises Refusal."""
     keys: list[Any] = []
     for step in steps:
-        key = _key_in(node, step, keys)
+        key = key_in(node, step, keys)
         node = _content(node)[key]
         keys.append(key)
     return keys, node
 
 
-def _key_in(node: Any, step: _PathStep, above: list[Any]) -> Any:
-    """Return the key or index that a step means in a container at the path `above`; raises _Refusal."""
+def key_in(node: Any, step: Step, above: list[Any]) -> Any:
+    """Return the key or index that a step means in a container at the path `above`; raises Refusal."""
     items, shown = _content(node), step[0]
     if type(items) is dict:
-        found = [key for wanted in step for key in _twin(items, wanted)]
+        found = [key for wanted in step for key in twin(items, wanted)]
         reason = f"there is no such key, only {_named(items)}" if items else "there is no such key, it is empty"
     elif type(items) is list:
         indexes = [index for index in step if type(index) is int]
         found = [index % len(items) for index in indexes if -len(items) <= index < len(items)]
         shown = (indexes or step)[0]
         count = f"{len(items)} item{'s' * (len(items) != 1)}"
-        within = f": {_path_text([*above, 0])} to {_path_text([*above, len(items) - 1])}" if items else ""
-        reason = f"{_path_text(above)} is a list of {count}{within}"
+        within = f": {path_text([*above, 0])} to {path_text([*above, len(items) - 1])}" if items else ""
+        reason = f"{path_text(above)} is a list of {count}{within}"
     else:
-        found, reason = [], f"{_path_text(above)} is {_shown(_flow_text(items, quoted=False))}, which has no parts"
+        found, reason = [], f"{path_text(above)} is {shown_line(_flow_text(items, quoted=False))}, which has no parts"
     if not found:
-        raise _Refusal(f"{_path_text([*above, shown])}: {reason}", _NO)
+        raise Refusal(f"{path_text([*above, shown])}: {reason}", NO)
     return found[0]
 
 
-def _twin(items: dict[Any, Any], wanted: Any) -> list[Any]:
+def twin(items: dict[Any, Any], wanted: Any) -> list[Any]:
     """Return the key that is equal to the wanted one, and of its type: True is not 1."""
     return [key for key in items if key == wanted and type(key) is type(wanted)] if wanted in items else []
 
 
 def _named(items: Iterable[Any]) -> str:
-    names = [_path_text([key]) for key in items]
+    names = [path_text([key]) for key in items]
     return ", ".join(names[:_NAMED_KEYS]) + (f" and {len(names) - _NAMED_KEYS} more" if names[_NAMED_KEYS:] else "")

@@ -10,29 +10,29 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import persistedstate
 from persistedstate import _origins, _write_all
-from persistedstate_tools.differences import _differences
-from persistedstate_tools.following import _JUST_NOW, _looks, _part, _part_text
-from persistedstate_tools.messages import _printable
+from persistedstate_tools.differences import differences
+from persistedstate_tools.following import _JUST_NOW, looks, watched_part, watched_text
+from persistedstate_tools.messages import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from persistedstate_tools.following import _Teller
-    from persistedstate_tools.paths import _PathStep
-    from persistedstate_tools.style import _Style
+    from persistedstate_tools.following import Teller
+    from persistedstate_tools.paths import Step
+    from persistedstate_tools.style import Style
 
 
 #: What ends `watch`: Ctrl-C, kill, a terminal that is closed, Ctrl-\.
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
 
 
-class _Screen:
+class Screen:
     """A terminal on which a state is drawn again as it changes; the lines that changed just now are marked."""
 
-    def __init__(self, name: str, steps: Sequence[_PathStep], teller: _Teller, style: _Style) -> None:
+    def __init__(self, name: str, steps: Sequence[Step], teller: Teller, style: Style) -> None:
         self.name, self.steps, self.teller, self.style = name, steps, teller, style
         self.lines = self._read()
-        self.part = _part(teller, steps)
+        self.part = watched_part(teller, steps)
         #: The numbers of marked lines, since when; the first line that the window shows; and what is drawn.
         self.marked: set[int] = set()
         self.since = 0.0
@@ -43,8 +43,8 @@ class _Screen:
 
     def _read(self) -> list[str]:
         self.stream = self.teller.stream
-        text = _part_text(self.teller, self.steps).removeprefix("\ufeff").replace("\r\n", "\n").expandtabs()
-        return [_printable(line) for line in text.removesuffix("\n").split("\n")]
+        text = watched_text(self.teller, self.steps).removeprefix("\ufeff").replace("\r\n", "\n").expandtabs()
+        return [printable(line) for line in text.removesuffix("\n").split("\n")]
 
     def run(self) -> None:
         """Draw until a signal such as Ctrl-C; the terminal is then as it was."""
@@ -54,7 +54,7 @@ class _Screen:
         before = {number: signal.signal(number, handlers[number]) for number in heeded}
         try:
             self._enter()
-            for trouble in _looks(self.teller, self.name):
+            for trouble in looks(self.teller, self.name):
                 self.look()
                 self.draw(trouble)
         finally:
@@ -96,8 +96,8 @@ class _Screen:
         now = persistedstate._system.now()
         lines = self._read() if self.teller.stream is not self.stream else self.lines
         if lines != self.lines:
-            part = _part(self.teller, self.steps)
-            changes = list(_differences(self.part, part, tuple(step[0] for step in self.steps)))
+            part = watched_part(self.teller, self.steps)
+            changes = list(differences(self.part, part, tuple(step[0] for step in self.steps)))
             origins = _origins(self.lines, lines)
             self.marked = {
                 number for number, (origin, line) in enumerate(zip(origins, lines, strict=True))

@@ -7,15 +7,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from persistedstate import _GONE, _flow_text
-from persistedstate_tools.paths import _path_text
+from persistedstate_tools.paths import path_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from persistedstate_tools.differences import _Change
+    from persistedstate_tools.differences import Change
 
 
-class _Style:
+class Style:
     """How standard output is written: with colours on a terminal, with arrows where the encoding has them."""
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class _Style:
         code = {"red": 31, "green": 32, "yellow": 33, "dim": 2}[colour]
         return f"\x1b[{code}m{text}\x1b[0m" if self.has_colours else text
 
-    def line(self, change: _Change) -> str:
+    def line(self, change: Change) -> str:
         """Write a change on one line: `~ last_id: 41 → 42`."""
-        path = _path_text(change.path)
+        path = path_text(change.path)
         old, new = ("" if side is _GONE else _flow_text(side, quoted=False) for side in (change.old, change.new))
         if change.note:
             return f"~ {path}: {change.note}"
@@ -42,7 +42,7 @@ class _Style:
             return f"{'+' if change.old is _GONE else '-'} {path}: {old}{new}"
         return f"~ {path}: {old} {self.arrow} {new}"
 
-    def print(self, changes: Iterable[_Change]) -> None:
+    def print(self, changes: Iterable[Change]) -> None:
         for change in changes:
             line = self.line(change)
             print(self.paint(line, {"+": "green", "-": "red", "~": "yellow"}[line[0]]))

@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any
 
 from persistedstate import _SCALAR, _BadText, _Loader, _node_end, _Odd, _read_scalar, _scalar
-from persistedstate_tools.messages import _Refusal
+from persistedstate_tools.messages import Refusal
 
 
 def _as_json(value: Any) -> Any:
@@ -18,7 +18,7 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, dict):
         named = {key if type(key) is str else _scalar(key): _as_json(item) for key, item in value.items()}
         if len(named) != len(value):
-            raise _Refusal("JSON cannot hold both a number and the same digits as keys of one mapping")
+            raise Refusal("JSON cannot hold both a number and the same digits as keys of one mapping")
         return named
     if isinstance(value, list):
         return [_as_json(item) for item in value]
@@ -28,13 +28,14 @@ def _as_json(value: Any) -> Any:
     return value if is_plain else _scalar(value)
 
 
-def _json_text(value: Any, indent: int | None) -> str:
+def json_text(value: Any, indent: int | None) -> str:
+    """Return a value as JSON, for the encoding of standard output."""
     from json import dumps
 
     return dumps(_as_json(value), ensure_ascii="utf" not in (sys.stdout.encoding or "utf-8").lower(), indent=indent)
 
 
-def _yaml_value(text: str) -> Any:
+def yaml_value(text: str) -> Any:
     """Read a VALUE; ruamel.yaml is asked only where it is more than a simple scalar."""
     with suppress(_Odd):
         if re.fullmatch(_SCALAR, text):
@@ -47,4 +48,4 @@ def _yaml_value(text: str) -> Any:
         return None if loader.root is None else loader.value(loader.root, 1)
     except _BadText as problem:
         place = f"from character {problem.offset + 1} on"
-        raise _Refusal(f"VALUE {text!r} cannot be read {place}: {problem.reason}; text may need quotes") from None
+        raise Refusal(f"VALUE {text!r} cannot be read {place}: {problem.reason}; text may need quotes") from None

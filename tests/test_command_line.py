@@ -27,13 +27,13 @@ from processes import DROP_PRIVILEGES, PATIENCE, Child, listing
 
 import persistedstate
 from persistedstate import PersistedState, plain
-from persistedstate_tools.command_line import _COMMANDS, _main, _parser
-from persistedstate_tools.differences import _differences
-from persistedstate_tools.excerpts import _read_state, _text_of
-from persistedstate_tools.following import _Teller
-from persistedstate_tools.messages import _printable, _Refusal
-from persistedstate_tools.paths import _parse_path, _path_text, _resolve
-from persistedstate_tools.values import _yaml_value
+from persistedstate_tools.command_line import _COMMANDS, _parser, main
+from persistedstate_tools.differences import differences
+from persistedstate_tools.excerpts import read_state, text_of
+from persistedstate_tools.following import Teller
+from persistedstate_tools.messages import Refusal, printable
+from persistedstate_tools.paths import parse_path, path_text, resolve
+from persistedstate_tools.values import yaml_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ ENVIRON["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, ENVIRON["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
 #: For `Child`: the command line in a process that talks by lines.
-BY_LINES = "import sys; from persistedstate_tools.command_line import _main; sys.exit(_main(sys.argv[1:]))"
+BY_LINES = "import sys; from persistedstate_tools.command_line import main; sys.exit(main(sys.argv[1:]))"
 
 if coverage.Coverage.current() is not None:  # what these processes run counts, too
     settings_file, data_file = str(ROOT / "pyproject.toml"), str(ROOT / ".coverage")
@@ -98,7 +98,7 @@ BUSY = """
 AS_NOBODY = """
 import io, json, select
 from persistedstate_tools import differences, following, repair, style
-from persistedstate_tools.command_line import _main, _parser
+from persistedstate_tools.command_line import main, _parser
 _parser()
 """
 AS_NOBODY += DROP_PRIVILEGES
@@ -170,15 +170,15 @@ KEYS = st.one_of(st.text(), st.integers(), st.booleans(), st.none(), st.floats(a
 
 @given(st.lists(KEYS, min_size=1))
 def test_path_that_was_written_reads_back(keys: list[Any]) -> None:
-    read = [step[0] for step in _parse_path(_path_text(keys))]
+    read = [step[0] for step in parse_path(path_text(keys))]
 
     assert list(map(repr, read)) == list(map(repr, keys))
 
 
 @given(st.text(st.sampled_from("ab3.[]'\"\\ -")))
 def test_any_text_is_a_path_or_refused(text: str) -> None:
-    with suppress(_Refusal):
-        assert _parse_path(text)
+    with suppress(Refusal):
+        assert parse_path(text)
 
 
 VALUES = st.recursive(
@@ -199,7 +199,7 @@ def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, 
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 def test_everything_in_a_state_is_found_by_its_path(state: dict[Any, Any]) -> None:
     for keys, value in paths(state):
-        found, node = _resolve(state, _parse_path(_path_text(keys)))
+        found, node = resolve(state, parse_path(path_text(keys)))
 
         assert list(map(repr, found)) == list(map(repr, keys))
         assert node is value
@@ -223,7 +223,7 @@ def test_everything_in_a_state_is_found_by_its_path(state: dict[Any, Any]) -> No
     ],
 )
 def test_path_is_read(text: str, steps: list[tuple[Any, ...]]) -> None:
-    assert _parse_path(text) == steps
+    assert parse_path(text) == steps
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_path_is_read(text: str, steps: list[tuple[Any, ...]]) -> None:
 def test_path_that_cannot_be_read_shows_where_it_stopped(
     text: str, where: str, reason: str, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = _main(["get", str(config), text])
+    code = main(["get", str(config), text])
 
     assert code == 2
     assert capsys.readouterr().err == f"persistedstate: PATH {text!r} cannot be read {where}: {reason}\n"
@@ -264,7 +264,7 @@ STATES = st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3)
 
 @given(STATES, STATES)
 def test_nothing_differs_exactly_where_states_are_alike(one: Any, other: Any) -> None:
-    changes = list(_differences(one, other))
+    changes = list(differences(one, other))
 
     assert (not changes) == (unordered(one) == unordered(other))
 
@@ -278,9 +278,9 @@ def test_log_of_each_record_tells_what_a_comparison_tells(one: Any, other: Any) 
         state.vacuum()
         before = plain(state)
         state.update(other)
-        changes = _Teller(str(path)).news
+        changes = Teller(str(path)).news
 
-    for change in _differences(before, {**before, **other}):
+    for change in differences(before, {**before, **other}):
         assert any(change.path[: len(told.path)] == told.path for told in changes)
 
 
@@ -310,7 +310,7 @@ def test_show_prints_what_a_vacuum_would_write(case: str, path: Path, capsysbina
     vacuumed = path.read_bytes()
     path.with_name("x.copy").rename(path)
 
-    assert _main(["show", str(path)]) == 0
+    assert main(["show", str(path)]) == 0
 
     shown = capsysbinary.readouterr().out
     assert shown.rstrip(b"\n") == vacuumed.rstrip(b"\n")
@@ -320,13 +320,13 @@ def test_show_prints_what_a_vacuum_would_write(case: str, path: Path, capsysbina
 @pytest.mark.parametrize("case", CASES)
 def test_show_prints_parts_that_read_as_what_they_are(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = DATA / case / "before.yaml"
-    document, root = _read_state(str(path))
+    document, root = read_state(str(path))
     state = plain(root)
 
     for keys, value in paths(state):
-        text = _text_of(document, root, [(key,) for key in keys])
+        text = text_of(document, root, [(key,) for key in keys])
 
-        found = _yaml_value(text.rstrip("\n")) if not isinstance(value, (dict, list)) else None
+        found = yaml_value(text.rstrip("\n")) if not isinstance(value, (dict, list)) else None
         if isinstance(value, (dict, list)):
             [found] = persistedstate._Document.read(f"part:\n{textwrap.indent(text, '  ')}")[1].values()
         assert oracle.same(found, value), (keys, text)
@@ -390,7 +390,7 @@ def test_get_prints_a_value(
 ) -> None:
     state.value = value
 
-    codes = _main(["get", str(path), "value"]), _main(["get", "--json", str(path), "value"])
+    codes = main(["get", str(path), "value"]), main(["get", "--json", str(path), "value"])
 
     assert codes == (0, 0)
     assert capsys.readouterr().out == f"{shown}\n{as_json}\n"
@@ -420,8 +420,8 @@ def test_key_of_another_type_is_another_key(
     """Python takes True for 1, and 1.0 too."""
     path.write_text(f"{key}: a\n", encoding="utf-8")
 
-    assert [_main(["get", str(path), part]) for part in (other, f"[{key}]")] == [1, 0]
-    assert _main(["set", str(path), other, "b"]) == (0 if key == "'1'" else 2)
+    assert [main(["get", str(path), part]) for part in (other, f"[{key}]")] == [1, 0]
+    assert main(["set", str(path), other, "b"]) == (0 if key == "'1'" else 2)
 
     assert capsys.readouterr().out == "a\n"
     assert f"{key}: a\n" in path.read_text(encoding="utf-8")
@@ -484,7 +484,7 @@ def test_change_of_a_file(arguments: list[str], before: str, after: str, path: P
 def test_text_is_taken_as_it_stands(
     arguments: list[str], text: str, config: Path, on_disk: Callable[..., dict[Any, Any]]
 ) -> None:
-    assert _main([*[str(config) if word == "X" else word for word in arguments], text]) == 0
+    assert main([*[str(config) if word == "X" else word for word in arguments], text]) == 0
 
     assert on_disk()["a"] == text
 
@@ -588,16 +588,16 @@ def test_every_command_tells_the_line_that_check_tells_first(
     path.write_bytes(text.encode(errors="surrogateescape"))
     commands = [["show"], ["get", "a"], ["log"], ["watch"], ["set", "a", "1"], ["diff", str(path)]]
 
-    codes = {_main([command[0], str(path), *command[1:]]) for command in commands}
+    codes = {main([command[0], str(path), *command[1:]]) for command in commands}
     told = capsys.readouterr().err.splitlines()
-    _main(["check", str(path)])
+    main(["check", str(path)])
     checked, shown = capsys.readouterr().out.splitlines()[:2]
 
     assert codes == {2}
     assert checked.startswith(f"{path}: line {line}, column ")
     assert [words.startswith(f"persistedstate: {checked}") for words in told] == [True] * len(commands)
     found = path.read_bytes().split(b"\n")[line - 1].decode(errors="replace").removeprefix("\ufeff")
-    assert shown.strip() == _printable(found).strip()
+    assert shown.strip() == printable(found).strip()
 
 
 def test_file_in_use_is_told_with_the_pid(script: Child, path: Path) -> None:
@@ -641,7 +641,7 @@ def test_reading_needs_no_permission_to_write_and_leaves_nothing(public: Path) -
         """
         sys.stdout, out = io.StringIO(), sys.stdout
         for command in [["show"], ["get", "retry"], ["log"], ["check"], ["diff", sys.argv[1]], ["set", "retry", "1"]]:
-            code = _main([command[0], sys.argv[1], *command[1:]])
+            code = main([command[0], sys.argv[1], *command[1:]])
             print(command[0], code, file=out)
         print(sys.stdout.getvalue().count("retry"), file=out)
         """
@@ -657,7 +657,7 @@ def test_reading_needs_no_permission_to_write_and_leaves_nothing(public: Path) -
 
 def test_unreadable_file_is_told(public: Path) -> None:
     public.chmod(0)
-    code = AS_NOBODY + "sys.stderr = sys.stdout\nprint(_main(['get', sys.argv[1], 'retry']))"
+    code = AS_NOBODY + "sys.stderr = sys.stdout\nprint(main(['get', sys.argv[1], 'retry']))"
 
     with Child(code, public) as child:
         child.expect(f"persistedstate: {public}: Permission denied")
@@ -738,7 +738,7 @@ def test_log_tells_each_change(change: str, lines: list[str], path: Path, capsys
     state.vacuum()
     exec(change, {"STATE": state})  # noqa: S102 - our own
 
-    assert _main(["log", str(path)]) == 0
+    assert main(["log", str(path)]) == 0
 
     state.close()
     assert capsys.readouterr().out.splitlines() == lines
@@ -804,7 +804,7 @@ def test_following_tells_a_trouble_once_until_it_is_over(
 
     monkeypatch.setattr(persistedstate._System, "sleep", staticmethod(sleep))
 
-    assert _main(["log", "--follow", str(path)]) == 130
+    assert main(["log", "--follow", str(path)]) == 130
 
     told = [line.removeprefix(f"persistedstate: {path}") for line in capsys.readouterr().err.splitlines()]
     assert [line[:8] for line in told] == [" is gone", " is gone", ": line 1"]
@@ -897,15 +897,15 @@ def test_watch_gives_the_terminal_back_when_a_second_signal_comes(config: Path) 
     """Ctrl-C twice, or the terminal is closed meanwhile."""
     code = """if True:
         import os, signal, sys
-        from persistedstate_tools.command_line import _main
-        from persistedstate_tools.screen import _Screen
-        leave = _Screen._leave
+        from persistedstate_tools.command_line import main
+        from persistedstate_tools.screen import Screen
+        leave = Screen._leave
         def leave_signalled(screen):
             for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT:
                 os.kill(os.getpid(), number)
             leave(screen)
-        _Screen._leave = leave_signalled
-        sys.exit(_main())
+        Screen._leave = leave_signalled
+        sys.exit(main())
     """
     with Terminal([sys.executable, "-c", code, "watch", str(config)], ENVIRON) as terminal:
         terminal.until_shown("retry")
@@ -1178,14 +1178,14 @@ def test_warning_is_one_line(path: Path) -> None:
 #: The command line, which tells when it has tried for a lock in vain and waits to try again.
 TELLS_THAT_IT_WAITS = """
 import sys, persistedstate
-from persistedstate_tools.command_line import _main
+from persistedstate_tools.command_line import main
 class Telling(persistedstate._System):
     @staticmethod
     def sleep(seconds):
         print("waits", flush=True)
         persistedstate._System.sleep(seconds)
 persistedstate._system = Telling()
-sys.exit(_main())
+sys.exit(main())
 """
 
 
@@ -1206,7 +1206,7 @@ def test_ctrl_c_ends_without_a_traceback(script: Child, path: Path) -> None:
 
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_help_of_each_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _main([command, "--help"]) == 0
+    assert main([command, "--help"]) == 0
 
     shown = capsys.readouterr().out
     assert "example:\n  persistedstate " in shown or "example:\n  last=$(persistedstate" in shown
@@ -1235,5 +1235,5 @@ def test_command_without_arguments_from_sys_argv(config: Path, monkeypatch: pyte
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
 
-    assert _main() == 0
+    assert main() == 0
     assert out.getvalue() == "30\n"

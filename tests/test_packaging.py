@@ -151,7 +151,7 @@ def test_wheel_from_the_source_archive_is_the_same(sdist: Path, wheel: Path, tmp
 
 CONSUMER = """\
 from persistedstate import PersistedState, StateCorrupt, StateError, StateLocked, StateReadOnly, check, plain, repair
-from persistedstate_tools.paths import _parse_path
+from persistedstate_tools.paths import parse_path
 
 STATE = PersistedState("consumer.state", last_id=0, _fsync=True, _wait=1.5)
 reveal_type(STATE)  # reveals: persistedstate.PersistedState
@@ -164,7 +164,7 @@ reveal_type(list(STATE))  # reveals: list[str]
 plain(STATE)
 reveal_type(check("consumer.state")[0].line)  # reveals: int
 reveal_type(repair("consumer.state").damaged)  # reveals: str | None
-reveal_type(_parse_path("jobs[3].name"))  # reveals: list[tuple[Any, ...]]
+reveal_type(parse_path("jobs[3].name"))  # reveals: list[tuple[Any, ...]]
 
 try:
     STATE.vacuum()
@@ -370,8 +370,8 @@ def test_getting_a_value_needs_neither_of_the_dependencies(tmp_path: Path) -> No
     statements = textwrap.dedent(
         f"""\
         sys.path.insert(0, {str(ROOT)!r})
-        from persistedstate_tools.command_line import _main
-        _main(["get", "example.state", "name"])
+        from persistedstate_tools.command_line import main
+        main(["get", "example.state", "name"])
         """
     )
 

@@ -20,7 +20,7 @@ from test_style import banners
 import persistedstate
 from persistedstate import PersistedState, StateCorrupt, plain
 from persistedstate_tools import commands
-from persistedstate_tools.command_line import _main
+from persistedstate_tools.command_line import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -307,20 +307,20 @@ def test_nothing_in_the_text_section_keeps_a_state_from_being_saved(
 def test_show_shows_whatever_is_wrong_with_the_text_section(
     path: Path, failing: list[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read_state = commands._read_state
+    read_state = commands.read_state
 
     def read_and_arm(name: str) -> Any:
         found = read_state(name)
         failing.append(IndexError("no"))
         return found
 
-    monkeypatch.setattr(commands, "_read_state", read_and_arm)
+    monkeypatch.setattr(commands, "read_state", read_and_arm)
     for text in ODD_FILES:
         for place in [], ["l"], ["m"]:
             path.write_bytes(text.encode() + b'\n--- ["set",[],"a","new"]\n--- ["set",[],"m",{"x":[1]}]\n')
             expected = oracle.read(path, "ruamel")
 
-            assert _main(["show", str(path), *place]) == 0
+            assert main(["show", str(path), *place]) == 0
 
             failing.clear()
             path.write_text(capsys.readouterr().out)
