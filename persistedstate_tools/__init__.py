@@ -5,14 +5,13 @@
 | `messages.py`     | what a person is told when something is wrong, and the exit codes          |
 | `paths.py`        | PATH, such as `jobs[3].name`: reading, writing, finding what it means      |
 | `values.py`       | VALUE, and values as JSON                                                  |
-| `differences.py`  | what differs between two states, what a record changes                     |
-| `style.py`        | how changes are printed: colours, arrows                                   |
 | `excerpts.py`     | the present text of a state, or of a part of it                            |
-| `following.py`    | following a file that a script changes                                     |
-| `screen.py`       | what `watch` draws on a terminal                                           |
+| `differences.py`  | what differs between two states, what a record changes, how it is printed  |
+| `following.py`    | following a file that a script changes; `log`                              |
+| `screen.py`       | `watch`: what it draws on a terminal                                       |
 | `repair.py`       | `check` and `repair`: what is wrong with a file, and what is left of it    |
 | `demo.py`         | the demo                                                                   |
-| `commands.py`     | one function for each command                                              |
+| `commands.py`     | the other commands: one function for each                                  |
 | `command_line.py` | the table of commands, their arguments, help, and how a command runs       |
 
 Each file uses only those above it. They may use names of the module that begin with an underscore: both are of one

@@ -5,30 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn
 
 from persistedstate import StateError, __version__
-from persistedstate_tools.commands import (
-    _append,
-    _check,
-    _delete,
-    _demo,
-    _diff,
-    _get,
-    _log,
-    _repair,
-    _set,
-    _show,
-    _vacuum,
-    _watch,
-)
 from persistedstate_tools.messages import ERROR, INTERRUPTED, PIPE_CLOSED, Refusal, complain, complaint
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
-    from collections.abc import Callable, Sequence
-
 
 _HELP = """\
 PATH names a part of a state: keys and indexes, from the top.
@@ -45,94 +29,75 @@ above 128 a signal: 130 Ctrl-C (also in watch and log --follow), 143 SIGTERM, 14
 
 
 class _Command(NamedTuple):
-    """A command: what runs it, the names of its arguments in `_ARGUMENTS`, what it does, and an example."""
+    """A command: the file with its function `run_NAME`, its arguments in `_ARGUMENTS`, what it does, and an example."""
 
-    run: Callable[[Namespace], int]
+    file: str
     arguments: str
     does: str
     example: str
 
+    def run(self, options: Namespace) -> int:
+        """Run the command; what it needs is imported now, because a shell waits for each call."""
+        code: int = getattr(import_module(f"persistedstate_tools.{self.file}"), f"run_{options.command}")(options)
+        return code
+
 
 _COMMANDS = {
     "show": _Command(
-        _show,
-        "FILE [PATH] --json",
-        "print the present state, or a part of it, as YAML with its comments",
+        "commands", "FILE [PATH] --json", "print the present state, or a part of it, as YAML with its comments",
         "persistedstate show example.state\n  persistedstate show --json example.state jobs | jq .",
     ),
     "get": _Command(
-        _get,
-        "FILE PATH --json",
-        "print one value, plain, for shell scripts; exit code 1 where it is missing",
+        "commands", "FILE PATH --json", "print one value, plain, for shell scripts; exit code 1 where it is missing",
         'last=$(persistedstate get example.state last_id)\n  persistedstate get example.state "jobs[0].name"',
     ),
     "set": _Command(
-        _set,
-        "FILE PATH VALUE --string --wait",
-        "set a value; the key may be new",
+        "commands", "FILE PATH VALUE --string --wait", "set a value; the key may be new",
         'persistedstate set example.state last_id 41\n  persistedstate set example.state "jobs[0]" "{name: a}"\n'
         '  persistedstate set --string example.state version "$version"',
     ),
     "delete": _Command(
-        _delete,
-        "FILE PATH --wait",
-        "remove a key, or an item of a list",
+        "commands", "FILE PATH --wait", "remove a key, or an item of a list",
         'persistedstate delete example.state "jobs[0]"',
     ),
     "append": _Command(
-        _append,
-        "FILE PATH VALUE --string --wait",
-        "add an item to the end of a list",
+        "commands", "FILE PATH VALUE --string --wait", "add an item to the end of a list",
         'persistedstate append example.state jobs "{name: b, done: false}"',
     ),
     "log": _Command(
-        _log,
-        "FILE --follow",
+        "following", "FILE --follow",
         "print the changes since the last vacuum; where a vacuum came between two looks, what differs",
         "persistedstate log example.state\n  persistedstate log --follow example.state | grep last_id",
     ),
     "watch": _Command(
-        _watch,
-        "FILE [PATH]",
-        "draw the state again as it changes, and mark what changed just now; Ctrl-C ends",
+        "screen", "FILE [PATH]", "draw the state again as it changes, and mark what changed just now; Ctrl-C ends",
         "persistedstate watch example.state\n  persistedstate watch example.state jobs",
     ),
     "check": _Command(
-        _check,
-        "FILE",
-        "tell every problem of a file, with line and column; exit code 1 if there is any",
+        "commands", "FILE", "tell every problem of a file, with line and column; exit code 1 if there is any",
         "persistedstate check example.state",
     ),
     "repair": _Command(
-        _repair,
-        "FILE --dry-run --wait",
+        "commands", "FILE --dry-run --wait",
         "make a damaged file open again; keep what can be kept, and the rest beside it",
         "persistedstate repair --dry-run example.state",
     ),
     "vacuum": _Command(
-        _vacuum,
-        "FILE --wait",
-        "renew the snapshot, so that the file holds no records",
+        "commands", "FILE --wait", "renew the snapshot, so that the file holds no records",
         "persistedstate vacuum example.state",
     ),
     "diff": _Command(
-        _diff,
-        "FILE OTHER",
-        "tell what differs between two states, by path; exit code 1 if anything does",
+        "differences", "FILE OTHER", "tell what differs between two states, by path; exit code 1 if anything does",
         "persistedstate diff yesterday.state today.state",
     ),
     "demo": _Command(
-        _demo,
-        "",
-        "run a script in a temporary folder, stop it twice, and see it go on",
+        "demo", "", "run a script in a temporary folder, stop it twice, and see it go on",
         "persistedstate demo",
     ),
 }  # fmt: skip
 
 
 def _seconds(text: str) -> float:
-    from argparse import ArgumentTypeError
-
     try:
         seconds = float(text)
     except ValueError:
@@ -167,7 +132,6 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def _parser(words: Sequence[str] = ()) -> ArgumentParser:
     """Return what parses these words, or any; to know the arguments of all commands costs 5 ms more."""
-    from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
     class Parser(ArgumentParser):
         def error(self, message: str) -> NoReturn:

@@ -1,43 +1,23 @@
-"""One function for each command. Those that read take no lock and write nothing.
-
-What only one command needs is imported when it is used: a shell waits for each call.
-"""
+"""The commands that look at a file once, change it or mend it. Those that only read take no lock and write nothing."""
 
 from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import persistedstate
-from persistedstate import (
-    PersistedState,
-    StateDict,
-    StateError,
-    StateList,
-    _content,
-    _flow_text,
-    _plain,
-    check,
-    repair,
-)
+from persistedstate import PersistedState, Problem, StateDict, StateError, StateList, _content, _flow_text, _plain
 from persistedstate_tools.excerpts import read_state, text_of
-from persistedstate_tools.messages import NO, Refusal, complain, shown_line
+from persistedstate_tools.messages import NO, Refusal, shown_line
 from persistedstate_tools.paths import key_in, parse_path, path_text, resolve, twin
 from persistedstate_tools.values import json_text, yaml_value
 
-if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Callable, Iterable, Iterator
 
-    from persistedstate import Problem
-    from persistedstate_tools.differences import Change
-    from persistedstate_tools.following import Teller
-    from persistedstate_tools.style import Style
-
-
-def _show(options: Namespace) -> int:
+def run_show(options: Namespace) -> int:
     document, root = read_state(options.file)
     steps = parse_path(options.path) if options.path is not None else []
     if options.json:
@@ -47,7 +27,7 @@ def _show(options: Namespace) -> int:
     return 0
 
 
-def _get(options: Namespace) -> int:
+def run_get(options: Namespace) -> int:
     steps = parse_path(options.path)
     value = _plain(resolve(read_state(options.file)[1], steps)[1])
     print(json_text(value, None) if options.json else value if type(value) is str else _flow_text(value, quoted=False))
@@ -70,7 +50,7 @@ def _opened(options: Namespace) -> Iterator[PersistedState]:
             raise error if isinstance(error, StateError) else Refusal(str(error)) from None
 
 
-def _set(options: Namespace) -> int:
+def run_set(options: Namespace) -> int:
     *above, last = parse_path(options.path)
     value = _value(options)
     with _opened(options) as state:
@@ -83,7 +63,7 @@ def _set(options: Namespace) -> int:
     return 0
 
 
-def _delete(options: Namespace) -> int:
+def run_delete(options: Namespace) -> int:
     steps = parse_path(options.path)
     with _opened(options) as state:
         keys, _ = resolve(state, steps)
@@ -91,7 +71,7 @@ def _delete(options: Namespace) -> int:
     return 0
 
 
-def _append(options: Namespace) -> int:
+def run_append(options: Namespace) -> int:
     steps, value = parse_path(options.path), _value(options)
     with _opened(options) as state:
         keys, node = resolve(state, steps)
@@ -106,70 +86,8 @@ def _value(options: Namespace) -> Any:
     return options.value if options.string else yaml_value(options.value)
 
 
-def _log(options: Namespace) -> int:
-    from persistedstate_tools.following import Teller
-    from persistedstate_tools.style import Style
-
-    teller, style = Teller(options.file), Style()
-    style.print(teller.take_news())
-    if options.follow:
-        _tell_on(teller, options.file, style, teller.take_news)
-    return 0
-
-
-def _watch(options: Namespace) -> int:
-    from persistedstate_tools.differences import differences
-    from persistedstate_tools.following import Teller, watched_part, watched_text
-    from persistedstate_tools.style import Style
-
-    teller, style = Teller(options.file), Style()
-    steps = parse_path(options.path) if options.path is not None else []
-    if style.is_terminal:
-        from persistedstate_tools.screen import Screen
-
-        Screen(options.file, steps, teller, style).run()
-        return 0
-    before = watched_part(teller, steps)
-    sys.stdout.write(watched_text(teller, steps))
-    sys.stdout.flush()
-
-    def news() -> list[Change]:
-        nonlocal before
-        old, before = before, watched_part(teller, steps)
-        return list(differences(old, before, tuple(step[0] for step in steps)))
-
-    _tell_on(teller, options.file, style, news)
-    return 0
-
-
-def _tell_on(teller: Teller, name: str, style: Style, news: Callable[[], list[Change]]) -> None:
-    """Print what changes, until Ctrl-C."""
-    from persistedstate_tools.following import looks
-
-    said = ""
-    for trouble in looks(teller, name):
-        if trouble and trouble != said:
-            complain(trouble)
-        said = trouble
-        style.print(news())
-        if not _has_reader():
-            raise BrokenPipeError
-
-
-def _has_reader() -> bool:
-    """Tell whether somebody still reads what is printed; True where the system does not tell."""
-    import select
-
-    try:
-        poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)
-        return not any(event & select.POLLERR for _, event in poll.poll(0))
-    except (AttributeError, OSError):
-        return True
-
-
-def _check(options: Namespace) -> int:
-    problems = check(options.file)
+def run_check(options: Namespace) -> int:
+    problems = persistedstate.check(options.file)
     _print_problems(options.file, problems)
     if not problems:
         print(f"{options.file}: sound")
@@ -181,9 +99,9 @@ def _print_problems(name: str, problems: Iterable[Problem]) -> None:
         print(f"{name}: line {line}, column {column}: {reason}\n    {shown_line(text)}".rstrip())
 
 
-def _repair(options: Namespace) -> int:
+def run_repair(options: Namespace) -> int:
     name, is_dry = options.file, options.dry_run
-    done = repair(name, dry_run=is_dry, wait=options.wait)
+    done = persistedstate.repair(name, dry_run=is_dry, wait=options.wait)
     _print_problems(name, done.problems)
     if done.problems:
         beside = os.path.join(os.path.dirname(name), os.path.basename(done.damaged or f"{name}.damaged-<time>"))
@@ -195,33 +113,14 @@ def _repair(options: Namespace) -> int:
 
 
 def _sizes(before: int, after: int) -> str:
-    from persistedstate_tools.style import Style
+    from persistedstate_tools.differences import Style
 
     return f"{before} {Style().arrow} {after} bytes"
 
 
-def _vacuum(options: Namespace) -> int:
+def run_vacuum(options: Namespace) -> int:
     with _opened(options) as state:
         before = persistedstate._system.stat(options.file).st_size
         state.vacuum()
     print(f"{options.file}: {_sizes(before, persistedstate._system.stat(options.file).st_size)}")
     return 0
-
-
-def _diff(options: Namespace) -> int:
-    from persistedstate_tools.differences import differences
-    from persistedstate_tools.style import Style
-
-    one, other = (_plain(read_state(name)[1]) for name in (options.file, options.other))
-    changes = list(differences(one, other))
-    Style().print(changes)
-    return NO if changes else 0
-
-
-def _demo(_: Namespace) -> int:
-    from tempfile import TemporaryDirectory
-
-    from persistedstate_tools.demo import Demo
-
-    with TemporaryDirectory(prefix="persistedstate-demo-") as folder:
-        return Demo(folder).run()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+from argparse import Namespace
 from itertools import pairwise
+from subprocess import PIPE, Popen
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import persistedstate
@@ -33,7 +37,7 @@ STATE.close()
 """
 
 
-class Demo:
+class _Demo:
     """The main job before your eyes: a script is killed, started again, interrupted, started again, and finishes."""
 
     def __init__(self, folder: str) -> None:
@@ -45,16 +49,14 @@ class Demo:
 
     def run(self) -> int:
         """Run the script three times and report what was seen; 1 when it is not as promised."""
-        from signal import SIGINT, SIGTERM, default_int_handler, signal
-
-        signal(SIGINT, default_int_handler)  # a shell's background job would hand down "ignored"
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would hand down "ignored"
         script = os.path.join(self.folder, "resumable.py")
         with open(script, "w", encoding="utf-8") as file:
             file.write(_DEMO_SCRIPT)
         print("A resumable script, resumable.py:\n")
         self._print_file(script, head=99, tail=0)
-        kill = getattr(sys.modules["signal"], "SIGKILL", SIGTERM)
-        interrupt = SIGTERM if os.name == "nt" else SIGINT
+        kill = getattr(signal, "SIGKILL", signal.SIGTERM)
+        interrupt = signal.SIGTERM if os.name == "nt" else signal.SIGINT
         return self._report(
             [
                 self._run_script(_DEMO_ITEMS // 3, kill),
@@ -65,8 +67,6 @@ class Demo:
 
     def _run_script(self, stop_at: int = 0, stop_with: Any = None) -> tuple[int, int, str]:
         """Run the script, stopped once the file shows an id; return its first id, the file's last one, and its end."""
-        from subprocess import PIPE, Popen
-
         print("$ python resumable.py")
         command = [sys.executable, "resumable.py"]
         options: dict[str, Any] = {"cwd": self.folder, "env": self.environ, "text": True}
@@ -131,3 +131,8 @@ class Demo:
         is_right = is_resumed and is_complete and content["stats"] == {"even": half, "odd": half} and not beside
         print(f"\n{'As' if is_right else 'NOT as'} promised: each run went on where the one before it ended.")
         return 0 if is_right else 1
+
+
+def run_demo(_: Namespace) -> int:
+    with TemporaryDirectory(prefix="persistedstate-demo-") as folder:
+        return _Demo(folder).run()

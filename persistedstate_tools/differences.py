@@ -1,17 +1,19 @@
-"""What differs between two states, and what a record changes, path by path."""
+"""What differs between two states, and what a record changes: path by path, and how that is printed."""
 
 from __future__ import annotations
 
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from persistedstate import _GONE, _MISFITS, _apply, _content, _flow_text, _origins, _plain, _same
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from persistedstate import StateDict
+from persistedstate import _GONE, _MISFITS, StateDict, _apply, _flow_text, _origins, _plain, _same
+from persistedstate_tools.excerpts import read_state
+from persistedstate_tools.messages import NO
+from persistedstate_tools.paths import path_text
 
 
 class Change(NamedTuple):
@@ -65,44 +67,78 @@ def told(root: StateDict, record: Any) -> Iterator[Change]:
         node: Any = root
         for key in path:
             node = node[key]
-        changes += _TELLERS[operation](_content(node), tuple(path), *arguments)
+        changes += _TELLERS[operation](node, tuple(path), *arguments)
     _apply(root, record)
     yield from changes
 
 
-def _told_set(items: Any, path: tuple[Any, ...], key: Any, value: Any) -> list[Change]:
-    old = _plain(items.get(key, _GONE) if type(items) is dict else items[key])
+def _told_set(node: Any, path: tuple[Any, ...], key: Any, value: Any) -> list[Change]:
+    old = _plain(node.get(key, _GONE) if isinstance(node, StateDict) else node[key])
     return list(differences(old, value, (*path, key))) or [Change((*path, key), old, value)]
 
 
-def _told_splice(items: Any, path: tuple[Any, ...], start: int, stop: int, values: list[Any]) -> list[Change]:
-    old = [_plain(item) for item in items[start:stop]]
+def _told_splice(node: Any, path: tuple[Any, ...], start: int, stop: int, values: list[Any]) -> list[Change]:
+    old = [_plain(item) for item in node[start:stop]]
     pairs = enumerate(zip_longest(old, values, fillvalue=_GONE), start)
     return [change for index, (was, now) in pairs for change in differences(was, now, (*path, index))]
 
 
-def _told_insert(items: Any, path: tuple[Any, ...], index: int, value: Any) -> list[Change]:
-    start, _, _ = slice(index, None).indices(len(items))
+def _told_insert(node: Any, path: tuple[Any, ...], index: int, value: Any) -> list[Change]:
+    start, _, _ = slice(index, None).indices(len(node))
     return [Change((*path, start), _GONE, value)]
 
 
-def _told_update(items: Any, path: tuple[Any, ...], mapping: dict[Any, Any]) -> list[Change]:
-    return [change for key, value in mapping.items() for change in _told_set(items, path, key, value)]
+def _told_update(node: Any, path: tuple[Any, ...], mapping: dict[Any, Any]) -> list[Change]:
+    return [change for key, value in mapping.items() for change in _told_set(node, path, key, value)]
 
 
 _TELLERS: dict[str, Callable[..., list[Change]]] = {
     "set": _told_set,
-    "delete": lambda items, path, key: [Change((*path, key), _plain(items[key]), _GONE)],
+    "delete": lambda node, path, key: [Change((*path, key), _plain(node[key]), _GONE)],
     "insert": _told_insert,
     "splice": _told_splice,
     "order": lambda _, path, indexes: [Change(path, None, None, f"in another order: {indexes}")],
     "update": _told_update,
-    "clear": lambda items, path: [Change(path, _plain_items(items), type(items)())],
+    "clear": lambda node, path: [Change(path, _plain(node), type(_plain(node))())],
 }
 
 
-def _plain_items(items: Any) -> Any:
-    """Return a plain copy of what a node holds."""
-    if type(items) is dict:
-        return {key: _plain(item) for key, item in items.items()}
-    return [_plain(item) for item in items]
+class Style:
+    """How standard output is written: with colours on a terminal, with arrows where the encoding has them."""
+
+    def __init__(self) -> None:
+        self.is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self.has_colours = self.is_terminal and not os.environ.get("NO_COLOR")
+        self.arrow, self.more = "→", "…"
+        try:
+            (self.arrow + self.more).encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:
+            self.arrow, self.more = "->", "..."
+
+    def paint(self, text: str, colour: str) -> str:
+        """Return a text in a colour: red, green, yellow or dim."""
+        code = {"red": 31, "green": 32, "yellow": 33, "dim": 2}[colour]
+        return f"\x1b[{code}m{text}\x1b[0m" if self.has_colours else text
+
+    def line(self, change: Change) -> str:
+        """Write a change on one line: `~ last_id: 41 → 42`."""
+        path = path_text(change.path)
+        old, new = ("" if side is _GONE else _flow_text(side, quoted=False) for side in (change.old, change.new))
+        if change.note:
+            return f"~ {path}: {change.note}"
+        if change.old is _GONE or change.new is _GONE:
+            return f"{'+' if change.old is _GONE else '-'} {path}: {old}{new}"
+        return f"~ {path}: {old} {self.arrow} {new}"
+
+    def print(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            line = self.line(change)
+            print(self.paint(line, {"+": "green", "-": "red", "~": "yellow"}[line[0]]))
+        sys.stdout.flush()
+
+
+def run_diff(options: Namespace) -> int:
+    one, other = (_plain(read_state(name)[1]) for name in (options.file, options.other))
+    changes = list(differences(one, other))
+    Style().print(changes)
+    return NO if changes else 0

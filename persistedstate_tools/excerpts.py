@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persistedstate import (
     _block,
@@ -22,12 +23,7 @@ from persistedstate import (
     _same,
     _Tree,
 )
-from persistedstate_tools.paths import resolve
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from persistedstate_tools.paths import Step
+from persistedstate_tools.paths import Step, resolve
 
 
 def read_state(path: str) -> tuple[_Document, _Root]:

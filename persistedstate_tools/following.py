@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import select
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import persistedstate
-from persistedstate import _GONE, StateCorrupt, _apply, _Follower, _parsed, _plain, _replay, _Root, _Tree
-from persistedstate_tools.differences import differences, told
+from persistedstate import _GONE, StateDict, _apply, _Follower, _parsed, _plain, _replay, _Root, _Stream, _Tree
+from persistedstate_tools.differences import Change, Style, differences, told
 from persistedstate_tools.excerpts import text_of
-from persistedstate_tools.messages import Refusal, complaint
-from persistedstate_tools.paths import resolve
+from persistedstate_tools.messages import Refusal, complain, complaint
+from persistedstate_tools.paths import parse_path, resolve
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from persistedstate import StateDict, _Stream
-    from persistedstate_tools.differences import Change
-    from persistedstate_tools.paths import Step
-
-
-#: Seconds between two looks at a file that is followed; and for which `watch` marks what changed.
-_POLL, _JUST_NOW = 0.1, 2.0
+#: Seconds between two looks at a file that is followed.
+_POLL = 0.1
 
 
 class Teller(_Follower):
-    """A follower that tells what changed: record by record, and by path where the file was renewed meanwhile."""
+    """A follower that tells what changed: record by record, and by path where the file was renewed meanwhile.
 
-    def __init__(self, path: str) -> None:
+    Or, for `watch`, what differs in the part of the state that a PATH names.
+    """
+
+    def __init__(self, name: str, path: str | None = None) -> None:
+        self.file = name
         self.news: list[Change] = []
         #: What was read last: the stream, its value without and with the records.
         self.stream: _Stream | None = None
         self.snapshot = ""
         self.latest = _Root({}, _Tree())
         self.shown: dict[Any, Any] = {}
-        super().__init__(path, {})
+        super().__init__(name, {})
+        self.steps = parse_path(path) if path is not None else []
+        self.part = self._part()
 
     def _value(self, data: bytes) -> tuple[dict[Any, Any], int]:
         stream = _parsed(self.path, data)
@@ -69,36 +71,65 @@ class Teller(_Follower):
         news, self.news = self.news, []
         return news
 
-    def text(self, steps: Sequence[Step] = ()) -> str:
-        return text_of(self.stream.document, self.latest, steps) if self.stream else ""
-
-
-def looks(follower: _Follower, name: str) -> Iterator[str]:
-    """Look at a file again and again; yield why it cannot be read, "" if it can."""
-    while True:
-        started = persistedstate._system.now()
-        trouble = ""
+    def _part(self) -> Any:
+        """Return the part that is watched, `_GONE` where it is missing."""
         try:
-            follower.refresh()
-        except FileNotFoundError:
-            trouble = f"{name} is gone; waiting for it to come back"
-        except (OSError, StateCorrupt) as error:
-            trouble = f"{complaint(error, name)[0]}; waiting for it to change"
-        yield trouble
-        persistedstate._system.sleep(max(_POLL, 2 * (persistedstate._system.now() - started)))
+            return resolve(self.shown, self.steps)[1]
+        except Refusal:
+            return _GONE
+
+    def take_differences(self) -> list[Change]:
+        """Return what differs in the part that is watched since the last time."""
+        before, self.part = self.part, self._part()
+        return list(differences(before, self.part, tuple(step[0] for step in self.steps)))
+
+    def text(self) -> str:
+        """Return the text of the part that is watched, or a comment that it is missing."""
+        try:
+            return text_of(self.stream.document, self.latest, self.steps) if self.stream else ""
+        except Refusal as missing:
+            return f"# {missing}\n"
+
+    def looks(self) -> Iterator[str]:
+        """Look at the file again and again; yield why it cannot be read, "" if it can."""
+        while True:
+            started = persistedstate._system.now()
+            trouble = ""
+            try:
+                self.refresh()
+            except FileNotFoundError:
+                trouble = f"{self.file} is gone; waiting for it to come back"
+            except (OSError, persistedstate.StateCorrupt) as error:
+                trouble = f"{complaint(error, self.file)[0]}; waiting for it to change"
+            yield trouble
+            persistedstate._system.sleep(max(_POLL, 2 * (persistedstate._system.now() - started)))
 
 
-def watched_part(teller: Teller, steps: Sequence[Step]) -> Any:
-    """Return the part of a state that is watched, `_GONE` where it is missing."""
+def tell_on(teller: Teller, style: Style, news: Callable[[], list[Change]]) -> None:
+    """Print what changes, until Ctrl-C."""
+    said = ""
+    for trouble in teller.looks():
+        if trouble and trouble != said:
+            complain(trouble)
+        said = trouble
+        style.print(news())
+        if not _has_reader():
+            raise BrokenPipeError
+
+
+def _has_reader() -> bool:
+    """Tell whether somebody still reads what is printed; True where the system does not tell."""
     try:
-        return resolve(teller.shown, steps)[1]
-    except Refusal:
-        return _GONE
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return not any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError):
+        return True
 
 
-def watched_text(teller: Teller, steps: Sequence[Step]) -> str:
-    """Return the text of the part that is watched, or a comment that it is missing."""
-    try:
-        return teller.text(steps)
-    except Refusal as missing:
-        return f"# {missing}\n"
+def run_log(options: Namespace) -> int:
+    teller, style = Teller(options.file), Style()
+    style.print(teller.take_news())
+    if options.follow:
+        tell_on(teller, style, teller.take_news)
+    return 0

@@ -9,8 +9,8 @@ from contextlib import suppress
 from persistedstate import Problem, StateCorrupt, StateError, StateLocked, check
 
 NO, ERROR, IN_USE, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
-#: So many keys are named where one is missing, and so many characters of a line shown in which something is wrong.
-_NAMED_KEYS, _LONG_LINE = 6, 80
+#: So many characters of a line are shown in which something is wrong.
+_LONG_LINE = 80
 
 
 class Refusal(Exception):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persistedstate import (
     _CONSTANTS,
@@ -20,12 +21,10 @@ from persistedstate import (
     _read_scalar,
     _scalar,
 )
-from persistedstate_tools.messages import _NAMED_KEYS, NO, Refusal, shown_line
+from persistedstate_tools.messages import NO, Refusal, shown_line
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-
+#: So many keys are named where one is missing.
+_NAMED_KEYS = 6
 #: What a step of a path may mean, the likeliest first: `.3` is the key "3", or else 3 (a key or an index).
 Step = tuple[Any, ...]
 

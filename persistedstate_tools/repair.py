@@ -33,9 +33,9 @@ from persistedstate import (
     _misfit,
     _own_record,
     _parsed,
-    _plain,
     _problem,
     _read_file,
+    _renewed,
     _replay,
     _residue,
     _Root,
@@ -253,8 +253,7 @@ class _Remains:
 
     def text(self) -> str:
         """Return a snapshot of what is left."""
-        items = self.root._items
-        text = self.document.renewed(self.tree.touched, items, lambda key: _plain(items[key]), {}).text()
+        text = _renewed(self.document, self.root).text()
         return text if text.endswith("\n") or not text else text + "\n"
 
     def cut_text(self) -> bytes:

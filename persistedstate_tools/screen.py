@@ -1,38 +1,33 @@
-"""What `watch` draws on a terminal."""
+"""`watch`: what it draws on a terminal, and what it prints elsewhere."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import persistedstate
 from persistedstate import _origins, _write_all
-from persistedstate_tools.differences import differences
-from persistedstate_tools.following import _JUST_NOW, looks, watched_part, watched_text
+from persistedstate_tools.differences import Style
+from persistedstate_tools.following import Teller, tell_on
 from persistedstate_tools.messages import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from persistedstate_tools.following import Teller
-    from persistedstate_tools.paths import Step
-    from persistedstate_tools.style import Style
-
 
 #: What ends `watch`: Ctrl-C, kill, a terminal that is closed, Ctrl-\.
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+#: Seconds for which what changed is marked.
+_JUST_NOW = 2.0
 
 
 class Screen:
     """A terminal on which a state is drawn again as it changes; the lines that changed just now are marked."""
 
-    def __init__(self, name: str, steps: Sequence[Step], teller: Teller, style: Style) -> None:
-        self.name, self.steps, self.teller, self.style = name, steps, teller, style
+    def __init__(self, teller: Teller, style: Style) -> None:
+        self.teller, self.style = teller, style
         self.lines = self._read()
-        self.part = watched_part(teller, steps)
         #: The numbers of marked lines, since when; the first line that the window shows; and what is drawn.
         self.marked: set[int] = set()
         self.since = 0.0
@@ -43,7 +38,7 @@ class Screen:
 
     def _read(self) -> list[str]:
         self.stream = self.teller.stream
-        text = watched_text(self.teller, self.steps).removeprefix("\ufeff").replace("\r\n", "\n").expandtabs()
+        text = self.teller.text().removeprefix("\ufeff").replace("\r\n", "\n").expandtabs()
         return [printable(line) for line in text.removesuffix("\n").split("\n")]
 
     def run(self) -> None:
@@ -54,7 +49,7 @@ class Screen:
         before = {number: signal.signal(number, handlers[number]) for number in heeded}
         try:
             self._enter()
-            for trouble in looks(self.teller, self.name):
+            for trouble in self.teller.looks():
                 self.look()
                 self.draw(trouble)
         finally:
@@ -96,15 +91,13 @@ class Screen:
         now = persistedstate._system.now()
         lines = self._read() if self.teller.stream is not self.stream else self.lines
         if lines != self.lines:
-            part = watched_part(self.teller, self.steps)
-            changes = list(differences(self.part, part, tuple(step[0] for step in self.steps)))
             origins = _origins(self.lines, lines)
             self.marked = {
                 number for number, (origin, line) in enumerate(zip(origins, lines, strict=True))
                 if origin is None or self.lines[origin] != line
             }  # fmt: skip
-            self.lines, self.part, self.since = lines, part, now
-            self.news = "   ".join(map(self.style.line, changes))
+            self.lines, self.since = lines, now
+            self.news = "   ".join(map(self.style.line, self.teller.take_differences()))
         elif now - self.since > _JUST_NOW:
             self.marked, self.news = set(), ""
 
@@ -125,7 +118,7 @@ class Screen:
         place = f", lines {self.top + 1} to {shown.stop} of {len(self.lines)}" if len(shown) < len(self.lines) else ""
         window = [self._line(number, columns) for number in shown]
         window += [""] * (height - len(window))
-        title = self.style.paint(self._fit(f"{os.path.basename(self.name)}{place}, Ctrl-C ends", columns), "dim")
+        title = self.style.paint(self._fit(f"{os.path.basename(self.teller.file)}{place}, Ctrl-C ends", columns), "dim")
         last = self.style.paint(self._fit(trouble or self.news, columns), "red" if trouble else "yellow")
         return [title, *window, last]
 
@@ -162,3 +155,14 @@ def _silent_keyboard() -> Callable[[], None]:
             termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
     return restore
+
+
+def run_watch(options: Namespace) -> int:
+    teller, style = Teller(options.file, options.path), Style()
+    if style.is_terminal:
+        Screen(teller, style).run()
+    else:
+        sys.stdout.write(teller.text())
+        sys.stdout.flush()
+        tell_on(teller, style, teller.take_differences)
+    return 0

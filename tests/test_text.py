@@ -21,6 +21,7 @@ import persistedstate
 from persistedstate import PersistedState, StateCorrupt, plain
 from persistedstate_tools import commands
 from persistedstate_tools.command_line import main
+from persistedstate_tools.excerpts import read_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -307,7 +308,6 @@ def test_nothing_in_the_text_section_keeps_a_state_from_being_saved(
 def test_show_shows_whatever_is_wrong_with_the_text_section(
     path: Path, failing: list[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read_state = commands.read_state
 
     def read_and_arm(name: str) -> Any:
         found = read_state(name)
