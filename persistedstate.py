@@ -5915,6 +5915,10 @@ if not _before_reload:
 # What is not the object lives in the package `persistedstate_tools`, and is imported when it is asked for. Where this
 # file was copied without it, asking for it tells what to install.
 
+if "_tool" in globals() and not _before_reload:  # a reload: the tools shall use these classes, too
+    for _name in [_name for _name in sys.modules if _name.startswith("persistedstate_tools.")]:
+        del sys.modules[_name]
+
 
 class Repair(NamedTuple):
     """What `repair` found and did: the `problems`, the path of the file that holds what was cut or None (`damaged`).
@@ -5957,7 +5961,7 @@ def repair(path: str | os.PathLike[str], *, dry_run: bool = False, wait: float =
 
 
 def _tool(name: str) -> Any:
-    """Import a file of `persistedstate_tools`."""
+    """Import a file of the tools."""
     from importlib import import_module
 
     try:

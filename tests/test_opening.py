@@ -1501,6 +1501,20 @@ def test_reader_follows_through_a_reload_of_the_module(path: Path) -> None:
     assert run_child(code, path) == "True {'a': 1, 'l': [{'n': 2}]}\nFalse\n"
 
 
+def test_tools_know_the_errors_of_a_reloaded_module(path: Path) -> None:
+    code = """
+        import importlib, sys
+        import persistedstate
+        [before] = persistedstate.check(sys.argv[1])
+        importlib.reload(persistedstate)
+        [after] = persistedstate.check(sys.argv[1])
+        print(before == after, type(after) is persistedstate.Problem)
+    """
+    path.write_text("a: [\n", encoding="utf-8")
+
+    assert run_child(code, path) == "True True\n"
+
+
 def test_state_that_is_left_open_by_a_reload_is_vacuumed_at_exit(path: Path) -> None:
     run_child(
         """
