@@ -14,6 +14,11 @@
 | `commands.py`     | the other commands: one function for each                                  |
 | `command_line.py` | the table of commands, their arguments, help, and how a command runs       |
 
-Each file uses only those above it. They may use names of the module that begin with an underscore: both are of one
-version.
+Each file uses only those above it. They use names of the module that begin with an underscore: both are of one version.
 """
+
+import persistedstate
+
+_VERSION = "27.0"
+if persistedstate.__version__ != _VERSION:
+    raise ImportError(f"persistedstate_tools {_VERSION} cannot look into persistedstate {persistedstate.__version__}")

@@ -52,6 +52,12 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+def run_bare(*command: str | Path, cwd: Path) -> tuple[int, str, str]:
+    """Run a command without what is installed; return its exit code and what it printed."""
+    done = subprocess.run([sys.executable, "-S", *command], cwd=cwd, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
 def build(target: str, folder: Path, source: Path = ROOT) -> Path:
     """Build a target of hatchling from a source tree, as pip would, and return the archive."""
     run(sys.executable, "-m", "hatchling", "build", "-t", target, "-d", folder, cwd=source)
@@ -278,12 +284,6 @@ def test_installed_command_line_works(command: str, installed: Path, tmp_path: P
     assert run(*start, "--version", cwd=tmp_path) == f"persistedstate {persistedstate.__version__}\n"
 
 
-def fails(*command: str | Path, cwd: Path) -> tuple[int, str, str]:
-    """Run a command without what is installed; return its exit code and what it printed."""
-    done = subprocess.run([sys.executable, "-S", *command], cwd=cwd, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
 @pytest.mark.parametrize("command", [["persistedstate.py"], ["-m", "persistedstate"]])
 def test_command_line_of_a_checkout_works(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "example.state").write_text("count: 1\n", encoding="utf-8")
@@ -301,27 +301,27 @@ def alone(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", [["persistedstate.py"], ["-m", "persistedstate"]])
 def test_command_line_of_a_vendored_file_tells_what_to_install(command: list[str], alone: Path) -> None:
-    assert fails(*command, "get", "example.state", "count", cwd=alone) == (2, "", f"persistedstate: {ADVICE}\n")
+    assert run_bare(*command, "get", "example.state", "count", cwd=alone) == (2, "", f"persistedstate: {ADVICE}\n")
 
 
 @pytest.mark.parametrize("call", ["check", "repair"])
 def test_check_and_repair_of_a_vendored_file_tell_what_to_install(call: str, alone: Path) -> None:
     statements = f"import persistedstate\npersistedstate.{call}('example.state')"
 
-    code, _, errors = fails("-c", statements, cwd=alone)
+    code, _, errors = run_bare("-c", statements, cwd=alone)
 
     assert (code, errors.splitlines()[-1]) == (1, f"ModuleNotFoundError: {ADVICE}")
 
 
 def test_vendored_file_refuses_tools_of_another_version(alone: Path) -> None:
     """They use what begins with an underscore, which may be another thing tomorrow."""
-    tools = alone / "persistedstate_tools"
-    shutil.copytree(ROOT / "persistedstate_tools", tools)
-    (alone / MODULE.name).write_text(MODULE.read_text("utf-8").replace("_read_scalar", "_scalar_in"), "utf-8")
+    shutil.copytree(ROOT / "persistedstate_tools", alone / "persistedstate_tools")
+    version = persistedstate.__version__
+    (alone / MODULE.name).write_text(MODULE.read_text("utf-8").replace(f'"{version}"', '"26.9"'), "utf-8")
 
-    code, _, errors = fails("-m", "persistedstate", "check", "example.state", cwd=alone)
+    code, _, errors = run_bare("-m", "persistedstate", "check", "example.state", cwd=alone)
 
-    assert (code, errors) == (2, f"persistedstate: {ADVICE}\n")
+    assert (code, errors) == (2, f"persistedstate: {ADVICE.replace(version, '26.9')}\n")
 
 
 @pytest.mark.parametrize(
@@ -331,12 +331,10 @@ def test_vendored_file_refuses_tools_of_another_version(alone: Path) -> None:
 def test_command_line_names_the_package_that_is_missing(arguments: list[str], package: str, tmp_path: Path) -> None:
     (tmp_path / "example.state").write_text("count: 1\ntext: >\n  folded\n", encoding="utf-8")
 
-    done = subprocess.run(
-        [sys.executable, "-S", MODULE, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run_bare(MODULE, *arguments, cwd=tmp_path)
 
     missing = f"the package {package} is missing; pip install ruamel.yaml portalocker"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"persistedstate: {missing}\n")
+    assert done == (2, "", f"persistedstate: {missing}\n")
 
 
 @pytest.mark.parametrize(
