@@ -5975,6 +5975,7 @@ def _tool(name: str) -> Any:
 def _main() -> int:
     """Run the command line; return its exit code."""
     sys.modules["persistedstate"] = sys.modules[__name__]  # the tools shall not execute this file once more
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # where `python -P` and `-I` do not look
     try:
         run = _tool("command_line").main
     except ModuleNotFoundError as error:

@@ -284,7 +284,7 @@ def test_installed_command_line_works(command: str, installed: Path, tmp_path: P
     assert run(*start, "--version", cwd=tmp_path) == f"persistedstate {persistedstate.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [["persistedstate.py"], ["-m", "persistedstate"]])
+@pytest.mark.parametrize("command", [["persistedstate.py"], ["-m", "persistedstate"], ["-IS", "persistedstate.py"]])
 def test_command_line_of_a_checkout_works(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "example.state").write_text("count: 1\n", encoding="utf-8")
 
