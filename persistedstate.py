@@ -5967,7 +5967,7 @@ def _tool(name: str) -> Any:
     try:
         return import_module(f"persistedstate_tools.{name}")
     except ImportError as error:  # there is none, or that of another version
-        advice = f"pip install persistedstate=={__version__}, or copy that folder beside {os.path.basename(__file__)}"
+        advice = f"copy that folder beside {os.path.basename(__file__)}, or install all of the project"
         missing = f"the package persistedstate_tools of version {__version__} is missing; {advice}"
         raise ModuleNotFoundError(missing, name="persistedstate_tools") from error
 

@@ -22,8 +22,8 @@ MODULE = ROOT / "persistedstate.py"
 
 #: What the single file says where the tools are asked for and not there.
 ADVICE = (
-    f"the package persistedstate_tools of version {persistedstate.__version__} is missing; pip install "
-    f"persistedstate=={persistedstate.__version__}, or copy that folder beside persistedstate.py"
+    f"the package persistedstate_tools of version {persistedstate.__version__} is missing; "
+    "copy that folder beside persistedstate.py, or install all of the project"
 )
 
 #: Modules that a script should not pay for only because it keeps a state.
