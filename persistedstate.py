@@ -2625,7 +2625,8 @@ class _Journal:
 
     def _glance(self) -> _Glance | None:
         """Look at the file to which the path leads by now; None where there is none."""
-        self._follow()
+        if not self._leads_home():
+            self._follow()
         try:
             status = _system.lstat(self.path)
         except FileNotFoundError:
@@ -2636,6 +2637,15 @@ class _Journal:
             self.due_at = 0.0  # each change looks again, before it writes
             raise OSError(errno.ESTALE, _ORPHANED, self.path)
         return None if stat.S_ISLNK(status.st_mode) else _seen(status)
+
+    def _leads_home(self) -> bool:
+        """Tell whether both paths lead to our file, as they nearly always do: following them takes far longer."""
+        try:
+            return self.is_same_file(_system.lstat(self.path)) and (
+                self.name == self.path or self.is_same_file(_system.stat(self.name))
+            )
+        except OSError:
+            return False
 
     def _follow(self) -> None:
         """Follow the path anew if it leads elsewhere: to our file, which was moved, or to what took its place.
@@ -2723,7 +2733,7 @@ class _Journal:
             is_ours = glance is not None and known is not None and glance[:2] == known[:2] and glance[2] == self.size
             is_just_written = glance is not None and abs(glance[3] / 1e9 - self.wrote_at - clock) < _CLOCK_TICK
             self.is_suspicious = not (is_ours and is_just_written and abs(self.clock - clock) < _CLOCK_TICK)
-        elif not self.dated.tells(glance):
+        elif now - self.dated.seen_at > _SAME_DATE and not self.dated.tells(glance):
             self.is_suspicious = True
 
     def is_foreign(self) -> bool:
@@ -3207,6 +3217,9 @@ class _Tree:
     def turn(self) -> Any:
         """Return the lock; raises StateError where waiting for it would never end."""
         return self.lock
+
+    def settle(self) -> None:
+        """Undo what a transaction has left that could not be undone."""
 
     def on_undo(self, function: Callable[..., None], *arguments: Any) -> None:
         if self.levels and not self.is_undoing:
@@ -4332,8 +4345,20 @@ class StateList(_Node, MutableSequence[Any]):
 
 #: The open trees of this process, so that a second opening of a file shares the first.
 _open_trees: list[_LiveTree] = []
-#: The files that are being opened, and by which threads. Who wants the same file waits for that, and nobody else.
-_opening: dict[_Journal, int] = {}
+
+
+class _Opening(NamedTuple):
+    """By which thread a file is being opened, and which file that is, if there is one."""
+
+    thread: int
+    status: os.stat_result | None
+
+    def is_of(self, status: os.stat_result | None) -> bool:
+        return status is not None and self.status is not None and os.path.samestat(status, self.status)
+
+
+#: The files that are being opened. Who wants the same file waits for that, and nobody else.
+_opening: dict[_Journal, _Opening] = {}
 #: The trees of readers, by their ids. (The callbacks of a WeakSet would swallow a Ctrl-C.)
 _followers: dict[int, weakref.ref[_Follower]] = {}
 
@@ -4360,10 +4385,13 @@ class _Transaction:
     """Stands for an outermost transaction; `around` is that of another state inside of which it began."""
 
     __slots__ = ("around", "levels")
+    around: _Transaction | None
 
     def __init__(self, levels: list[tuple[int, int]], around: _Transaction | None) -> None:
         self.levels = levels
-        self.around = around if around is not None and around.levels else None
+        while around is not None and not around.levels:
+            around = around.around
+        self.around = around
 
 
 #: The transaction inside of which the code that runs was started: a thread gets that of the task behind it.
@@ -4376,7 +4404,8 @@ class _LiveTree(_Tree):
     """A tree with its file: the one behind all `PersistedState` objects of this process for that file.
 
     fsync: False, True, or seconds. `halted` is None while changes are welcome; otherwise a change first has to deal
-    with it: an error to raise, `_RENEWING`, `trouble`, or a change that was interrupted (see `_settle`).
+    with it: an error to raise, `_RENEWING`, `trouble`, a change that was interrupted (see `_settle`), or a transaction
+    that could not be undone: a list of the number of those around it, and what halted the changes before.
     """
 
     __slots__ = ("fsync", "halted", "journal", "limit", "owner", "records", "task", "transaction")
@@ -4451,6 +4480,10 @@ class _LiveTree(_Tree):
                 raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
             self.lock.release()
         return self.lock
+
+    def settle(self) -> None:
+        if type(self.halted) is list:
+            self._undo_abandoned()
 
     def _has_started_this(self) -> bool:
         """Tell whether the code that runs was started inside of the latest transaction."""
@@ -4608,6 +4641,7 @@ class _LiveTree(_Tree):
 
     def resume(self) -> None:
         """Deal with what halted the changes, so that they can go on; raises what is in the way of that."""
+        self.settle()
         halted = self.halted
         if halted is None:
             return
@@ -4696,6 +4730,7 @@ class _LiveTree(_Tree):
 
     def end(self) -> None:
         """Leave a transaction; the outermost end writes one record."""
+        self.check()  # in a forked child it says so
         if self.owner != get_ident():
             raise StateError(self.path, "a transaction ends in another thread than it began in; its changes are undone")
         self.started = self.moment()
@@ -4715,7 +4750,10 @@ class _LiveTree(_Tree):
         """Undo and leave the transactions, if any, inside of `depth` others; an interrupt has to wait for the end."""
         interrupt: BaseException | None = None
         if len(self.levels) > depth and self.owner != get_ident():
+            self.halted = [depth, self.halted]  # who gets the lock in between undoes it first
             self._take_lock_over()
+        while type(self.halted) is list:
+            self.halted = self.halted[1]
         while len(self.levels) > depth:
             try:
                 self._settle_end()
@@ -4725,6 +4763,17 @@ class _LiveTree(_Tree):
                 interrupt = error
         if interrupt is not None:
             raise interrupt
+
+    def _undo_abandoned(self) -> None:
+        """Undo a transaction that could not be undone when it ended, for want of stack."""
+        depth, before = self.halted
+        try:
+            self.owner, self.halted = get_ident(), before
+            self.abandon(depth)
+        except BaseException:
+            if self.levels[depth:]:
+                self.halted = [depth, self.halted]
+            raise
 
     def _take_lock_over(self) -> None:
         """Let this thread hold the lock, and release it soon, in the place of the one that entered the transaction."""
@@ -4791,6 +4840,8 @@ class _LiveTree(_Tree):
             raise
         finally:
             _surely(self._finish_renewal)
+            if self.journal.is_half_rewritten and self.trouble is None:  # by an interrupt
+                self.trouble = OSError(errno.EINTR, os.strerror(errno.EINTR), self.path)
             self.halted = self.trouble
         for key, reason in lost.items():
             what = "the file" if key is _GONE else f"the entry {_inline(key)}"
@@ -4941,13 +4992,15 @@ class _LiveTree(_Tree):
         self.shut(StateClosed(self.path, "the state was closed; open it again"))  # not if it was interrupted: try again
 
     def _save(self) -> None:
-        if self._may_write():
-            if self.halted is not None:
-                self.resume()
-            if not self._look_or_keep() and not self.is_clean:
-                self._vacuum_or_warn()
-        if self.syncer is not None:
-            self.syncer.stop()
+        try:
+            if self._may_write():
+                if self.halted is not None:
+                    self.resume()
+                if not self._look_or_keep() and not self.is_clean:
+                    self._vacuum_or_warn()
+        finally:
+            if self.syncer is not None:
+                self.syncer.stop()
 
     def _look_or_keep(self) -> bool:
         """Merge what others did; where a process has opened what they put in the place of the file, keep ours aside."""
@@ -5543,6 +5596,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         if tree is None:
             return
         with tree.turn():
+            tree.settle()
             if tree.levels:
                 raise StateError(tree.path, "a transaction is open; close after it")
             with _registry_lock:
@@ -5590,7 +5644,12 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
                 finally:
                     tree.abandon(depth)
             finally:
-                tree.abandon(depth)  # an interrupt may have come in front of the first
+                try:
+                    tree.abandon(depth)  # an interrupt may have come in front of the first
+                except BaseException:
+                    if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
+                        tree.halted = [depth, tree.halted]
+                    raise
 
     def vacuum(self) -> None:
         """Renew the snapshot now, if anything changed since the last time.
@@ -5794,12 +5853,12 @@ def _claim(journal: _Journal, facade: PersistedState) -> _LiveTree | None:
     with suppress(OSError):
         status = _system.stat(journal.path)
     with _registry_lock:
-        is_being_opened = _is_being_opened(journal.path)  # first: what is opened by now is found below
+        is_being_opened = _is_being_opened(journal.path, status)  # first: what is opened by now is found below
         tree = _find_open(journal, status)
         if tree is not None and not tree.is_closing:
             tree.facades[id(facade)] = facade
         elif tree is None and not is_being_opened:
-            _opening[journal] = get_ident()
+            _opening[journal] = _Opening(get_ident(), status)
     return tree
 
 
@@ -5810,23 +5869,23 @@ def _find_open(journal: _Journal, status: os.stat_result | None) -> _LiveTree | 
     return same[0] if same else None
 
 
-def _is_being_opened(path: str) -> bool:
+def _is_being_opened(path: str, status: os.stat_result | None) -> bool:
     """Tell whether another thread is opening a file; raises StateError if it is this one, which a hook interrupted.
 
     What an interrupt left behind is let go: nothing in the stack of its thread goes on with that.
     """
     stacks = sys._current_frames() if _opening else {}
-    for journal, thread in list(_opening.items()):
-        frame = stacks.get(thread)
+    for journal, opening in list(_opening.items()):
+        frame = stacks.get(opening.thread)
         while frame and (frame.f_code is not _shared_tree.__code__ or frame.f_locals.get("journal") is not journal):
             frame = frame.f_back
-        if frame is None and thread in stacks:
+        if frame is None:
             del _opening[journal]
             if all(tree.journal is not journal for tree in _open_trees.copy()):
                 journal.close()
-        elif journal.path == path and thread == get_ident():
+        elif opening.thread == get_ident() and (journal.path == path or opening.is_of(status)):
             raise StateError(path, "opened while this thread is opening it; do so after that")
-    return any(journal.path == path for journal in _opening)
+    return any(journal.path == path or opening.is_of(status) for journal, opening in _opening.items())
 
 
 def _open_tree(journal: _Journal, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
@@ -5852,7 +5911,7 @@ def _close_at_exit() -> None:
             try:
                 tree.release()
             except Exception as error:  # noqa: BLE001 - the others have to be closed, too
-                _warn(f"at exit: {error}")
+                _warn_afterwards(f"at exit: {error}")
             finally:
                 tree.lock.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -404,6 +405,58 @@ def test_error_of_the_timer_surfaces_at_close(path: Path, system: Faulty) -> Non
         state.close()
 
     assert oracle.read(path) == {"a": 2}
+
+
+@pytest.mark.leaves("files")
+@pytest.mark.parametrize("number", range(1, 7))
+def test_interrupt_in_a_rewrite_within_the_file_costs_no_later_change(path: Path, system: Faulty, number: int) -> None:
+    """As of a file with two names: the next change first brings the rewrite to its end."""
+    state = PersistedState(path, a="x" * 50, n=0)
+    os.link(path, path.with_name("twin"))
+    state.a = "y" * 60
+    left = [number]
+
+    def write(descriptor: int, data: bytes) -> int:
+        left[0] -= 1
+        if left[0] == 0:
+            os.write(descriptor, data[:5])
+            raise KeyboardInterrupt
+        return os.write(descriptor, data)
+
+    system.write = write  # type: ignore[attr-defined]
+    with contextlib.suppress(KeyboardInterrupt):
+        state.vacuum()
+    del system.write
+
+    state.n = 77
+
+    assert oracle.read(copied_by_itself(path)) == plain(state) == {"a": "y" * 60, "n": 77}
+    state.close()
+    assert oracle.read(path) == {"a": "y" * 60, "n": 77}
+
+
+def copied_by_itself(path: Path) -> Path:
+    """Return a copy of the file in a folder of its own, opened and closed once: without a half-done rewrite."""
+    folder = path.with_name("copy")
+    folder.mkdir()
+    copy = folder / path.name
+    copy.write_bytes(path.read_bytes())
+    PersistedState(copy).close()
+    return copy
+
+
+def test_weaker_timer_is_synced_at_close_also_where_a_warning_comes_up(path: Path, system: Faulty) -> None:
+    synced: list[int] = []
+    state = PersistedState(path, l=[], _fsync=60)
+    state.l.append(1)
+    system.fsync = synced.append  # type: ignore[attr-defined]
+    state._tree.halted = RuntimeWarning("of the last change")
+
+    with pytest.raises(RuntimeWarning):
+        state.close()
+
+    assert synced
+    assert oracle.read(path) == {"l": [1]}
 
 
 # ---- What fails behind a change that is made is no failure of that change --------------------------------------------

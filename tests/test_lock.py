@@ -1299,3 +1299,28 @@ def test_a_file_that_is_removed_before_it_is_locked_is_made_anew(path: Path, mon
         assert plain(state) == {"b": 1}
 
     assert on_disk(path) == {"b": 1}
+
+
+def test_threads_that_open_one_file_by_two_names_share_its_state(path: Path) -> None:
+    other = path.with_name("other.state")
+    for _ in range(100):
+        path.write_text(f"n: 0\nl: [{'1, ' * 50}2]\n")
+        other.unlink(missing_ok=True)
+        os.link(path, other)
+        barrier, opened = threading.Barrier(2), list[Any]()
+
+        def work(name: Path, barrier: threading.Barrier = barrier, opened: list[Any] = opened) -> None:
+            barrier.wait()
+            opened.append(PersistedState(name))
+
+        threads = [threading.Thread(target=work, args=[name]) for name in (path, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        one, twin = opened
+        assert one._tree is twin._tree
+        one.close()
+        twin.close()
+    other.unlink()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import oracle
 import pytest
-from checks import reopened, run_child
-from meeting import meet
+from checks import reopened, run_child, scratch
+from meeting import WatchedLock, meet
 from processes import PATIENCE, listing
 from rounds import rounds as sized
 
@@ -477,6 +477,40 @@ def test_transaction_that_is_left_in_another_thread_is_undone_and_blocks_nobody(
         assert plain(state) == oracle.read(path) == {"a": 1, "l": [[1, 3]]}
 
 
+def test_change_that_waits_while_a_foreign_thread_leaves_the_transaction_is_kept(path: Path) -> None:
+    """It gets the lock between the thread that began the transaction and the one that leaves it."""
+    with PersistedState(path, l=[], n=0) as state:
+        transaction, waits = state.transaction(), threading.Event()
+
+        def enter() -> None:
+            transaction.__enter__()
+            state.n = 1
+
+        starter = threading.Thread(target=enter)
+        starter.start()
+        starter.join()
+        later = threading.Thread(target=state.l.append, args=[[1]])
+        tree, real = state._tree, state._tree.lock
+        tree.lock = WatchedLock(real, waits.set)
+        later.start()
+        assert waits.wait(PATIENCE)
+
+        class Freed:
+            """The lock, given to whoever waits for it before the thread that freed it goes on."""
+
+            def _release_save(self) -> None:
+                tree.lock = real
+                real._release_save()
+                later.join(PATIENCE)
+
+        tree.lock = Freed()
+        with pytest.raises(StateError, match="another thread"):
+            transaction.__exit__(None, None, None)
+
+        assert not later.is_alive()
+        assert plain(state) == oracle.read(path) == {"l": [[1]], "n": 0}
+
+
 # ---- Tasks -----------------------------------------------------------------------------------------------------------
 
 
@@ -763,6 +797,23 @@ def test_thread_for_which_a_transaction_waits_is_told_so(
         asyncio.run(main())
 
         assert plain(state) == oracle.read(path) == {"a": 2, "d": {}, "l": [2, 3]}
+
+
+def test_thread_is_told_also_behind_transactions_of_another_state(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistedstate, "_DEADLOCK", 0.05)
+
+    async def main() -> None:
+        with state.transaction():
+            for number in range(3):
+                with other.transaction():
+                    other.a = number
+            with pytest.raises(StateError, match="perhaps waits for it"):
+                await asyncio.to_thread(setattr, state, "a", 3)
+
+    with scratch() as another, PersistedState(path, a=1) as state, PersistedState(another, a=1) as other:
+        asyncio.run(main())
+
+        assert plain(state) == oracle.read(path) == {"a": 1}
 
 
 # ---- The end of the process ------------------------------------------------------------------------------------------

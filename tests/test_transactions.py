@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 import os
 import random
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -411,6 +413,64 @@ def test_rollback_of_a_journal_that_has_records_keeps_those(state: Any, path: Pa
 
 
 # ---- Nested ----------------------------------------------------------------------------------------------------------
+
+
+def shallow(state: Any) -> None:
+    with state.transaction():
+        state.counter += 1
+        raise Stop
+
+
+def removing(state: Any) -> None:
+    with state.transaction():
+        state.dict.pop("a")
+        raise Stop
+
+
+def runaway(state: Any) -> None:
+    with state.transaction():
+        state.list.append([1])
+        runaway(state)
+
+
+def nested(state: Any) -> None:
+    with state.transaction(), state.transaction():
+        state.counter += 1
+        state.list.reverse()
+        state.list.insert(0, 9)
+
+
+def at_depth(frames: int, function: Callable[[Any], None], state: Any) -> None:
+    if frames:
+        at_depth(frames - 1, function, state)
+    else:
+        function(state)
+
+
+@pytest.mark.parametrize("block", [shallow, removing, runaway, nested])
+def test_a_transaction_that_has_no_stack_left_to_be_undone_is_undone_by_whoever_comes_next(
+    path: Path, block: Callable[[Any], None]
+) -> None:
+    """At each distance from the limit: what the block did is kept whole or gone; what comes later is in the file."""
+    used, abandoned = len(inspect.stack(0)), 0
+    for left in range(1, 80):
+        path.unlink(missing_ok=True)
+        state: Any = PersistedState(path, **copy.deepcopy(START))
+        is_done = False
+        with contextlib.suppress(RecursionError, Stop):
+            at_depth(sys.getrecursionlimit() - used - left, block, state)
+            is_done = True
+        abandoned += type(state._tree.halted) is list
+
+        if left % 2:
+            state.later = left
+            assert on_disk(path)["later"] == left
+        state.close()
+
+        found = on_disk(path)
+        assert found.pop("later", left) == left
+        assert is_done or ordered(found) == ordered(START), left
+    assert abandoned or block is runaway
 
 
 def test_nested_transactions_join_the_outer(state: Any, path: Path) -> None:
