@@ -2733,7 +2733,7 @@ class _Journal:
             is_ours = glance is not None and known is not None and glance[:2] == known[:2] and glance[2] == self.size
             is_just_written = glance is not None and abs(glance[3] / 1e9 - self.wrote_at - clock) < _CLOCK_TICK
             self.is_suspicious = not (is_ours and is_just_written and abs(self.clock - clock) < _CLOCK_TICK)
-        elif now - self.dated.seen_at > _SAME_DATE and not self.dated.tells(glance):
+        elif not self.dated.tells(glance):
             self.is_suspicious = True
 
     def is_foreign(self) -> bool:
