@@ -481,14 +481,17 @@ def test_change_that_waits_while_a_foreign_thread_leaves_the_transaction_is_kept
     """It gets the lock between the thread that began the transaction and the one that leaves it."""
     with PersistedState(path, l=[], n=0) as state:
         transaction, waits = state.transaction(), threading.Event()
+        entered, may_end = threading.Event(), threading.Event()
 
         def enter() -> None:
             transaction.__enter__()
             state.n = 1
+            entered.set()
+            may_end.wait(PATIENCE)  # or its number may be given to the next thread
 
         starter = threading.Thread(target=enter)
         starter.start()
-        starter.join()
+        assert entered.wait(PATIENCE)
         later = threading.Thread(target=state.l.append, args=[[1]])
         tree, real = state._tree, state._tree.lock
         tree.lock = WatchedLock(real, waits.set)
@@ -507,6 +510,8 @@ def test_change_that_waits_while_a_foreign_thread_leaves_the_transaction_is_kept
         with pytest.raises(StateError, match="another thread"):
             transaction.__exit__(None, None, None)
 
+        may_end.set()
+        starter.join()
         assert not later.is_alive()
         assert plain(state) == oracle.read(path) == {"l": [[1]], "n": 0}
 
