@@ -2388,11 +2388,15 @@ class _System:
     @staticmethod
     def unlock(descriptor: int) -> None:
         """Let the lock of an open file go, as far as that can be."""
-        with _advised():
+        if sys.platform == "win32":
             from portalocker import LockException, unlock
 
-        with suppress(LockException):
-            unlock(descriptor)
+            with suppress(LockException):
+                unlock(descriptor)
+        else:  # portalocker 3.0 unlocks no descriptor
+            from fcntl import LOCK_UN, flock
+
+            flock(descriptor, LOCK_UN)
 
 
 _system: type[_System] | _System = _System
