@@ -425,6 +425,11 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other) and (type(one) is not datetime or one.utcoffset() == other.utcoffset())
 
 
+def _held_keys(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a table by which a key finds the equal one of a mapping: a text tells 1 and True apart, a dict not."""
+    return {key: key for key in mapping}
+
+
 def _read_scalar(raw: str) -> Any:
     """Read one scalar of the fast grammar; raises _Odd for what only looks like one."""
     first = raw[0]
@@ -2167,7 +2172,9 @@ class _Saved:
 
     def with_value(self, value: dict[Any, Any]) -> tuple[_Document, dict[Any, Any]]:
         """Return their text with another value, and that in the order of the text; raises ValueError, _BadText."""
-        touched = {key: False for key, old in self.value.items() if not _same(old, value.get(key, _GONE))}
+        held = _held_keys(value)
+        gone = {key for key in self.value if not _same(key, held.get(key, _GONE))}
+        touched = {key: key in gone for key, old in self.value.items() if key in gone or not _same(old, value[key])}
         document = self.original.renewed(touched, value, value.__getitem__, {})
         document.arrange(value)
         ordered = {key: value[key] for key in document.pieces or value}
@@ -5412,7 +5419,9 @@ def _merged_mapping(base: dict[Any, Any], mine: dict[Any, Any], theirs: dict[Any
     common = [key for key in theirs if key in base and key in mine]
     is_order_kept = common == [key for key in base if key in theirs and key in mine]
     order = _interleaved(list(mine), list(theirs)) if is_order_kept else _interleaved(list(theirs), list(mine))
-    return {key: values[key] for key in order if values[key] is not _GONE}
+    was, held = _held_keys(base), _held_keys(mine)
+    held.update((key, key) for key in theirs if not _same(key, was.get(key, _GONE)) or key not in mine)
+    return {held[key]: values[key] for key in order if values[key] is not _GONE}
 
 
 def _merged_list(base: list[Any], mine: list[Any], theirs: list[Any]) -> list[Any]:
@@ -5476,7 +5485,8 @@ def _become(node: Any, value: Any) -> None:
     The nodes below stay the same objects where they stay containers of their kind.
     """
     if isinstance(node, StateDict):
-        for key in [key for key in node._items if key not in value]:
+        held = _held_keys(value)
+        for key in [key for key in node._items if not _same(key, held.get(key, _GONE))]:
             node._drop(key)
         for key, item in value.items():
             if not _becomes(node._items.get(key, _GONE), item):

@@ -424,6 +424,35 @@ def test_types_are_what_the_person_wrote(path: Path, state: Any) -> None:
     check_rest(state, path, plain(state))
 
 
+@pytest.mark.parametrize(
+    ("before", "save_as", "change", "expected"),
+    [
+        pytest.param("1: a\n", "1: a\nb: 2\n", {True: "a"}, {True: "a", "b": 2}, id="of the script"),
+        pytest.param("1: a\nb: 1\n", "true: a\nb: 2\n", None, {True: "a", "b": 2}, id="of the person"),
+        pytest.param("x: {1: a}\n", "x: {1: a, b: 2}\n", {"x": {True: "a"}}, {"x": {True: "a", "b": 2}}, id="inside"),
+        pytest.param("x: {1: a}\n", "x: {1.0: a}\n", {"x": {1: "b"}}, {"x": {1.0: "b"}}, id="inside, both"),
+        pytest.param("0: a\n", "false: a\n", {0.0: "a"}, {False: "a"}, id="of both"),
+    ],
+)
+def test_a_key_that_gave_way_to_an_equal_one_of_another_type(
+    path: Path, before: str, save_as: str, change: dict[Any, Any] | None, expected: dict[Any, Any]
+) -> None:
+    """To a dict 1, 1.0 and true are one key; in a text they are three."""
+    path.write_text(before)
+    with PersistedState(path) as state:
+        state.vacuum()
+        if change is not None:
+            state.clear()
+            state.update(change)
+        save(path, save_as)
+
+        state.refresh()
+
+        assert oracle.same(plain(state), expected)
+        assert oracle.same(oracle.read(path), expected)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
 # ---- The text that the editor had read -------------------------------------------------------------------------------
 
 
