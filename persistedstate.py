@@ -88,10 +88,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
-
-    #: A function that undoes a step of a transaction, and its arguments; or, of a frequent change, what
-    #: `_Node._take_back` wants to know, and the record.
-    _Undo = tuple[Callable[..., None], tuple[Any, ...]] | tuple["_Node", str | None, Any, str]
 else:
     _RuamelScanner = object  # until it is needed
 
@@ -3163,8 +3159,7 @@ def _read_file(path: str, flags: int = 0) -> tuple[bytes, _Glance]:
 
 # ------------------------------------------------------- Nodes -------------------------------------------------------
 # The containers of the tree; know no file. A mutator checks and copies the value, gives its record to the tree, and
-# the tree calls one of the few functions that change memory (`_put`, `_drop`, `_empty`, `_splice`, `_arrange`), each
-# of which may be called twice for the same change: an interrupt between file and memory is settled that way.
+# the tree lets the node do the operation: `_set`, `_delete`, `_insert`, `_splice`, `_order`, `_update` or `_clear`.
 
 
 class _Unstorable(Exception):
@@ -3182,6 +3177,30 @@ def _step(key: Any) -> str:
     return "[…]" if is_huge else f"[{key!r}]"
 
 
+class _Level:
+    """An open transaction: how many records there were before it, and what the nodes that it changes were before."""
+
+    __slots__ = ("images", "records", "touched")
+
+    def __init__(self, records: int) -> None:
+        self.records = records
+        self.images: dict[int, _Image] = {}
+        self.touched: dict[Any, bool] | None = None  #: `_Tree.touched` before a key was deleted.
+
+
+class _Image:
+    """What a node was before a transaction changed it, as far as needed.
+
+    Of a mapping, `kept` has old items, `_GONE` for what was not there, and `extent` tells whether it has all of them.
+    Of a list, `kept` has the old items behind what did not change, the last first, and `extent` is how many there were.
+    """
+
+    __slots__ = ("extent", "kept", "node")
+
+    def __init__(self, node: _Node, kept: Any, extent: int) -> None:
+        self.node, self.kept, self.extent = node, kept, extent
+
+
 class _Tree:
     """What the nodes of one state share. `commit` is the one funnel for changes.
 
@@ -3189,21 +3208,23 @@ class _Tree:
     of a change.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "attributes", "levels", "lock", "undo")
+    __slots__ = ("__dict__", "__weakref__", "attributes", "halted", "levels", "lock", "root")
+
+    root: _Root
 
     def __init__(self, path: str = "") -> None:
         self.path = path
         self.lock = threading.RLock()
+        #: None while changes are welcome, else a call, (function, *arguments): what has to be done first, or raises.
+        self.halted: tuple[Any, ...] | None = None
         #: How many snapshots there have been.
         self.generation = 0
         #: Top-level keys whose text is out of date; True where the key has been deleted in between.
         self.touched: dict[Any, bool] = {}
         #: The nodes below the root that changed since, by their ids, and for mappings in the same way which keys.
         self.marked: dict[int, tuple[_Node, dict[Any, bool]]] = {}
-        #: The open transactions: how many records and steps of undoing there were before each.
-        self.levels: list[tuple[int, int]] = []
-        self.undo: list[_Undo] = []
-        self.is_undoing = False
+        #: The open transactions, the outermost first.
+        self.levels: list[_Level] = []
         self.started: Any = None  #: The `moment` at which the change under way looked where it belongs.
         #: The nodes that know the beginnings of records; a vacuum makes them forget.
         self.primed: list[_Node] = []
@@ -3215,50 +3236,42 @@ class _Tree:
         self.facades: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.is_closing = False
 
-    def commit(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
-        """Write the record, then change memory by `apply(*arguments)`; neither if the first fails."""
+    def commit(self, record: str, node: _Node, operation: str, *arguments: Any) -> None:
+        """Write the record, then do the operation to the node; neither if the first fails."""
         raise NotImplementedError
 
     def moment(self) -> Any:
         """Return what every change makes different: thereby one that a signal handler interrupts knows of it."""
 
-    def check(self) -> None:
-        """Raise what is in the way of changes."""
-
     def turn(self) -> Any:
         """Return the lock; raises StateError where waiting for it would never end."""
         return self.lock
 
-    def settle(self) -> None:
-        """Undo what a transaction has left that could not be undone."""
+    def resume(self) -> None:
+        """Do what is in the way of changes, so that they can go on; raises where that cannot be."""
+        while self.halted is not None:
+            function, *arguments = self.halted
+            function(*arguments)
 
-    def on_undo(self, function: Callable[..., None], *arguments: Any) -> None:
-        if self.levels and not self.is_undoing:
-            self.undo.append((function, arguments))
+    def refuse(self, error: StateError) -> NoReturn:
+        """Raise the same error for each use."""
+        raise type(error)(*error.__reduce__()[1])
 
-    def roll_back(self, steps: int) -> None:
-        """Undo all but so many steps; may be called twice."""
-        try:
-            self.is_undoing = True
-            while len(self.undo) > steps:
-                step = self.undo[-1]
-                function, arguments = step if len(step) == 2 else (step[0]._take_back, step[1:3])  # noqa: PLR2004
-                function(*arguments)
-                self.undo.pop()
-        finally:
-            self.is_undoing = False
+    def restore(self) -> None:
+        """Make the nodes what they were before the innermost transaction; may be called twice."""
+        self.forget_heads()
+        level = self.levels[-1]
+        for image in level.images.values():
+            image.node._restore(image)
+        if level.touched is not None:
+            self.touched = level.touched
 
     def touch(self, key: Any, *, gone: bool = False) -> None:
         before = self.touched.get(key, _GONE)
         if before is _GONE or (gone and not before):
-            self.on_undo(self._untouch, key, before)
+            for level in self.levels if gone else ():
+                level.touched = self.touched.copy() if level.touched is None else level.touched
             self.touched[key] = gone
-
-    def _untouch(self, key: Any, before: Any) -> None:
-        if before is _GONE:
-            self.touched.pop(key, None)
-        else:
-            self.touched[key] = before
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:  # noqa: ARG002 - a tree with a file uses them
         """Put a scalar in the place of a scalar, or append it where `key` is None, if there is a short way to do so."""
@@ -3317,16 +3330,18 @@ _MOST_PRIMED = 1000
 
 
 class _Node(_Holder):
-    """A container of the tree, or one that was removed from it.
+    """A container of the tree, or one that was removed from it: that is as plain as any other.
 
-    Then `_tree` is None, and it is as plain as any other.
+    A node is in the tree if its parents lead to the root; to remove it is to clear its link to its parent. Each
+    operation of a record is a method of the same name with an underscore. Its last step changes `_items` by one call
+    of C code, so that after an interrupt the length tells whether it was done, or else it may be repeated (`_redo`).
     """
 
-    __slots__ = ("_born", "_heads", "_home", "_items", "_key", "_parent", "_place", "_tree")
+    __slots__ = ("_born", "_heads", "_items", "_key", "_parent", "_place", "_tree")
 
+    #: None once it is known that the node was removed.
     _tree: _Tree | None
-    #: The tree from which an open transaction removed the node; it may bring it back.
-    _home: _Tree | None
+    #: None for the root, and where a node was removed; those below that keep theirs.
     _parent: _Node | None
     #: In a mapping the key; in a list the index where it was last seen.
     _key: Any
@@ -3341,7 +3356,7 @@ class _Node(_Holder):
 
     def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
         self._items, self._tree, self._parent, self._key, self._place = items, tree, parent, key, None
-        self._heads, self._home = _NO_HEADS, None
+        self._heads = _NO_HEADS
         self._born = tree.generation if tree else 0
 
     def __repr__(self) -> str:
@@ -3389,67 +3404,143 @@ class _Node(_Holder):
             node = node._parent
         return keys
 
-    def _commit(self, operation: str, rest: str, apply: Callable[..., None], *arguments: Any) -> None:
-        if self._tree is None:
-            apply(*arguments)
-        else:
-            self._tree.commit(f'["{operation}",[{self._locate()[0]}]{rest}]', apply, *arguments)
+    def _turn(self) -> Any:
+        """Return what to hold during a change, which may be none at all."""
+        return _NO_LOCK if self._tree is None else self._tree.turn()
 
-    def _lock(self) -> Any:
-        """Return what to hold during a change, which may be none at all: a closed state says so in any case.
-
-        Another thread may remove the node meanwhile: who holds the lock looks again whether there is a tree.
-        """
-        tree = self._tree
+    def _enter(self) -> bool:
+        """Tell whether a change of this is one of the state; raises what is in the way of that."""
+        tree, top = self._tree, self._top()
         if tree is None:
-            return _NO_LOCK if self._home is None else self._home.turn()
-        tree.check()
-        return tree.turn()
+            return False
+        is_inside = top is tree.root
+        if tree.halted is not None and (is_inside or tree.levels):
+            tree.resume()
+            return self._enter()
+        if not (is_inside or (tree.levels and id(top) in tree.levels[0].images)):
+            self._tree = None  # no open transaction can bring it back
+        return is_inside
+
+    def _top(self) -> _Node:
+        node = self
+        while node._parent is not None:
+            node = node._parent
+        return node
+
+    def _commit(self, operation: str, *arguments: Any) -> None:
+        """Do an operation; what is part of the state writes its record first."""
+        if not self._enter():
+            self._do(operation, *arguments)
+            return
+        tree, rest = self._tree, "".join([f",{_flow(argument)}" for argument in arguments])
+        assert tree is not None  # noqa: S101 - for the type checker
+        if type(self._items) is dict:  # with a list it began with a look at the length
+            tree.started = tree.moment()
+        record = f'["{operation}",[{self._locate()[0]}]{rest}]'
+        tree.commit(record, self, operation, *self._grown(operation, *arguments))
+
+    def _do(self, operation: str, *arguments: Any) -> None:
+        tree = self._tree
+        if tree is not None and tree.levels:
+            self._remember(operation, *arguments)
+        getattr(self, "_" + operation)(*arguments)
+
+    def _follow(self, operation: str, *arguments: Any) -> None:
+        """Do an operation of the state, and note what it means for the text."""
+        self._note(operation, *arguments)
+        self._do(operation, *arguments)
+
+    def _redo(self, length: int, operation: str, *arguments: Any) -> None:
+        """Follow an operation unless that was done: unless the node has another length than it had before."""
+        if len(self._items) == length:
+            self._follow(operation, *arguments)
+
+    def _put(self, length: int, key: str | None, value: Any) -> None:
+        """Make the change of which `_heads` tells, unless it was made; see `_redo`."""
+        raise NotImplementedError
+
+    def _note(self, operation: str, *arguments: Any) -> None:
+        """Note what an operation that is about to be done means for the text."""
+        raise NotImplementedError
+
+    def _taken(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
+        """Return the arguments that a record has for an operation, if they fit; raises what `_MISFITS` are."""
+        take = getattr(self, f"_take_{operation}", None)
+        if take is None:
+            raise ValueError(f"unknown operation {operation!r}")
+        taken: tuple[Any, ...] = take(*arguments)
+        return taken
+
+    def _take_clear(self) -> tuple[Any, ...]:
+        return ()
+
+    def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
+        """Return the arguments of an operation with nodes in the place of plain containers."""
+        raise NotImplementedError
 
     def _checked(self, value: Any, key: Any) -> Any:
-        """Return a plain copy of a value that is to be stored under a key; the value itself outside of the tree."""
-        if self._tree is None:
-            return value
+        """Return a plain copy of a value that is to be stored under a key."""
         if type(value) in _AS_THEY_ARE:
             return value
         depth = 0 if type(value) in _SCALARS else len(self._path())
         return _stored(_storable, value, depth, lambda: [*self._path(), key])
 
-    def _grown(self, value: Any, key: Any) -> Any:
+    def _grow(self, value: Any, key: Any) -> Any:
         return value if self._tree is None else _grow(value, self._tree, self, key)
 
     def _touch(self, key: Any = _GONE, *, gone: bool = False) -> None:
         """Note what is about to change; key: where it is one entry of a mapping."""
         tree = self._tree
-        if tree is not None:
-            tree.touch(self._locate()[1])
-            marks = tree.marked.get(id(self))
-            if marks is None:
-                marks = tree.marked[id(self)] = (self, {})
-            if key is not _GONE and (gone or key not in marks[1]):
-                marks[1][key] = gone
+        assert tree is not None  # noqa: S101 - for the type checker
+        tree.touch(self._locate()[1])
+        marks = tree.marked.get(id(self))
+        if marks is None:
+            marks = tree.marked[id(self)] = (self, {})
+        if key is not _GONE and (gone or key not in marks[1]):
+            marks[1][key] = gone
 
-    def _adopt(self, child: Any, key: Any) -> None:
-        """Attach a child again that was removed."""
-        if isinstance(child, _Node) and self._tree is not None:
-            child._tree, child._parent, child._key, child._place = self._tree, self, key, None
-            child._heads = _NO_HEADS
-            for key_below, item in child._pairs():
-                child._adopt(item, key_below)
+    def _let_go(self, children: Iterable[Any], kept: Iterable[Any] = ()) -> None:
+        """Let nodes that are removed live on as plain containers that never write."""
+        gone = [child for child in children if isinstance(child, _Node) and child._parent is self]
+        kept_ids = {id(item) for item in kept} if gone else ()
+        for child in gone:
+            if id(child) not in kept_ids:
+                child._keep()
+                child._parent = None
+                if child._place is not None and self._tree is not None:  # else none below is primed
+                    self._tree.forget_heads()
 
-    def _redo(self, key: Any, value: Any, length: int) -> None:
-        """Make the change of which `_heads` tells, if the node still has that length; may be called twice."""
+    def _loosen(self, children: Iterable[Any]) -> None:
+        """Clear the links of what may be no part of the node any more; `_attach` follows for what is."""
+        for child in children:
+            if isinstance(child, _Node) and child._parent is self:
+                child._parent = None
+
+    def _attach(self, children: Iterable[Any]) -> None:
+        for child in children:
+            if isinstance(child, _Node):
+                child._parent = self
+
+    def _keep(self) -> list[_Image]:
+        """Return what the open transactions know of the node as it was; more is noted there before a change."""
+        images, key = [], id(self)
+        for level in self._tree.levels if self._tree is not None else ():
+            image = level.images.get(key)
+            if image is None:
+                image = level.images[key] = self._image()
+            images.append(image)
+        return images
+
+    def _image(self) -> _Image:
+        """Return what keeps an image of the node, of which nothing changed as yet."""
         raise NotImplementedError
 
-    def _take_back(self, key: Any, old: Any) -> None:
-        """Undo such a change: put the old value back, or give a list its `old` length; may be called twice."""
-        self._redo(key, old, 0)
-
-    def _pairs(self) -> Iterable[tuple[Any, Any]]:
+    def _remember(self, operation: str, *arguments: Any) -> None:
+        """Keep in the open transactions what an operation is about to change."""
         raise NotImplementedError
 
-    def _restore(self, items: Any) -> None:
-        """Undo: put back what the node held."""
+    def _restore(self, image: _Image) -> None:
+        """Make the node again what it was; may be called twice."""
         raise NotImplementedError
 
 
@@ -3477,22 +3568,6 @@ def _grow(value: Any, tree: _Tree, parent: _Node | None, key: Any) -> Any:
                 value[index] = _grow(item, tree, sequence, index)
         return sequence
     return value
-
-
-def _detach(child: Any) -> None:
-    """Let a removed node, and all below, live on as plain containers that never write.
-
-    Without its tree a node takes no lock: that is the last step, when nobody looks at its content any more.
-    """
-    if isinstance(child, _Node):
-        tree = child._tree
-        if tree is not None and tree.levels:
-            tree.on_undo(child._restore, child._items.copy())
-            child._home = tree
-        for _, item in child._pairs():
-            _detach(item)
-        child._heads = _NO_HEADS
-        child._tree = child._parent = child._place = None
 
 
 def _plain(value: Any, origins: dict[int, Any] | None = None) -> Any:
@@ -3797,68 +3872,74 @@ class StateDict(_Node, MutableMapping[Any, Any]):
         tree = self._tree
         if tree is not None and type(key) is str and key in self._heads and tree.assign(self, key, value):
             return
-        with self._lock():
+        with self._turn():
+            is_ours = self._enter()
             if isinstance(value, _Node) and self._items.get(key, _GONE) is value:
                 return
-            key = self._checked_key(key)
-            value = self._checked(value, key)
-            rest = "" if self._tree is None else f",{_flow(key)},{_flow(value)}"
-            self._commit("set", rest, self._put, key, self._grown(value, key))
+            if is_ours:
+                key = self._checked_key(key)
+                value = self._checked(value, key)
+            self._commit("set", key, value)
             self._prime(key, value)
 
-    def _redo(self, key: Any, value: Any, _length: int) -> None:
+    def _put(self, _length: int, key: Any, value: Any) -> None:
         self._items[key] = value
 
     def _prime(self, key: Any, value: Any) -> None:
         tree = self._tree
         if tree is not None and self._place is not None and type(key) is str and type(value) in _SCALARS:
             above, top = self._place
-            if (key if top is _GONE else top) in tree.touched:
+            if (key if top is _GONE else top) in tree.touched and self._top() is tree.root:
                 tree.prime(self, key, f'["set",[{above}],{_flow(key)},')
 
     def __delitem__(self, key: Any) -> None:
-        with self._lock():
+        with self._turn():
+            self._enter()
             self._items[key]
-            self._delete(self._held(key))
+            self._commit("delete", self._held(key))
 
     def pop(self, key: Any, *default: Any) -> Any:
-        with self._lock():
+        with self._turn():
+            self._enter()
             held = self._held(key)
             if held is _GONE or len(default) > 1:
                 return {}.pop(key, *default)
             value = self._items[held]
-            self._delete(held)
+            self._commit("delete", held)
             return value
 
     def popitem(self) -> tuple[Any, Any]:
-        with self._lock():
+        with self._turn():
+            self._enter()
             if not self._items:
                 raise KeyError("popitem(): dictionary is empty")
             key = next(reversed(self._items))
             value = self._items[key]
-            self._delete(key)
+            self._commit("delete", key)
             return key, value
 
     def setdefault(self, key: Any, default: Any = None) -> Any:
-        with self._lock():
+        with self._turn():
+            self._enter()
             if key not in self._items:
                 self[key] = default
             return self._items[key]
 
     def clear(self) -> None:
-        with self._lock():
+        with self._turn():
+            self._enter()
             if self._items:
-                self._commit("clear", "", self._empty)
+                self._commit("clear")
 
     def update(self, /, *others: Any, **named: Any) -> None:
-        with self._lock():
+        with self._turn():
+            is_ours = self._enter()
             given: dict[Any, Any] = {}
             given.update(*map(_content, others), **named)
-            changes = {self._checked_key(key): self._checked(value, key) for key, value in given.items()}
-            if changes:
-                rest = "" if self._tree is None else f",{_flow(changes)}"
-                grown = {key: self._grown(value, key) for key, value in changes.items()}
-                self._commit("update", rest, self._put_all, grown)
+            if is_ours:
+                given = {self._checked_key(key): self._checked(value, key) for key, value in given.items()}
+            if given:
+                self._commit("update", given)
 
     def _held(self, key: Any) -> Any:
         """Return the key that the mapping has in the place of one that is equal; _GONE if there is none."""
@@ -3869,7 +3950,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
 
     def _checked_key(self, key: Any) -> Any:
         """Return the key under which something is to be stored: as in a dict, the first of equal ones stays."""
-        if self._tree is None or (type(key) is str and key in self._items):
+        if type(key) is str and key in self._items:
             return key
         return _stored(self._held_or_storable, key, 0, lambda: [*self._path(), key])
 
@@ -3877,76 +3958,101 @@ class StateDict(_Node, MutableMapping[Any, Any]):
         held = self._held(key)
         return _storable_key(key) if held is _GONE else held
 
-    def _commit(self, operation: str, rest: str, apply: Callable[..., None], *arguments: Any) -> None:
-        if self._tree is not None:
-            self._tree.started = self._tree.moment()
-        super()._commit(operation, rest, apply, *arguments)
+    def _take_set(self, key: Any, value: Any) -> tuple[Any, ...]:
+        return self._checked_key(key), self._checked(value, key)
 
-    def _delete(self, key: Any) -> None:
-        rest = "" if self._tree is None else f",{_flow(key)}"
-        self._commit("delete", rest, self._drop, key)
+    def _take_delete(self, key: Any) -> tuple[Any, ...]:
+        self._items[key]
+        return (key,)
 
-    def _pairs(self) -> Iterable[tuple[Any, Any]]:
-        return self._items.items()
+    def _take_update(self, items: dict[Any, Any]) -> tuple[Any, ...]:
+        return ({self._checked_key(key): self._checked(value, key) for key, value in items.items()},)
 
-    def _put(self, key: Any, value: Any) -> None:
-        old = self._items.get(key, _GONE)
-        if self._tree is not None:
-            self._tree.on_undo(self._unput, key, old)
-            self._touch_key(key)
-            if old is not value:
-                _detach(old)
-        if isinstance(value, _Node):
-            self._heads = _NO_HEADS
-        self._items[key] = value
+    def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
+        if operation == "set":
+            key, value = arguments
+            return key, self._grow(value, key)
+        if operation == "update":
+            return ({key: self._grow(value, key) for key, value in arguments[0].items()},)
+        return arguments
 
-    def _put_all(self, changes: dict[Any, Any]) -> None:
-        for key, value in changes.items():
-            self._put(key, value)
-
-    def _drop(self, key: Any) -> None:
-        old = self._items.get(key, _GONE)
-        if old is _GONE:
-            return
-        if self._tree is not None:
-            if self._tree.levels:
-                last = next(reversed(self._items))
-                self._tree.on_undo(*((self._unput, last, old) if last == key else (self._refill, dict(self._items))))
-            self._touch_key(key, gone=True)
-            _detach(old)
-        self._heads = _NO_HEADS
-        del self._items[key]
-
-    def _empty(self) -> None:
-        if self._tree is not None:
-            self._tree.on_undo(self._refill, dict(self._items))
-            for key, item in self._items.items():
+    def _note(self, operation: str, *arguments: Any) -> None:
+        if operation == "update":
+            for key in arguments[0]:
+                self._touch_key(key)
+        elif operation == "clear":
+            for key in self._items:
                 self._touch_key(key, gone=True)
-                _detach(item)
-        self._heads = _NO_HEADS
-        self._items.clear()
+        else:
+            self._touch_key(arguments[0], gone=operation == "delete")
 
     def _touch_key(self, key: Any, *, gone: bool = False) -> None:
         self._touch(key, gone=gone)
 
-    def _unput(self, key: Any, old: Any) -> None:
-        if old is _GONE:
-            _detach(self._items.pop(key, None))
-            return
-        if self._items.get(key) is not old:
-            _detach(self._items.get(key))
-        self._items[key] = old
-        self._adopt(old, key)
+    # The operations.
 
-    def _refill(self, items: dict[Any, Any]) -> None:
-        self._restore(items)
-        for key, item in items.items():
-            self._adopt(item, key)
+    def _set(self, key: Any, value: Any) -> None:
+        old = self._items.get(key)
+        if isinstance(old, _Node):
+            self._let_go((old,), (value,))
+        if isinstance(value, _Node):
+            self._heads = _NO_HEADS
+        self._items[key] = value
 
-    def _restore(self, items: dict[Any, Any]) -> None:
+    def _update(self, items: dict[Any, Any]) -> None:
+        self._let_go([self._items.get(key) for key in items], items.values())
+        self._heads = _NO_HEADS
+        self._items.update(items)
+
+    def _delete(self, key: Any) -> None:
+        self._let_go((self._items[key],))
+        self._heads = _NO_HEADS
+        del self._items[key]
+
+    def _clear(self) -> None:
+        self._let_go(self._items.values())
         self._heads = _NO_HEADS
         self._items.clear()
+
+    # Transactions.
+
+    def _image(self) -> _Image:
+        return _Image(self, {}, extent=False)
+
+    def _remember(self, operation: str, *arguments: Any) -> None:
+        keys = arguments[:1] if operation == "set" else arguments[0] if operation == "update" else None
+        for image in self._keep():
+            if keys is None and not image.extent:
+                whole = self._items.copy()
+                _put_back(whole, image.kept)
+                image.kept, image.extent = whole, True
+            for key in keys or () if not image.extent else ():
+                if key not in image.kept:
+                    image.kept[key] = self._items.get(key, _GONE)
+
+    def _restore(self, image: _Image) -> None:
+        self._loosen(self._items.values() if image.extent else map(self._items.get, image.kept))
+        if image.extent:
+            self._items.clear()
+            self._items.update(image.kept)
+        else:
+            _put_back(self._items, image.kept)
+        self._attach(image.kept.values())
+
+    def _rearrange(self, keys: Iterable[Any]) -> None:
+        """Put the keys into another order."""
+        items = {key: self._items[key] for key in keys}
+        self._items.clear()
         self._items.update(items)
+
+
+def _put_back(items: dict[Any, Any], kept: dict[Any, Any]) -> None:
+    """Give keys their old values back; _GONE stands for none."""
+    for key, old in kept.items():
+        if old is _GONE:
+            items.pop(key, None)
+        else:
+            items[key] = old
 
 
 class _Root(StateDict):
@@ -3957,40 +4063,46 @@ class _Root(StateDict):
 
     def __init__(self, items: dict[Any, Any], tree: _Tree) -> None:
         super().__init__(items, tree, None, None)
+        tree.root = self
         self._place = ("", _GONE)
         for key, item in items.items():
             if type(item) in (dict, list):
                 items[key] = _grow(item, tree, self, key)
         self._show_all()
 
-    def _redo(self, key: Any, value: Any, _length: int) -> None:
+    def _redo(self, length: int, operation: str, *arguments: Any) -> None:
+        if len(self._items) == length:
+            self._follow(operation, *arguments)
+        else:
+            self._show_all()
+
+    def _put(self, _length: int, key: Any, value: Any) -> None:
         self._items[key] = self._tree.attributes[key] = value
 
     def _prime(self, key: Any, value: Any) -> None:
         if key in self._tree.attributes:
             super()._prime(key, value)
 
-    def _put(self, key: Any, value: Any) -> None:
-        super()._put(key, value)
+    def _set(self, key: Any, value: Any) -> None:
+        super()._set(key, value)
         self._show(key, value)
 
-    def _drop(self, key: Any) -> None:
-        super()._drop(key)
-        self._hide(key)
+    def _update(self, items: dict[Any, Any]) -> None:
+        super()._update(items)
+        for key, value in items.items():
+            self._show(key, value)
 
-    def _empty(self) -> None:
-        super()._empty()
+    def _delete(self, key: Any) -> None:
+        super()._delete(key)
+        if type(key) is str:
+            self._tree.attributes.pop(key, None)
+
+    def _clear(self) -> None:
+        super()._clear()
         self._show_all()
 
-    def _unput(self, key: Any, old: Any) -> None:
-        super()._unput(key, old)
-        if old is _GONE:
-            self._hide(key)
-        else:
-            self._show(key, old)
-
-    def _refill(self, items: dict[Any, Any]) -> None:
-        super()._refill(items)
+    def _restore(self, image: _Image) -> None:
+        super()._restore(image)
         self._show_all()
 
     def _touch_key(self, key: Any, *, gone: bool = False) -> None:
@@ -4000,13 +4112,9 @@ class _Root(StateDict):
         if type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
             self._tree.attributes[key] = value
 
-    def _hide(self, key: Any) -> None:
-        if type(key) is str:
-            self._tree.attributes.pop(key, None)
-
     def _show_all(self) -> None:
         for name in self._tree.attributes.keys() - self._items.keys():
-            self._hide(name)
+            self._tree.attributes.pop(name, None)
         for key, value in self._items.items():
             self._show(key, value)
 
@@ -4075,19 +4183,20 @@ class StateList(_Node, MutableSequence[Any]):
         return self._items.index(value, *limits)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        with self._lock():
+        with self._turn():
+            is_ours = self._enter()
             if isinstance(index, slice):
-                self._assign(index, value)
+                self._set_slice(index, value)
                 return
             position = self._position(index, "list assignment index out of range")
             if isinstance(value, _Node) and self._items[position] is value:
                 return
-            value = self._checked(value, position)
-            position = self._position(index, "list assignment index out of range")  # the check may run foreign code
-            rest = "" if self._tree is None else f",{position},{_flow(value)}"
-            self._replace("set", rest, position, position + 1, [value])
+            if is_ours:
+                value = self._checked(value, position)
+                position = self._position(index, "list assignment index out of range")  # that may run foreign code
+            self._commit("set", position, value)
 
-    def _assign(self, part: slice, values: Any) -> None:
+    def _set_slice(self, part: slice, values: Any) -> None:
         part = _plain_slice(part)
         start, _, step = part.indices(len(self._items))
         checked = self._all_checked(values, start, step)
@@ -4100,60 +4209,68 @@ class StateList(_Node, MutableSequence[Any]):
             raise ValueError(
                 f"attempt to assign sequence of size {len(checked)} to extended slice of size {len(indexes)}"
             )
-        if self._tree is None or not checked:
+        if checked:
             self._scatter(indexes, checked)
+
+    def _scatter(self, indexes: range, values: list[Any]) -> None:
+        """Set items here and there: in one record, and in memory by one change of the part that holds them."""
+        is_ours, first, last = self._enter(), min(indexes), max(indexes)
+        items = self._items[first : last + 1]
+        if not is_ours:
+            for index, value in zip(indexes, values, strict=True):
+                items[index - first] = value
+            self._splice(first, last + 1, items)
             return
         path = self._locate()[0]
-        records = [f'["set",[{path}],{i},{_flow(item)}]' for i, item in zip(indexes, checked, strict=True)]
-        grown = [self._grown(item, index) for index, item in zip(indexes, checked, strict=True)]
-        self._tree.commit(f'["transaction",[{",".join(records)}]]', self._scatter, indexes, grown)
+        records = [f'["set",[{path}],{i},{_flow(item)}]' for i, item in zip(indexes, values, strict=True)]
+        for index, value in zip(indexes, values, strict=True):
+            items[index - first] = self._grow(value, index)
+        record = f'["transaction",[{",".join(records)}]]'
+        self._tree.commit(record, self, "splice", first, last + 1, items)  # type: ignore[union-attr]
 
     def __delitem__(self, index: Any) -> None:
-        with self._lock():
+        with self._turn():
+            self._enter()
             if not isinstance(index, slice):
-                position = self._position(index, "list assignment index out of range")
-                self._replace("delete", f",{position}", position, position + 1, [])
+                self._commit("delete", self._position(index, "list assignment index out of range"))
                 return
             start, stop, step = _plain_slice(index).indices(self._length())
             if step == 1:
-                if stop > start:
-                    self._change(start, stop, [])
+                self._change(start, stop, [])
                 return
             gone = set(range(start, stop, step))
             if gone:
-                self._order([position for position in range(len(self._items)) if position not in gone])
+                self._reorder([position for position in range(len(self._items)) if position not in gone])
 
     def insert(self, index: Any, value: Any) -> None:
-        with self._lock():
+        with self._turn():
+            is_ours = self._enter()
             start, _, _ = slice(_index(index), None).indices(len(self._items))
-            value = self._checked(value, start)
+            if is_ours:
+                value = self._checked(value, start)
             start, _, _ = slice(_index(index), None).indices(self._length())  # the check may run foreign code
-            rest = "" if self._tree is None else f",{start},{_flow(value)}"
-            self._replace("insert", rest, start, start, [value])
+            self._commit("insert", start, value)
 
     def append(self, value: Any) -> None:
         tree = self._tree
         if tree is not None and self._heads and tree.assign(self, None, value):
             return
-        with self._lock():
+        with self._turn():
             self.insert(len(self._items), value)
             self._prime()
 
-    def _redo(self, _key: Any, value: Any, length: int) -> None:
+    def _put(self, length: int, _key: Any, value: Any) -> None:
         if len(self._items) == length:
             self._items.append(value)
 
-    def _take_back(self, _key: Any, old: Any) -> None:
-        self._forget()
-        del self._items[old:]
-
     def _prime(self) -> None:
-        tree = self._tree
-        if tree is not None and self._place is not None and self._place[1] in tree.touched:
-            tree.prime(self, None, f'["insert",[{self._place[0]}],')
+        tree, place = self._tree, self._place
+        if tree is not None and place is not None and place[1] in tree.touched and self._top() is tree.root:
+            tree.prime(self, None, f'["insert",[{place[0]}],')
 
     def extend(self, values: Iterable[Any]) -> None:
-        with self._lock():
+        with self._turn():
+            self._enter()
             added = self._all_checked(values, len(self._items))
             end = self._length()
             self._change(end, end, added)
@@ -4163,7 +4280,7 @@ class StateList(_Node, MutableSequence[Any]):
         return self
 
     def __imul__(self, times: Any) -> StateList:
-        with self._lock():
+        with self._turn():
             count = _index(times)
             self.extend(_plain(self) * (count - 1))
             if count <= 0:
@@ -4171,40 +4288,45 @@ class StateList(_Node, MutableSequence[Any]):
         return self
 
     def pop(self, index: Any = -1) -> Any:
-        with self._lock():
+        with self._turn():
+            self._enter()
             if not self._items:
                 raise IndexError("pop from empty list")
             position = self._position(index, "pop index out of range")
             value = self._items[position]
-            self._replace("delete", f",{position}", position, position + 1, [])
+            self._commit("delete", position)
             return value
 
     def remove(self, value: Any) -> None:
-        with self._lock():
+        with self._turn():
+            self._enter()
             if value not in self._items:
                 raise ValueError("list.remove(x): x not in list")
             del self[self._items.index(value)]
 
     def clear(self) -> None:
-        with self._lock():
-            if self._items:
-                self._replace("clear", "", 0, self._length(), [])
+        with self._turn():
+            self._enter()
+            if self._length():
+                self._commit("clear")
 
     def reverse(self) -> None:
-        with self._lock():
+        with self._turn():
+            self._enter()
             if len(self._items) > 1:
-                self._order(list(range(self._length() - 1, -1, -1)))
+                self._reorder(list(range(self._length() - 1, -1, -1)))
 
     def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
         """Sort in place, as a list does; the items stay the same objects."""
-        with self._lock():
+        with self._turn():
+            self._enter()
             before = list(self._items)
             ranks = before if key is None else [key(item) for item in before]
             indexes = sorted(range(len(before)), key=ranks.__getitem__, reverse=reverse)
             if self._length() != len(before):
                 raise ValueError("list modified during sort")
             if indexes != list(range(len(before))):
-                self._order(indexes)
+                self._reorder(indexes)
 
     def _length(self) -> int:
         """Return the length on which the indexes of a record are built."""
@@ -4224,23 +4346,21 @@ class StateList(_Node, MutableSequence[Any]):
 
     def _all_checked(self, values: Iterable[Any], start: int, step: int = 1) -> list[Any]:
         items = [value for value in _content(values)]  # noqa: C416 - list() would believe any length hint
+        if not self._enter():
+            return items
         return [self._checked(value, start + offset * step) for offset, value in enumerate(items)]
 
     def _change(self, start: int, stop: int, values: list[Any]) -> None:
         if values or stop > start:
-            rest = "" if self._tree is None else f",{start},{stop},{_flow(values)}"
-            self._replace("splice", rest, start, stop, values)
+            self._commit("splice", start, stop, values)
 
-    def _replace(self, operation: str, rest: str, start: int, stop: int, values: list[Any]) -> None:
-        grown = [self._grown(value, start + offset) for offset, value in enumerate(values)]
-        self._commit(operation, rest, self._splice, start, stop, grown, len(self._items))
-
-    def _order(self, indexes: list[int]) -> None:
+    def _reorder(self, indexes: list[int]) -> None:
         items = [self._items[index] for index in indexes]
-        self._commit("order", f",{_flow(indexes)}", self._arrange, items, indexes)
-
-    def _pairs(self) -> Iterable[tuple[Any, Any]]:
-        return enumerate(self._items)
+        if self._enter():
+            record = f'["order",[{self._locate()[0]}],{_flow(indexes)}]'
+            self._tree.commit(record, self, "order", indexes, items)  # type: ignore[union-attr]
+        else:
+            self._order(indexes, items)
 
     def _key_of(self, child: _Node) -> int:
         """Return the index of a child: search outwards from where it was last seen."""
@@ -4252,36 +4372,67 @@ class StateList(_Node, MutableSequence[Any]):
                     return int(index)
         raise AssertionError("a node is not in its parent")
 
-    def _splice(self, start: int, stop: int, values: list[Any], length: int) -> None:
-        """Replace items[start:stop], if the list still has the length that it had when that was decided."""
-        if len(self._items) != length:
-            return
-        old, born = self._items[start:stop], self._born
-        if self._tree is not None:
-            self._tree.on_undo(self._unsplice, start, values, old, length)
-            self._touch()
-            self._detach_others(old, values)
-            self._born = self._tree.generation  # should an interrupt come before `_note`, all values are compared
-        self._items[start:stop] = values
-        self._note((start, len(old), len(values)), length, born)
+    def _take_set(self, index: int, value: Any) -> tuple[Any, ...]:
+        index = self._position(index, "list index out of range")
+        return index, self._checked(value, index)
 
-    def _note(self, edit: Any, length: int, born: int) -> None:
+    def _take_delete(self, index: int) -> tuple[Any, ...]:
+        return (self._position(index, "list index out of range"),)
+
+    def _take_insert(self, index: int, value: Any) -> tuple[Any, ...]:
+        index, _, _ = slice(index, None).indices(len(self._items))
+        return index, self._checked(value, index)
+
+    def _take_splice(self, start: int, stop: int, values: list[Any]) -> tuple[Any, ...]:
+        if not isinstance(values, list):
+            raise TypeError("items must be a list")
+        if not 0 <= start <= stop <= len(self._items):
+            raise IndexError("list index out of range")
+        return start, stop, [self._checked(value, start) for value in values]
+
+    def _take_order(self, indexes: list[int]) -> tuple[Any, ...]:
+        if len(set(indexes)) != len(indexes) or any(index < 0 for index in indexes):
+            raise IndexError("an index stands twice or is negative")
+        return indexes, [self._items[index] for index in indexes]
+
+    def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
+        if operation in ("set", "insert"):
+            index, value = arguments
+            return index, self._grow(value, index)
+        if operation == "splice":
+            start, stop, values = arguments
+            return start, stop, [self._grow(value, index) for index, value in enumerate(values, start)]
+        return arguments
+
+    def _note(self, operation: str, *arguments: Any) -> None:
         """Log where items come from, so that the vacuum knows whose comments are whose, and what it need not read."""
-        if self._tree is None or born >= self._tree.generation:
+        tree, length = self._tree, len(self._items)
+        self._touch()
+        if tree is None or self._born >= tree.generation:
             return
-        if self._log is None or self._log[0] != self._tree.generation:
-            self._log = (self._tree.generation, length, [])
-        edits = self._log[2]
+        if self._log is None or self._log[0] != tree.generation:
+            self._log = (tree.generation, length, [])
+        edits, edit = self._log[2], self._edit(operation, *arguments)
         replaces = type(edit) is tuple and edit[1] and edit[2]
-        if len(edits) > 1000 + len(self._items) or (replaces and edit[1] != edit[2]):
-            return  # the vacuum will compare the values
-        if replaces:
+        if len(edits) > 1000 + length or (replaces and edit[1] != edit[2]):
+            self._forget()  # the vacuum will compare the values
+        elif replaces:
             places = edits.pop()[1] if edits and type(edits[-1][1]) is set else set()
             places.update(range(edit[0], edit[0] + edit[1]))
             edits.append((length, places))
         elif type(edit) is list or edit[0] < length:
             edits.append((length, edit))
-        self._born = born
+
+    def _edit(self, operation: str, *arguments: Any) -> Any:
+        """Return what an operation does: the indexes that stay, or the start, how many items go and how many come."""
+        if operation == "order":
+            return arguments[0]
+        if operation == "splice":
+            start, stop, values = arguments
+            return start, stop - start, len(values)
+        if operation == "clear":
+            return 0, len(self._items), 0
+        return arguments[0], operation != "insert", operation != "delete"
 
     def _forget(self) -> None:
         self._log = None
@@ -4311,44 +4462,50 @@ class StateList(_Node, MutableSequence[Any]):
         missing = len(self._items) - len(origin)
         return (length, origin + [None] * missing) if missing >= 0 else (-1, [])
 
-    def _scatter(self, indexes: Iterable[int], values: list[Any]) -> None:
-        for index, value in zip(indexes, values, strict=True):
-            self._splice(index, index + 1, [value], len(self._items))
+    # The operations.
 
-    def _arrange(self, items: list[Any], indexes: list[int]) -> None:
-        """Put some of the items, those at the indexes, in the place of all."""
-        length, born = len(self._items), self._born
-        if self._tree is not None:
-            self._tree.on_undo(self._arrange_back, list(self._items))
-            self._touch()
-            self._detach_others(self._items, items)
-            self._born = self._tree.generation
-        self._items[:] = items
-        self._note(indexes, length, born)
+    def _set(self, index: int, value: Any) -> None:
+        if isinstance(old := self._items[index], _Node):
+            self._let_go((old,), (value,))
+        self._items[index] = value
 
-    @staticmethod
-    def _detach_others(old: list[Any], kept: list[Any]) -> None:
-        kept_ids = {id(item) for item in kept}
-        for item in old:
-            if isinstance(item, _Node) and id(item) not in kept_ids:
-                _detach(item)
+    def _insert(self, index: int, value: Any) -> None:
+        self._items.insert(index, value)
 
-    def _unsplice(self, start: int, values: list[Any], old: list[Any], length: int) -> None:
-        self._forget()
-        if len(self._items) == length - len(old) + len(values):
-            self._detach_others(values, old)
-            self._items[start : start + len(values)] = old
-        for offset, item in enumerate(old):
-            self._adopt(item, start + offset)
+    def _delete(self, index: int) -> None:
+        self._let_go((self._items[index],))
+        del self._items[index]
 
-    def _restore(self, items: list[Any]) -> None:
+    def _splice(self, start: int, stop: int, values: list[Any]) -> None:
+        self._let_go(self._items[start:stop], values)
+        self._items[start:stop] = values
+
+    def _order(self, _indexes: list[int], items: list[Any]) -> None:
+        self._let_go(self._items, items)
         self._items[:] = items
 
-    def _arrange_back(self, items: list[Any]) -> None:
+    def _clear(self) -> None:
+        self._let_go(self._items)
+        self._items.clear()
+
+    # Transactions.
+
+    def _image(self) -> _Image:
+        return _Image(self, [], len(self._items))
+
+    def _remember(self, operation: str, *arguments: Any) -> None:
+        start = 0 if operation in ("order", "clear") else arguments[0]
+        for image in self._keep():
+            known = image.extent - len(image.kept)
+            if start < known:
+                image.kept += self._items[start:known][::-1]
+
+    def _restore(self, image: _Image) -> None:
         self._forget()
-        self._restore(items)
-        for index, item in enumerate(items):
-            self._adopt(item, index)
+        since = image.extent - len(image.kept)
+        self._loosen(self._items[since:])
+        self._items[since:] = image.kept[::-1]
+        self._attach(image.kept)
 
 
 # ------------------------------------------------------- State -------------------------------------------------------
@@ -4373,8 +4530,6 @@ _opening: dict[_Journal, _Opening] = {}
 #: The trees of readers, by their ids. (The callbacks of a WeakSet would swallow a Ctrl-C.)
 _followers: dict[int, weakref.ref[_Follower]] = {}
 
-#: Stands in the place of a pending change while the snapshot is being renewed.
-_RENEWING: Any = object()
 #: How many of the latest snapshots are compared with a text in which no record tells which one it comes from.
 _NEAR = 16
 #: Seconds to wait for somebody who is saving the file, while what is there does not look whole.
@@ -4392,13 +4547,16 @@ class _Task(NamedTuple):
     task: Any
 
 
+_NO_LATEST = (None, None, None)
+
+
 class _Transaction:
     """Stands for an outermost transaction; `around` is that of another state inside of which it began."""
 
     __slots__ = ("around", "levels")
     around: _Transaction | None
 
-    def __init__(self, levels: list[tuple[int, int]], around: _Transaction | None) -> None:
+    def __init__(self, levels: list[_Level], around: _Transaction | None) -> None:
         self.levels = levels
         while around is not None and not around.levels:
             around = around.around
@@ -4414,25 +4572,26 @@ _DEADLOCK = 5.0
 class _LiveTree(_Tree):
     """A tree with its file: the one behind all `PersistedState` objects of this process for that file.
 
-    fsync: False, True, or seconds. `halted` is None while changes are welcome; otherwise a change first has to deal
-    with it: an error to raise, `_RENEWING`, `trouble`, a change that was interrupted (see `_settle`), or a transaction
-    that could not be undone: a list of the number of those around it, and what halted the changes before.
+    fsync: False, True, or seconds.
     """
 
-    __slots__ = ("fsync", "halted", "journal", "limit", "owner", "records", "task", "transaction")
+    __slots__ = ("batch", "finish", "fsync", "journal", "latest", "limit", "owner", "task", "transaction", "unclear")
 
     def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None) -> None:
         super().__init__(journal.path)
         self.reserved = _METHODS
         self.fsync, self.mode = fsync, mode
         #: The records of the open transactions, and the task that opened them, if one did.
-        self.records: list[str] = []
+        self.batch: list[str] = []
         self.task: _Task | None = None
+        #: Where a value was set last in them, to which no record in `batch` belongs yet: how that begins, node and key.
+        self.latest: tuple[Any, Any, Any] = _NO_LATEST
+        #: What `halted` is during a change, made once for all of them.
+        self.finish, self.unclear = self._finish, (self._show_latest,)
         #: The thread that opened them; means nothing without `levels`, which are set later and ended earlier.
         self.owner = 0
         #: The outermost of them, or the last that there was.
         self.transaction: _Transaction | None = None
-        self.halted: Any = None
         #: Why the file may lack what is in memory, until a new snapshot has been written.
         self.trouble: Exception | None = None
         self.history = _History()
@@ -4450,7 +4609,7 @@ class _LiveTree(_Tree):
         stream = _parsed(self.path, data)
         sound = data[: len(data) - stream.torn]
         self.document = stream.document
-        self.root = _Root(stream.value, self)
+        _Root(stream.value, self)
         self.generation = 1
         _replay(self.root, stream, self.path)
         if stream.torn:
@@ -4472,16 +4631,17 @@ class _LiveTree(_Tree):
         unended = [f'--- ["set",[],{_flow(key)},{_flow(value)}]\n' for key, value in document.unended.items()]
         return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
 
-    def commit(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
-        if self.halted is not None:
-            self.resume()
-        if not self.levels:
-            self._write(record, apply, *arguments)
-            if self.fsync or self.journal.size > self.limit or self.journal.is_suspicious:
-                self._after_append()
+    def commit(self, record: str, node: _Node, operation: str, *arguments: Any) -> None:
+        if self.levels:
+            self._check_task()
+            self._make(self.batch, record, node._redo, len(node._items), operation, *arguments)
             return
-        self._check_task()
-        self._change_later(record, apply, *arguments)
+        self._make(self.journal, self._framed(record), node._redo, len(node._items), operation, *arguments)
+        if self.fsync or self.journal.size > self.limit or self.journal.is_suspicious:
+            self._after_append()
+
+    def _framed(self, record: str) -> bytes:
+        return f"{self._separator}--- {record}\n".encode()
 
     def turn(self) -> Any:
         """Return the lock; raises StateError in a thread for which the transaction that holds it seems to wait."""
@@ -4492,10 +4652,6 @@ class _LiveTree(_Tree):
             self.lock.release()
         return self.lock
 
-    def settle(self) -> None:
-        if type(self.halted) is list:
-            self._undo_abandoned()
-
     def _has_started_this(self) -> bool:
         """Tell whether the code that runs was started inside of the latest transaction."""
         transaction = _started_in.get()
@@ -4504,44 +4660,40 @@ class _LiveTree(_Tree):
         return transaction is not None
 
     def moment(self) -> tuple[int, int, int]:
-        return self.generation, self.journal.size, len(self.records)
+        return self.generation, self.journal.size, len(self.batch) + (self.latest is not _NO_LATEST)
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:  # noqa: C901, PLR0915 - a call costs 4 %
         """Do what `commit` does for the most frequent changes, in 2.1 us instead of 6.1.
 
         The lock is taken within `try` because an interrupt may come as soon as that returns; `with` costs 0.15 us more.
         """
-        heads, length = node._heads, 0
+        if self.levels:  # of another thread, perhaps
+            return self.owner == get_ident() and self._assign_later(node, key, value)
+        heads, items, pending = node._heads, node._items, None
+        length, lock, journal = len(items), self.lock, self.journal
         try:
             text = value if type(value) is int else _TEXTS[type(value)](value)
-            head = heads[key]
-            if key is None:
-                length = len(node._items)
-                head = f"{head}{length},"
-            is_later = bool(self.levels)  # asked once: another thread may begin a transaction at any moment
-            data: Any = f"{head}{text}]" if is_later else f"--- {head}{text}]\n".encode()
+            data = f"--- {heads[key]}{text if key is not None else f'{length},{text}'}]\n".encode()
         except (KeyError, ValueError, _Unstorable):
             return False
-        if is_later:
-            return self.owner == get_ident() and self._assign_later(node, heads, data, key, value, length)
-        lock, journal, pending = self.lock, self.journal, None
         try:
             lock.acquire()
             if self.halted is not None:
                 return False
             size = journal.size
-            pending = self.halted = (size, data, node, key, value, length)
-            if journal.size != size or heads is not node._heads or (key is None and length != len(node._items)):
+            put = node._put
+            pending = self.halted = (self.finish, journal, size, data, put, length, key, value)
+            if journal.size != size or heads is not node._heads or length != len(items):
                 self.halted = None  # another thread, a signal handler or a finalizer was there first: look again
                 return False
             journal.append(data)
-            node._redo(key, value, length)
+            put(length, key, value)
             self.halted = None
             if self.fsync or journal.size > self.limit or journal.is_suspicious:
                 self._after_append()
         except BaseException:
             if pending is not None and self.halted is pending:
-                _surely(self._settle, pending)
+                _surely(*pending)
             raise
         finally:
             try:  # noqa: SIM105 - entering `suppress` an interrupt could come before `release`
@@ -4550,59 +4702,96 @@ class _LiveTree(_Tree):
                 pass
         return True
 
-    def _assign_later(
-        self, node: _Node, heads: dict[str | None, str], record: str, key: str | None, value: Any, length: int
-    ) -> bool:
-        """Assign in a transaction of this thread, which writes the record at its end."""
+    def _assign_later(self, node: _Node, key: str | None, value: Any) -> bool:
+        """Assign in a transaction of this thread, which writes the record at its end.
+
+        A value that is set again and again has one record, which is made when another one follows.
+        """
         if self.halted is not None or (self.task is not None and not self._is_in_task()):
             return False
+        heads, is_done = node._heads, False
         try:
-            self.halted = record
-            if heads is not node._heads or (key is None and length != len(node._items)):
-                self.halted = None
-                return False
-            self.records.append(record)
-            self.undo.append((node, key, length if key is None else node._items[key], record))
-            node._redo(key, value, length)
+            text = f"{value}" if type(value) is int else _TEXTS[type(value)](value)
+            head = heads[key]
+        except (KeyError, ValueError, _Unstorable):
+            return False
+        if key is None:
+            return self._append_later(node, heads, head, text, value)
+        try:
+            self.halted = self.unclear
+            if heads is node._heads:  # no signal handler or finalizer was there first
+                if head is not self.latest[0]:
+                    self._write_latest()
+                    node._remember("set", key)
+                    self.latest = (head, node, key)
+                node._put(0, key, value)
+                is_done = True
             self.halted = None
         except BaseException:
-            if self.halted is record:
-                _surely(self._settle, record)
+            if self.halted is self.unclear:
+                _surely(self._show_latest)
             raise
+        return is_done
+
+    def _append_later(self, node: _Node, heads: dict[str | None, str], head: str, text: Any, value: Any) -> bool:
+        self.started = self.moment()
+        length = len(node._items)
+        if heads is not node._heads:  # a signal handler or finalizer was there first
+            return False
+        if id(node) not in self.levels[-1].images:
+            node._keep()
+        self._make(self.batch, f"{head}{length},{text}]", node._put, length, None, value)
         return True
 
-    def _change_later(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
-        """Change memory in a transaction, and note the record for its end: both or, after an interrupt, neither."""
-        savepoint = (len(self.records), len(self.undo))
-        try:
-            self.halted = savepoint
-            if self.started != self.moment():
-                self._refuse_change()
-            self.records.append(record)
-            apply(*arguments)
-            self.halted = None
-        except BaseException:
-            if self.halted is savepoint:
-                _surely(self._settle, savepoint)
-            raise
+    def _show_latest(self) -> None:
+        """Finish a change that was interrupted while it set the latest value of a transaction."""
+        _, node, key = self.latest
+        if node is not None:
+            node._put(0, key, node._items[key])
+        self.halted = None
 
-    def _write(self, record: str, apply: Callable[..., None], *arguments: Any) -> None:
-        """Append a record, then change memory: both or, after an error or interrupt, neither."""
-        data = f"{self._separator}--- {record}\n".encode()
-        pending = (self.journal.size, data, apply, *arguments)
+    def _write_latest(self) -> None:
+        """Make the record of the latest value that was set in a transaction; nobody may set another one meanwhile."""
+        head, node, key = self.latest
+        if node is not None:
+            self.batch.append(f"{head}{_flow(node._items[key])}]")
+            self.latest = _NO_LATEST
+
+    def _make(self, sink: _Journal | list[str], entry: Any, apply: Callable[..., None], *arguments: Any) -> None:
+        """Make a change: note it where changes go, the file or an open transaction, and then apply it in memory.
+
+        Both or, after an error, neither; an interrupt in between does not stop the second. What applies it may be
+        called twice.
+        """
+        pending = (self.finish, sink, self.journal.size, entry, apply, *arguments)
         try:
             self.halted = pending
             if self.started != self.moment():
                 self._refuse_change()
-            self.journal.append(data)
-            if self.is_clean:
-                self._note_appended(data)
+            self._write_latest()
+            sink.append(entry)
+            if sink is not self.batch and self.is_clean:
+                self._note_appended(entry)
             apply(*arguments)
             self.halted = None
         except BaseException:
             if self.halted is pending:
-                _surely(self._settle, pending)
+                _surely(*pending)
             raise
+
+    def _finish(
+        self, sink: _Journal | list[str], size: int, entry: Any, apply: Callable[..., None], *arguments: Any
+    ) -> None:
+        """Finish a change that was interrupted, if it was noted; may be called twice."""
+        is_noted = any(last is entry for last in self.batch[-1:])
+        if is_noted if sink is self.batch else self.journal.landed(size, entry):
+            if sink is not self.batch and self.is_clean:
+                self._note_appended(entry)
+            apply(*arguments)
+            node = getattr(apply, "__self__", None)
+            if isinstance(node, StateList):
+                node._forget()  # whether the interrupted change was noted is not known
+        self.halted = None
 
     def _refuse_change(self) -> NoReturn:
         """Refuse a change whose place in the state may have moved since it was determined."""
@@ -4613,66 +4802,18 @@ class _LiveTree(_Tree):
         """Note that the file ends in a record; happens before memory changes, because an interrupt may come between."""
         self._separator, self.is_clean, self.first_record = "", False, _first_record(data.decode())
 
-    def _settle(self, pending: tuple[Any, ...] | str) -> None:
-        """Finish a change that was interrupted between file and memory: apply it if it is in the file.
-
-        pending: offset of the record, the record, what applies it (a node by its `_redo`), the arguments for that. Or,
-        in a transaction, a savepoint (counts of records and steps of undoing), or a frequent change's record: go back.
-        """
-        if isinstance(pending, str):
-            pending = self._savepoint_before(pending)
-        if len(pending) == 2:  # noqa: PLR2004 - a savepoint
-            self._go_back(*pending)
-            self.halted = None
-            return
-        offset, data, change, *arguments = pending
-        if self.journal.landed(offset, data):
-            if self.is_clean:
-                self._note_appended(data)
-            apply = change._redo if isinstance(change, _Node) else change
-            apply(*arguments)
-            node = getattr(apply, "__self__", None)
-            if isinstance(node, StateList):
-                node._forget()  # whether the interrupted change was noted is not known
-        self.halted = None
-
-    def _savepoint_before(self, record: str) -> tuple[int, int]:
-        """Return how many records, and steps of undoing, there are without the last if that is of this record."""
-        records, steps = len(self.records), len(self.undo)
-        if records and self.records[-1] is record:
-            records -= 1
-        if steps and self.undo[-1][-1] is record:
-            steps -= 1
-        return records, steps
-
-    def check(self) -> None:
-        if self.halted is not None:
-            with self.turn():
-                self.resume()
-
     def resume(self) -> None:
-        """Deal with what halted the changes, so that they can go on; raises what is in the way of that."""
-        self.settle()
-        halted = self.halted
-        if halted is None:
-            return
-        if isinstance(halted, StateError) and halted is not self.trouble:
-            raise type(halted)(*halted.__reduce__()[1])
-        if self._is_changing():
-            raise RuntimeError(
-                f"{self.path}: a signal handler or finalizer came in the middle of a change; it may read"
-            )
-        if isinstance(halted, (tuple, str)):
-            self._settle(halted)
-        elif isinstance(halted, Warning):
-            self.halted = None
-            raise halted
-        else:
-            self._rescue()
+        while self.halted is not None:
+            function, *arguments = self.halted
+            if function not in (self.refuse, self._undo_abandoned) and self._is_changing():
+                raise RuntimeError(
+                    f"{self.path}: a signal handler or finalizer came in the middle of a change; it may read"
+                )
+            function(*arguments)
 
     def _is_changing(self) -> bool:
         """Tell whether this thread is in the middle of a change, so that its caller must have interrupted that."""
-        functions = (self.assign, self._assign_later, self._change_later, self._write, self._renew)
+        functions = (self.assign, self._assign_later, self._make, self.begin, self.end, self._renew)
         changing = {function.__code__ for function in functions}
         frame = sys._getframe()
         while frame.f_back is not None:
@@ -4681,13 +4822,23 @@ class _LiveTree(_Tree):
                 return True
         return False
 
+    def _halt(self, trouble: Exception | None) -> None:
+        """Note why the file may lack what is in memory: as long as that is so, a change has to write it anew first."""
+        self.trouble = trouble
+        self.halted = None if trouble is None else (self._rescue,)
+
     def _rescue(self) -> None:
         """Write all that memory holds to a new file; raises OSError or StateLocked while that cannot be."""
         try:
             self.halted = None
             self._vacuum()
         finally:
-            self.halted = self.trouble
+            self._halt(self.trouble)
+
+    def _tell(self, warning: Warning) -> NoReturn:
+        """Raise a warning of the last change, where warnings are errors."""
+        self.halted = None
+        raise warning
 
     def _after_append(self) -> None:
         """See to what is due after a change. The change is made: what fails now is raised by the next one instead.
@@ -4702,9 +4853,9 @@ class _LiveTree(_Tree):
             elif self.journal.is_suspicious:
                 self.look()
         except Warning as warning:  # where warnings are errors
-            self.halted = self.trouble or warning
+            self.halted = (self._tell, warning) if self.trouble is None else (self._rescue,)
         except Exception as error:  # noqa: BLE001 - see above
-            self.halted = self.trouble = error
+            self._halt(error)
 
     def _sync(self) -> None:
         if self.syncer is not None:
@@ -4717,18 +4868,22 @@ class _LiveTree(_Tree):
         try:
             self.journal.sync()
         except OSError as error:
-            self.halted = self.trouble = error
+            self._halt(error)
             self._rescue()
 
     def begin(self) -> None:
         """Enter a transaction; inside another one it joins that."""
-        self.check()
         if not self.levels:
-            self.records, self.undo, self.task, self.owner = [], [], _current_task(), get_ident()
+            self.batch, self.task, self.owner = [], _current_task(), get_ident()
             self.transaction = _Transaction(self.levels, _started_in.get())
             _started_in.set(self.transaction)
-        self._check_task()
-        self.levels.append((len(self.records), len(self.undo)))
+        elif self.latest is not _NO_LATEST:
+            self.halted = self.unclear
+            self._write_latest()
+            self.halted = None
+        if self.task is not None:
+            self._check_task()
+        self.levels.append(_Level(len(self.batch)))
 
     def _is_in_task(self) -> bool:
         """Tell whether the task runs that opened the transaction."""
@@ -4741,49 +4896,51 @@ class _LiveTree(_Tree):
 
     def end(self) -> None:
         """Leave a transaction; the outermost end writes one record."""
-        self.check()  # in a forked child it says so
+        if self.halted is not None:
+            self.resume()  # in a forked child it says so
         if self.owner != get_ident():
             raise StateError(self.path, "a transaction ends in another thread than it began in; its changes are undone")
+        if self.latest is not _NO_LATEST:
+            self.halted = self.unclear
+            self._write_latest()
+            self.halted = None
+        if len(self.levels) > 1 or not self.batch:
+            self.levels.pop()
+            return
         self.started = self.moment()
-        is_written = len(self.levels) == 1 and bool(self.records)
-        if is_written:
-            many = len(self.records) > 1
-            self._write(f'["transaction",[{",".join(self.records)}]]' if many else self.records[0], self._keep)
-        self.levels.pop()
-        if is_written:
-            self._after_append()
-
-    def _keep(self) -> None:
-        """Keep the changes of a transaction that was written."""
-        self.records, self.undo = [], []
+        record = self.batch[0] if len(self.batch) == 1 else f'["transaction",[{",".join(self.batch)}]]'
+        self._make(self.journal, self._framed(record), self.levels.clear)
+        self._after_append()
 
     def abandon(self, depth: int) -> None:
         """Undo and leave the transactions, if any, inside of `depth` others; an interrupt has to wait for the end."""
         interrupt: BaseException | None = None
         if len(self.levels) > depth and self.owner != get_ident():
-            self.halted = [depth, self.halted]  # who gets the lock in between undoes it first
+            self.halted = (self._undo_abandoned, depth, self.halted)  # who gets the lock in between undoes it first
             self._take_lock_over()
-        while type(self.halted) is list:
-            self.halted = self.halted[1]
+        while self.halted is not None and self.halted[0] == self._undo_abandoned:
+            self.halted = self.halted[2]
         while len(self.levels) > depth:
             try:
                 self._settle_end()
-                self._go_back(*self.levels[-1])
-                self.levels.pop()
+                if len(self.levels) > depth:
+                    self.latest = _NO_LATEST
+                    self.restore()
+                    del self.batch[self.levels[-1].records :]
+                    self.levels.pop()
             except KeyboardInterrupt as error:
                 interrupt = error
         if interrupt is not None:
             raise interrupt
 
-    def _undo_abandoned(self) -> None:
+    def _undo_abandoned(self, depth: int, before: tuple[Any, ...] | None) -> None:
         """Undo a transaction that could not be undone when it ended, for want of stack."""
-        depth, before = self.halted
         try:
             self.owner, self.halted = get_ident(), before
             self.abandon(depth)
         except BaseException:
             if self.levels[depth:]:
-                self.halted = [depth, self.halted]
+                self.halted = (self._undo_abandoned, depth, self.halted)
             raise
 
     def _take_lock_over(self) -> None:
@@ -4798,22 +4955,15 @@ class _LiveTree(_Tree):
 
     def _settle_end(self) -> None:
         """Find out whether the record of the transaction is in the file; where that fails, write the file anew."""
-        if isinstance(self.halted, (tuple, str)):
+        if self.halted is not None and self.halted[0] == self._finish:
             try:
-                self._settle(self.halted)
+                self.halted[0](*self.halted[1:])
             except OSError as error:
-                self.halted = self.trouble = error
-
-    def _go_back(self, records: int, steps: int) -> None:
-        """Undo all but so many steps, and forget all but so many records; may be called twice."""
-        self.forget_heads()
-        self.roll_back(steps)
-        del self.records[records:]
+                self._halt(error)
 
     def vacuum(self) -> None:
         """Renew the snapshot, if anything changed since the last; merge what others did to the file."""
-        if self.halted is not None:
-            self.resume()
+        self.resume()
         if self.levels:
             raise StateError(self.path, "a transaction is open; vacuum after it")
         if not self.look() and not self.is_clean:
@@ -4842,7 +4992,7 @@ class _LiveTree(_Tree):
         lost = {key: reason for key, reason in document.lost.items() if reason is not self.document.lost.get(key)}
         self.renewal = (document, data, value, saved)
         try:
-            self.halted = _RENEWING
+            self.halted = (self._rescue,)
             self.journal.replace(data, basis)
             self._adopt(document, data, value, saved)
         except OSError as error:
@@ -4853,7 +5003,7 @@ class _LiveTree(_Tree):
             _surely(self._finish_renewal)
             if self.journal.is_half_rewritten and self.trouble is None:  # by an interrupt
                 self.trouble = OSError(errno.EINTR, os.strerror(errno.EINTR), self.path)
-            self.halted = self.trouble
+            self._halt(self.trouble)
         for key, reason in lost.items():
             what = "the file" if key is _GONE else f"the entry {_inline(key)}"
             _warn_afterwards(f"{self.path}: comments and formatting of {what} are lost, no values ({reason!r})")
@@ -4901,7 +5051,7 @@ class _LiveTree(_Tree):
                 with suppress(_Overtaken):
                     self._take_over(self._await_edit())
             except OSError as error:  # StateLocked, too
-                self.halted = self.trouble = error
+                self._halt(error)
                 raise
         raise OSError(errno.EBUSY, "somebody keeps writing the file", self.path)
 
@@ -4942,8 +5092,7 @@ class _LiveTree(_Tree):
 
     def refresh(self) -> bool:
         """Merge what others did to the file; return whether that changed the state."""
-        if self.halted is not None:
-            self.resume()
+        self.resume()
         before = self.merges
         if not self.levels:
             self.look()
@@ -4954,7 +5103,7 @@ class _LiveTree(_Tree):
         with self.turn():
             missing = {key: value for key, value in defaults.items() if key not in self.root._items}
             if (missing or self.journal.is_new) and not self.root._items and self.is_clean:
-                self.root._put_all({key: self.root._grown(value, key) for key, value in missing.items()})
+                self.root._follow("update", *self.root._grown("update", missing))
                 self._vacuum()
                 if self.journal.is_new:
                     self.history = _History()  # nobody has read the file before
@@ -5005,8 +5154,7 @@ class _LiveTree(_Tree):
     def _save(self) -> None:
         try:
             if self._may_write():
-                if self.halted is not None:
-                    self.resume()
+                self.resume()
                 if not self._look_or_keep() and not self.is_clean:
                     self._vacuum_or_warn()
         finally:
@@ -5023,12 +5171,12 @@ class _LiveTree(_Tree):
             raise StateError(self.path, reason) from None
 
     def _may_write(self) -> bool:
-        is_shut = isinstance(self.halted, StateError) and self.halted is not self.trouble
+        is_shut = self.halted is not None and self.halted[0] == self.refuse
         return not is_shut and not self.levels
 
     def shut(self, reason: StateError) -> None:
         """Close the file, without another look at it; every later use raises the reason."""
-        self.halted = reason
+        self.halted = (self.refuse, reason)
         self.journal.close()
         self.syncer = None
         for facade in list(self.facades.values()):
@@ -5204,23 +5352,19 @@ class _Follower(_Tree):
         self.seen = _Dated()
         #: Length and hash of what is shown, and of that without a torn tail, to which a writer of this file only adds.
         self.content, self.known = (-1, 0), (0, hash(b""))
-        self.is_closed = False
-        self.root = _Root({}, self)
+        reason = "opened with _readonly=True; open it without to change it"
+        self.halted = (self.refuse, StateReadOnly(self.path, reason))
+        _Root({}, self)
         for number in [number for number, follower in list(_followers.items()) if follower() is None]:
             _followers.pop(number, None)
         _followers[id(self)] = weakref.ref(self)
         self.refresh()
 
-    def check(self) -> NoReturn:
-        if self.is_closed:
-            raise StateClosed(self.path, "the state was closed; open it again")
-        raise StateReadOnly(self.path, "opened with _readonly=True; open it without to change it")
+    def begin(self) -> None:
+        self.resume()
 
-    def begin(self) -> NoReturn:
-        self.check()
-
-    def vacuum(self) -> NoReturn:
-        self.check()
+    def vacuum(self) -> None:
+        self.resume()
 
     def refresh(self) -> bool:
         """Read the file again if it changed; return whether the state did."""
@@ -5266,7 +5410,7 @@ class _Follower(_Tree):
         return value, len(data) - stream.torn
 
     def release(self) -> None:
-        self.is_closed = True
+        self.halted = (self.refuse, StateClosed(self.path, "the state was closed; open it again"))
         _followers.pop(id(self), None)
 
     def mend_in_child(self) -> None:
@@ -5331,69 +5475,7 @@ def _apply(root: StateDict, record: Any) -> None:
         node = node._items[key]
         if not isinstance(node, _Node):
             raise TypeError(f"{key!r} is no container")
-    handler = _OPERATIONS.get((operation, type(node._items)))
-    if handler is None:
-        raise ValueError(f"unknown operation {operation!r}")
-    handler(node, *arguments)
-
-
-def _replay_set(node: StateDict, key: Any, value: Any) -> None:
-    node._put(node._checked_key(key), node._grown(node._checked(value, key), key))
-
-
-def _replay_delete(node: StateDict, key: Any) -> None:
-    node._items[key]
-    node._drop(key)
-
-
-def _replay_update(node: StateDict, changes: dict[Any, Any]) -> None:
-    for key, value in changes.items():
-        _replay_set(node, key, value)
-
-
-def _replay_splice(node: StateList, start: int, stop: int, values: list[Any]) -> None:
-    length = len(node._items)
-    if not isinstance(values, list):
-        raise TypeError("items must be a list")
-    if not 0 <= start <= stop <= length:
-        raise IndexError("list index out of range")
-    grown = [node._grown(node._checked(value, start), start + offset) for offset, value in enumerate(values)]
-    node._splice(start, stop, grown, length)
-
-
-def _replay_order(node: StateList, indexes: list[int]) -> None:
-    if len(set(indexes)) != len(indexes) or any(index < 0 for index in indexes):
-        raise IndexError("an index stands twice or is negative")
-    node._arrange([node._items[index] for index in indexes], indexes)
-
-
-def _replay_item(node: StateList, index: int, value: Any) -> None:
-    position = node._position(index, "list index out of range")
-    _replay_splice(node, position, position + 1, [value])
-
-
-def _replay_removal(node: StateList, index: int) -> None:
-    position = node._position(index, "list index out of range")
-    _replay_splice(node, position, position + 1, [])
-
-
-def _replay_insert(node: StateList, index: int, value: Any) -> None:
-    start, _, _ = slice(index, None).indices(len(node._items))
-    _replay_splice(node, start, start, [value])
-
-
-_OPERATIONS: dict[tuple[str, type], Callable[..., None]] = {
-    ("set", dict): _replay_set,
-    ("set", list): _replay_item,
-    ("delete", dict): _replay_delete,
-    ("delete", list): _replay_removal,
-    ("insert", list): _replay_insert,
-    ("splice", list): _replay_splice,
-    ("order", list): _replay_order,
-    ("update", dict): _replay_update,
-    ("clear", dict): StateDict._empty,
-    ("clear", list): lambda node: node._splice(0, len(node._items), [], len(node._items)),
-}
+    node._follow(operation, *node._grown(operation, *node._taken(operation, *arguments)))
 
 
 def _merged(base: Any, mine: Any, theirs: Any) -> Any:
@@ -5487,19 +5569,19 @@ def _become(node: Any, value: Any) -> None:
     if isinstance(node, StateDict):
         held = _held_keys(value)
         for key in [key for key in node._items if not _same(key, held.get(key, _GONE))]:
-            node._drop(key)
+            node._follow("delete", key)
         for key, item in value.items():
             if not _becomes(node._items.get(key, _GONE), item):
-                node._put(key, node._grown(item, key))
+                node._follow("set", key, node._grow(item, key))
         if list(node._items) != list(value):
-            node._refill({key: node._items[key] for key in value})
+            node._rearrange(value)
         return
     items: list[Any] = []
     for index, item in zip(_origins(_plain(node), value), value, strict=True):
         old = _GONE if index is None else node._items[index]
-        items.append(old if old is not _GONE and _becomes(old, item) else node._grown(item, len(items)))
+        items.append(old if old is not _GONE and _becomes(old, item) else node._grow(item, len(items)))
     if len(items) != len(node._items) or any(map(operator.is_not, items, node._items)):
-        node._splice(0, len(node._items), items, len(node._items))
+        node._follow("splice", 0, len(node._items), items)
 
 
 def _becomes(old: Any, new: Any) -> bool:
@@ -5610,7 +5692,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         if tree is None:
             return
         with tree.turn():
-            tree.settle()
+            if tree.levels:
+                tree.resume()  # where one could not be undone
             if tree.levels:
                 raise StateError(tree.path, "a transaction is open; close after it")
             with _registry_lock:
@@ -5647,8 +5730,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         {'a': 2, 'b': 0}
         """
         tree = self._tree
-        tree.check()
         with tree.turn():
+            if tree.halted is not None:
+                tree.resume()
             depth = len(tree.levels)
             try:
                 try:
@@ -5662,7 +5746,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
                     tree.abandon(depth)  # an interrupt may have come in front of the first
                 except BaseException:
                     if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
-                        tree.halted = [depth, tree.halted]
+                        tree.halted = (tree._undo_abandoned, depth, tree.halted)
                     raise
 
     def vacuum(self) -> None:

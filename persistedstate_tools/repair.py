@@ -28,6 +28,7 @@ from persistedstate import (
     _first_json,
     _is_record,
     _Journal,
+    _Level,
     _line_number,
     _Loader,
     _misfit,
@@ -244,12 +245,14 @@ class _Remains:
     def _apply_whole(self, record: Any) -> None:
         """Apply a record: all of a transaction, or nothing."""
         tree = self.tree
-        tree.levels, tree.undo = [(0, 0)], []
+        tree.levels = [_Level(0)]
         try:
             _apply(self.root, record)
         except _MISFITS:
-            tree.roll_back(0)
+            tree.restore()
             raise
+        finally:
+            tree.levels.clear()
 
     def text(self) -> str:
         """Return a snapshot of what is left."""

@@ -77,23 +77,34 @@ FAULTS = [
     ),
     Fault("go on with the old descriptor", [(HANDED_OVER, HANDED_OVER.partition("\n")[2])]),
     Fault(
-        "bool forgotten at a shared list",
-        [
-            ("is_later = bool(self.levels)  #", "is_later = self.levels and self.owner == get_ident()  #"),
-            ("return self.owner == get_ident() and self._assign_later(", "return self._assign_later("),
-        ],
+        "no look at whose transaction is open",
+        [("return self.owner == get_ident() and self._assign_later(", "return self._assign_later(")],
     ),
     Fault(
         "memory before journal",
         [
             (
-                "            self.journal.append(data)\n            if self.is_clean:",
-                "            apply(*arguments)\n            self.journal.append(data)\n            if self.is_clean:",
+                "            sink.append(entry)\n            if sink",
+                "            apply(*arguments)\n            sink.append(entry)\n            if sink",
             ),
             (
-                "            journal.append(data)\n            node._redo(key, value, length)\n",
-                "            node._redo(key, value, length)\n            journal.append(data)\n",
+                "            journal.append(data)\n            put(length, key, value)\n",
+                "            put(length, key, value)\n            journal.append(data)\n",
             ),
+        ],
+    ),
+    Fault(
+        "a removed node keeps its parent",
+        [("                child._parent = None\n                if child._place", "                if child._place")],
+    ),
+    Fault("no image before a change", [("            self._remember(operation, *arguments)\n", "            pass\n")]),
+    Fault(
+        "beginnings of records outlive their node",
+        [
+            (
+                "self._tree is not None:  # else none below is primed\n",
+                "self._tree is None:\n",
+            )
         ],
     ),
     Fault("no read-back", [("            if _read_all(new) != data:", "            if False:")]),
@@ -113,7 +124,7 @@ FAULTS = [
         "try a failed fsync again",
         [
             (
-                "            self.halted = self.trouble = error\n            self._rescue()\n",
+                "            self._halt(error)\n            self._rescue()\n",
                 "            self.journal.sync()\n",
             )
         ],
@@ -165,7 +176,16 @@ FAULTS = [
     ),
     Fault(
         "apply twice",
-        [("        if len(self._items) != length:\n            return\n        old", "        old")],
+        [
+            (
+                "if len(self._items) == length:\n            self._follow(operation, *arguments)\n\n",
+                "if length >= 0:\n            self._follow(operation, *arguments)\n\n",
+            ),
+            (
+                "if len(self._items) == length:\n            self._items.append(value)\n",
+                "if length >= 0:\n            self._items.append(value)\n",
+            ),
+        ],
     ),
     Fault(
         "merge a half-saved file",
@@ -221,10 +241,9 @@ FAULTS = [
         "write the changes of a transaction one by one",
         [
             (
-                f"            {records}.append(record)\n            {change}",
-                f"            self.journal.append(f'--- {{record}}\\n'.encode())\n            {change}",
+                "            self._make(self.batch, record, node._redo,",
+                "            self._make(self.journal, self._framed(record), node._redo,",
             )
-            for records, change in (("self.records", "apply("), ("self.records", "self.undo.append("))
         ],
     ),
     Fault(

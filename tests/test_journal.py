@@ -450,7 +450,7 @@ def test_weaker_timer_is_synced_at_close_also_where_a_warning_comes_up(path: Pat
     state = PersistedState(path, l=[], _fsync=60)
     state.l.append(1)
     system.fsync = synced.append  # type: ignore[attr-defined]
-    state._tree.halted = RuntimeWarning("of the last change")
+    state._tree.halted = (state._tree._tell, RuntimeWarning("of the last change"))
 
     with pytest.raises(RuntimeWarning):
         state.close()

@@ -650,7 +650,7 @@ def test_a_child_that_is_forked_while_a_reader_is_in_a_refresh_goes_on_reading(p
         become, inside, forked = persistedstate._become, threading.Event(), threading.Event()
 
         def become_slowly(node, value):
-            node._put("a", value["a"])  # half of it
+            node._set("a", value["a"])  # half of it
             inside.set()
             forked.wait(60)
             become(node, value)

@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import threading
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -460,7 +461,7 @@ def test_a_transaction_that_has_no_stack_left_to_be_undone_is_undone_by_whoever_
         with contextlib.suppress(RecursionError, Stop):
             at_depth(sys.getrecursionlimit() - used - left, block, state)
             is_done = True
-        abandoned += type(state._tree.halted) is list
+        abandoned += (state._tree.halted or [None])[0] == state._tree._undo_abandoned
 
         if left % 2:
             state.later = left
@@ -471,6 +472,95 @@ def test_a_transaction_that_has_no_stack_left_to_be_undone_is_undone_by_whoever_
         assert found.pop("later", left) == left
         assert is_done or ordered(found) == ordered(START), left
     assert abandoned or block is runaway
+
+
+# ---- What a transaction costs, and what becomes of removed nodes -----------------------------------------------------
+
+
+def most_memory(path: Path, count: int, change: Callable[[Any], object], end: type[Exception] | None) -> int:
+    """Return how many bytes a transaction of `count` changes takes at most."""
+    path.unlink(missing_ok=True)
+    with PersistedState(path, map={str(key): {"n": key} for key in range(count)}, list=[*range(count)]) as state:
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(Stop), state.transaction():
+                for _ in range(count - 1):
+                    change(state)
+                if end is not None:
+                    raise end
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("end", [None, Stop], ids=["kept", "undone"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda state: state.map.pop(next(iter(state.map))), id="first keys"),
+        pytest.param(lambda state: state.map.popitem(), id="last keys"),
+        pytest.param(lambda state: state.list.pop(0), id="first items"),
+        pytest.param(lambda state: state.list.pop(), id="last items"),
+    ],
+)
+def test_a_transaction_that_deletes_n_entries_takes_memory_in_proportion(
+    path: Path, change: Callable[[Any], object], end: type[Exception] | None
+) -> None:
+    few, many = (most_memory(path, count, change, end) for count in (500, 4000))
+
+    assert many < 12 * few
+
+
+def test_a_node_that_a_failed_transaction_removed_is_part_of_the_state_again(state: Any, path: Path) -> None:
+    node, below = state.dict, state.list
+    with pytest.raises(Stop), state.transaction():
+        del state["dict"]
+        node["in between"] = [1]
+        state.list.append([2])
+        state.pop("list").clear()
+        raise Stop
+
+    assert state.dict is node
+    assert state.list is below
+    node["later"] = 1
+    below.append(3)
+    assert on_disk(path) == plain(state)
+    assert (on_disk(path)["dict"]["later"], on_disk(path)["list"][-1]) == (1, 3)
+    assert "in between" not in node
+
+
+def test_a_node_that_a_transaction_removed_takes_no_lock_later(state: Any, path: Path) -> None:
+    with state.transaction():
+        node = state.pop("dict")
+        node["in between"] = 1
+    node["later"] = {1, 2}  # as plain as any dict: nothing is copied or checked
+    before = path.read_bytes()
+
+    with state.transaction():  # which another thread would wait for
+        worker = threading.Thread(target=node.__setitem__, args=("meanwhile", 2), daemon=True)
+        worker.start()
+        worker.join(10)
+        assert not worker.is_alive()
+
+    assert node == {**START["dict"], "in between": 1, "later": {1, 2}, "meanwhile": 2}
+    assert path.read_bytes() == before
+
+
+def test_a_value_that_is_set_again_and_again_is_one_change_of_the_record(state: Any, path: Path) -> None:
+    before = path.read_bytes()
+    with state.transaction():
+        for number in range(100):
+            state.counter = number
+        state.text = "x"
+        for text in ("a", None, True, 1.5, "é"):
+            state.text = text
+        state.counter += 1
+
+    [record] = added_documents(path, before)
+    assert [change[2:] for change in record[1]] == [
+        ["counter", 0], ["counter", 99], ["text", "x"], ["text", "é"], ["counter", 100]
+    ]  # fmt: skip
+    assert on_disk(path) == plain(state)
 
 
 def test_nested_transactions_join_the_outer(state: Any, path: Path) -> None:
