@@ -8,6 +8,7 @@ figures, `bars.md` with those that this project wants to reach, the charts, and 
 README.md between `<!-- benchmark -->` and `<!-- end of benchmark -->`, if there is one, is renewed, too.
 
     python benchmarks/bench.py -k counter       only the benchmarks of that name (an expression of pytest); prints only
+    python benchmarks/bench.py -k counter --renew     also puts them into `results/`, in the place of what is there
     python benchmarks/bench.py --quick          of small sizes, in the same environments: shows only that all works
     python benchmarks/bench.py --render         measures nothing: writes pages and charts anew from `results.json`
 """
@@ -54,10 +55,11 @@ def main() -> int:
         if options.quick:
             write(Path(name), figures, caption)
             print(f"The benchmarks work: {len(figures.rows)} figures, of sizes too small to mean anything.")
-        elif options.k:
+        elif options.k and not options.renew:
             print(page(figures, caption))
         else:
             RESULTS.mkdir(exist_ok=True)
+            figures = renewed(figures) if options.k else figures
             write(RESULTS, figures, caption)
             renew_readme(figures, caption)
             print(bars_table(figures))
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="of small sizes: shows only that all works")
     parser.add_argument("--render", action="store_true", help="only write pages and charts anew from results.json")
     parser.add_argument("-k", metavar="EXPRESSION", default="", help="only these benchmarks; prints, writes nothing")
+    parser.add_argument("--renew", action="store_true", help="with -k: writes what they give among the other results")
     return parser
 
 
@@ -103,6 +106,7 @@ def _run(python: str, path: list[Path], scratch: Path, *arguments: str) -> dict[
     paths = {
         "PYTHONPATH": os.pathsep.join(map(str, [HERE, *path])),
         "PYTHONPYCACHEPREFIX": str(scratch / "bytecode"),  # compiled once, as what is installed is
+        "PYTHONDONTWRITEBYTECODE": "",
     }
     answer = subprocess.run(
         [*command, "--benchmark-quiet", f"--benchmark-json={report}"],
@@ -146,6 +150,12 @@ def read_results() -> tuple[Figures, str]:
     """Return what was measured last, and on what."""
     content = json.loads((RESULTS / "results.json").read_bytes())
     return Figures(Row(**row) for row in content["rows"]), content["caption"]
+
+
+def renewed(figures: Figures) -> Figures:
+    """Return what was measured last, with the figures of now in the place of those of the same cases."""
+    cases = set(figures.cases())
+    return Figures([*(row for row in read_results()[0].rows if row.case not in cases), *figures.rows])
 
 
 def renew_readme(figures: Figures, caption: str) -> None:

@@ -30,6 +30,7 @@ TITLES = {
     "change in 10 MB": "A change in a state of 10 MB, vacuums included",
     "longest pause": "The longest pause of 200,000 changes, state of 1 MB",
     "p99.99 of pauses": "The 99.99th percentile of 200,000 changes, state of 1 MB",
+    "longest pause, spread": '`jobs[i]["tries"] = n`, the longest pause of 50,000 all over a list of 1 MB',
     "open 1 MB": "Open 1 MB that the module wrote",
     "open 1 MB by hand": "Open 1 MB with a comment every 100 lines",
     "open 1 MB by hand, folded": "Open the same with one folded scalar in it",
@@ -44,6 +45,7 @@ TITLES = {
     "memory of 1 MB, all read": "Memory of a state of 1 MB of which all was read",
     "process that imports": "A process that imports the module",
     "process that opens and changes": "A process that imports the module, opens a small state, changes it and ends",
+    "steps of such a process": "What that time is made of",
     "modules imported": "Modules of other packages that the import loads",
 }
 
@@ -215,6 +217,14 @@ def _folded_cost(figures: Figures) -> float:
     return max(0.0, added) / figures.ratio("load the folded entry", ROUND_TRIP)
 
 
+def _import_time(figures: Figures) -> float:
+    """Return by how many milliseconds a process takes longer that imports the module than one that does nothing."""
+    row = figures.find("process that imports")
+    if row is None or row.limit_median is None:
+        raise KeyError("process that imports")
+    return 1000 * (row.median - row.limit_median)
+
+
 BARS = [
     _limit("`STATE.counter += 1` against a bare `os.write`", "counter", 2.0),
     _faster("… faster than 26.1", "counter", OLD, 4.0),
@@ -243,6 +253,7 @@ BARS = [
     _vacuum("… after a change in a file that is a single list", "vacuum 1 MB in one entry"),
     _pause("longest pause of one change in 200,000 at 1 MB, fsync apart (calmest of 5 runs)", "longest pause", 10.0),
     _pause("… 99.99th percentile", "p99.99 of pauses", 1.0),
+    _pause("… in 50,000 that are spread over a list of 1 MB of small mappings", "longest pause, spread", 20.0),
     Bar(
         "`_fsync=True` against a bare write + fdatasync",
         1.3,
@@ -253,6 +264,12 @@ BARS = [
     _store("… with `_fsync=True`, than its FileTreeStore", "key-value put", "FileTreeStore", f"{OURS}, _fsync=True"),
     _store("py-key-value's get: faster than its DiskStore", "key-value get", "DiskStore"),
     _store("… with `_fsync=True`, than its FileTreeStore", "key-value get", "FileTreeStore", f"{OURS}, _fsync=True"),
+    _of_old(
+        "a process that imports the module, opens a state, changes it and ends, against 26.1",
+        "process that opens and changes",
+        0.6,
+    ),
+    Bar("`import persistedstate`, beyond `python -c pass`", 20.0, _import_time, unit="ms"),
     Bar(
         "modules from other packages that `import persistedstate` loads",
         0.0,

@@ -54,8 +54,8 @@ def page(figures: Figures, caption: str) -> str:
         "# How fast it is\n\n"
         "Written by `benchmarks/bench.py`. Times are those of one change, read or opening: the median and the 95th\n"
         "percentile of all rounds. Rounds of a store alternate with rounds of the limit; *to the limit* is the median\n"
-        "of the quotients of neighbours. Opening and renewing files is measured in processor time. *To 26.1*\n"
-        "is the quotient of two such ratios: below 1 is faster than 26.1.\n"
+        "of the quotients of neighbours. Processes, and opening and renewing files, are measured in processor time.\n"
+        "*To 26.1* is the quotient of two such ratios: below 1 is faster than 26.1.\n"
         "*Survives* tells what a change lives through once its statement has returned; compare within a class.\n\n"
         f"{caption}\n\nWhich bars are met: [bars.md](bars.md).\n"
     )

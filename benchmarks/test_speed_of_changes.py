@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -132,4 +133,32 @@ def test_pauses(
             percentile[kind].append(durations[math.floor(len(durations) / 10_000)])
 
     race.report(measure, longest, percentile, rounds=5)
+    state.close()
+
+
+#: Neighbours in time are this far apart in the list; a prime, so that every item has its turn.
+STRIDE = 7919
+SMALL_JOB = "- name: job 00000\n  tries: 0\n"
+
+
+@pytest.mark.skipif(IS_OLD, reason="26.1 would need an hour, see above")
+def test_pauses_of_spread_changes(
+    race: Race, scale: Scale, tmp_path: Path, clock: FsyncClock, bare_write: Callable[[bytes], Limit]
+) -> None:
+    """The slowest of 50,000 changes, spread over a list of 1 MB of small mappings; fsync apart."""
+    made = [{"name": f"job {number:05}", "tries": 0} for number in range(scale.megabyte // len(SMALL_JOB))]
+    state: Any = PersistedState(tmp_path / "x.state", jobs=made)
+    jobs, numbers = state.jobs, count()
+    limit = bare_write(b'--- ["set",["jobs",1234],"tries",12345]\n')
+    longest = samples_of("longest pause, spread", Entrant(OURS, PROCESS, "fsync apart"), limit.name)
+
+    def change() -> None:
+        number = next(numbers)
+        jobs[number * STRIDE % len(jobs)]["tries"] = number
+
+    def measure() -> None:
+        for kind, action in ("samples", change), ("limits", lambda: limit.run(1)):
+            longest[kind].append(pauses(action, scale.changes // 4, clock)[0])
+
+    race.report(measure, longest, rounds=5)
     state.close()
