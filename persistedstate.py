@@ -56,12 +56,10 @@ import os
 import re
 import stat
 import sys
-import threading
 import time
-import warnings
 import weakref
-from binascii import a2b_base64, b2a_base64
-from collections import Counter, deque
+from _thread import RLock, get_ident
+from collections import Counter, deque, namedtuple
 from collections.abc import (
     ItemsView,
     Iterable,
@@ -75,21 +73,27 @@ from collections.abc import (
 )
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from copy import copy
-from datetime import date, datetime, timezone
-from functools import cache
-from itertools import compress, count, pairwise, takewhile
+from functools import cache, lru_cache
+from itertools import islice, pairwise, takewhile
 from math import inf, isnan
-from threading import get_ident
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+TYPE_CHECKING = False  # to import typing takes 2 ms, of 22 that a script takes which changes a state once
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import date, datetime, timezone
+    from threading import Event
+    from typing import Any, AnyStr, NoReturn
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
+
+    #: What leads from the root to a node.
+    _Keys = tuple[Any, ...]
 else:
-    _RuamelScanner = object  # until it is needed
+    Any = _RuamelScanner = object  # until they are needed
+    try:  # 0.7 ms less than what is around it (CPython 3.10, 3.11)
+        from _datetime import date, datetime, timezone
+    except ImportError:
+        from datetime import date, datetime, timezone
 
 #: What the names of the module stood for before `importlib.reload`, while a state was open.
 _before_reload = dict(globals()) if [*globals().get("_open_trees", ()), *globals().get("_followers", ())] else {}
@@ -122,6 +126,23 @@ _VACUUM_FLOOR = 1 << 20
 #: From here on the interpreter may refuse to write an int in digits.
 _LARGE_INT = 2000
 _GONE: Any = object()
+
+
+class _Pattern:
+    """A regular expression that is compiled when it is first used: all of them take 3.4 ms (CPython 3.11)."""
+
+    def __init__(self, *source: Any) -> None:
+        self._source = source
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(re.compile(*self._source), name)
+        setattr(self, name, method)
+        return method
+
+
+def _pattern(text: AnyStr, flags: int = 0) -> re.Pattern[AnyStr]:
+    return _Pattern(text, flags)  # type: ignore[return-value]
+
 
 # ------------------------------------------------------ Errors -------------------------------------------------------
 
@@ -217,6 +238,8 @@ def _warn(reason: str) -> None:
     between = {frame.f_code.co_filename, contextmanager.__code__.co_filename}
     while frame.f_back is not None and frame.f_code.co_filename in between:
         frame, level = frame.f_back, level + 1
+    import warnings
+
     warnings.warn(reason, RuntimeWarning, stacklevel=level)
 
 
@@ -256,8 +279,8 @@ _LINE = (
     rf"|( *)((?:- +|-(?=\r?$))*)(?:([A-Za-z_][A-Za-z_0-9]*|{_SCALAR}):(?: +|(?=\t|\r?$)))?({_SCALAR})?"
     r"[ \t]*(?:(?<=[ \t])\#.*)?|(.*))\r?$"
 )
-_SAFE_PLAIN = re.compile(r"(?:[^\W\d]|/)(?:[\w./@%+=()*&$^;,?!|<>'\"\\~-]|:(?=[A-Za-z/])| (?=[^ \t\r\n#:]))*")
-_FLOW_PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
+_SAFE_PLAIN = _pattern(r"(?:[^\W\d]|/)(?:[\w./@%+=()*&$^;,?!|<>'\"\\~-]|:(?=[A-Za-z/])| (?=[^ \t\r\n#:]))*")
+_FLOW_PLAIN = _pattern(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 _CONSTANTS = {
     spelling: value
     for word, value in (("true", True), ("false", False), ("null", None))
@@ -265,18 +288,18 @@ _CONSTANTS = {
 }
 #: What some reader takes for something other than a string.
 _WORDS = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf", "infinity"])
-_ESCAPED = re.compile(f'["\\\\]|[^ -~{_WIDE}]')
+_ESCAPED = _pattern(f'["\\\\]|[^ -~{_WIDE}]')
 _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f"}
 #: Characters that no YAML stream may hold; and those at which readers differ, which ruamel.yaml shall judge. They are
 #: compiled when they are needed: that takes 8 ms (CPython 3.11).
 _ILLEGAL = "[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 _UNUSUAL = f"[^\t\n\r -~{_WIDE}]|\r(?!\n)"
 
-_HEAD = re.compile(r"(?:[ \t]*(?:#.*)?\n)*---(?:[ \t]+#.*|[ \t]*)\n")
-_DIRECTIVE = re.compile(r"(?:[ \t]*(?:[#%][^\r\n]*)?(?:\r\n?|\n))*?%YAML[ \t]+([0-9.]+)")
-_DOCUMENT_END = re.compile(r"(?:^|(?<=[\r\x85\u2028\u2029]))\.\.\.(?=\s|\Z)", re.MULTILINE)
+_HEAD = _pattern(r"(?:[ \t]*(?:#.*)?\n)*---(?:[ \t]+#.*|[ \t]*)\n")
+_DIRECTIVE = _pattern(r"(?:[ \t]*(?:[#%][^\r\n]*)?(?:\r\n?|\n))*?%YAML[ \t]+([0-9.]+)")
+_DOCUMENT_END = _pattern(r"(?:^|(?<=[\r\x85\u2028\u2029]))\.\.\.(?=\s|\Z)", re.MULTILINE)
 #: What may stand behind a document, in the eyes of every reader.
-_AFTERWORD = re.compile(r"\.\.\.(?: *| +#.*)\n(?: *(?:#.*)?\n)*")
+_AFTERWORD = _pattern(r"\.\.\.(?: *| +#.*)\n(?: *(?:#.*)?\n)*")
 _TAGS = {
     kind: {f"tag:yaml.org,2002:{name}" for name in names.split()}
     for kind, names in (
@@ -286,7 +309,7 @@ _TAGS = {
 _MERGE = "tag:yaml.org,2002:merge"
 _QUOTED = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 _UNENDED = r'"[^"\\]*(?:\\.[^"\\]*)*\\?\Z'  # else what lacks its end would be searched again from each quote in it
-_STRING = re.compile(rf"{_QUOTED}|{_UNENDED}", re.DOTALL)
+_STRING = _pattern(rf"{_QUOTED}|{_UNENDED}", re.DOTALL)
 
 
 @cache
@@ -323,6 +346,8 @@ def _scalar(value: Any) -> str:
     if kind is float:
         return _float(value)
     if kind is bytes:
+        from binascii import b2a_base64
+
         return f'!!binary "{b2a_base64(value, newline=False).decode()}"'
     text: str = value.isoformat()
     return text
@@ -368,42 +393,67 @@ def _is_plain(text: str) -> bool:
     return _SAFE_PLAIN.fullmatch(text) is not None and text[-1] != " " and text.lower() not in _WORDS
 
 
-def _block(value: Any, column: int) -> str:
+class _Style(namedtuple("_Style", "mapping sequence dash", defaults=(2, 0, 2))):
+    """How far the text of nested entries is set in: a mapping and a list below their key, and what follows a dash."""
+
+    __slots__ = ()
+    mapping: int
+    sequence: int
+    dash: int
+
+    def inset(self, value: Any, *, is_item: bool) -> int:
+        return self.dash if is_item else self.mapping if type(value) is dict else self.sequence
+
+
+_USUAL = _Style()
+_KEY_AND_BELOW = _pattern(r"^([ -]*)[^\s#-].*:[ \t]*(?:#.*)?\n(?:[ \t]*(?:#.*)?\n)*( *)(- |[^\s#-])", re.MULTILINE)
+_DASH = _pattern(r"^ *(- +)[^\s#]", re.MULTILINE)
+
+
+def _style(text: str, default: _Style) -> _Style:
+    """Return the style of a text in block style, as far as it shows."""
+    found = default._asdict()
+    for match in reversed([*islice(_KEY_AND_BELOW.finditer(text), 20)]):
+        inset = len(match[2]) - len(match[1])
+        if inset > 0 or (inset == 0 and match[3] == "- "):
+            found["sequence" if match[3] == "- " else "mapping"] = inset
+    dash = _DASH.search(text)
+    return _Style(**{**found, "dash": len(dash[1])} if dash else found)
+
+
+def _block(value: Any, column: int, style: _Style = _USUAL) -> str:
     """Write the entries of a non-empty container in block style, indented to `column`, as lines."""
     out: list[str] = []
-    _write_block(value, column, out)
+    _write_block(value, column, style, out)
     return "".join(out)
 
 
-def _write_block(value: Any, column: int, out: list[str]) -> None:
+def _write_block(value: Any, column: int, style: _Style, out: list[str]) -> None:
     if type(value) is dict:
         for key, item in value.items():
-            _write_entry(key, item, column, out)
+            _write_entry(key, item, column, style, out)
     else:
         for item in value:
-            _write_item(item, column, out)
+            _write_item(item, column, style, out)
 
 
-def _write_entry(key: Any, value: Any, column: int, out: list[str]) -> None:
+def _write_entry(key: Any, value: Any, column: int, style: _Style, out: list[str]) -> None:
     name = _inline(key)
-    head = f"{' ' * column}{name}:" if len(name) <= _MAX_SIMPLE_KEY else f"{' ' * column}? {name}\n{' ' * column}:"
+    is_long = len(name) > _MAX_SIMPLE_KEY
+    head = f"{' ' * column}? {name}\n{' ' * column}:" if is_long else f"{' ' * column}{name}:"
     if isinstance(value, (dict, list)) and value:
-        if len(name) > _MAX_SIMPLE_KEY:
-            out.append(f"{head}\n")
-            _write_block(value, column + 2, out)
-            return
         out.append(f"{head}\n")
-        _write_block(value, column + 2 if type(value) is dict else column, out)
+        _write_block(value, column + (2 if is_long else style.inset(value, is_item=False)), style, out)
     else:
         out.append(f"{head} {_inline(value)}\n")
 
 
-def _write_item(value: Any, column: int, out: list[str]) -> None:
+def _write_item(value: Any, column: int, style: _Style, out: list[str]) -> None:
     if isinstance(value, (dict, list)) and value:
-        nested = _block(value, column + 2)
-        out.append(f"{' ' * column}- {nested[column + 2 :]}")
+        nested = _block(value, column + style.dash, style)
+        out.append(f"{' ' * column}{'-'.ljust(style.dash)}{nested[column + style.dash :]}")
     else:
-        out.append(f"{' ' * column}- {_inline(value)}\n")
+        out.append(f"{' ' * column}{'-'.ljust(style.dash)}{_inline(value)}\n")
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -450,6 +500,8 @@ def _read_number(raw: str) -> Any:
 def _read_special(raw: str) -> Any:
     if raw[0] == "!":
         try:
+            from binascii import a2b_base64
+
             return a2b_base64(raw[10:-1])
         except ValueError:
             raise _Odd from None
@@ -462,7 +514,7 @@ _BEYOND_JSON = (
     rf"|\? (?P<long>{_QUOTED}|{_DIGITS}) : |(?<![\w.+-])(?P<key>{_DIGITS}|-?\.inf|true|false|null): "
     rf'|(?P<value>{_MOMENT}|-?\.inf|\.nan|!!binary "[A-Za-z0-9+/=]*")(?=[],}}\s]|\Z)|(?P<other>NaN|Infinity|[\t\r])'
 )
-_SURROGATE = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
+_SURROGATE = _pattern(r"(?<!\\)(?:\\\\)*\\u[dD][89a-fA-F]")
 #: Marks, in JSON, what stands for something else: no text can hold it.
 _FOREIGN = "\ud800"
 
@@ -677,7 +729,7 @@ class _Scanner:
 def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
     """Let ruamel.yaml parse one document; return what constructs its scalars, and its root node. Raises _BadText.
 
-    anchors: nodes that aliases may refer to, besides those in the text.
+    anchors: nodes that aliases may refer to, besides those in the text; then they may also lack one.
     """
     with _advised():
         from ruamel.yaml import YAML
@@ -688,8 +740,7 @@ def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] |
     reader = YAML(typ="safe", pure=True)
     reader.Scanner = _scanner_12()
     reader.version = version
-    if anchors:
-        reader.Composer = _knowing(reader.Composer, anchors)  # type: ignore[assignment]
+    reader.Composer = _knowing(reader.Composer, anchors)  # type: ignore[assignment]
     reader.composer.warn_double_anchors = False
     try:
         return reader.constructor, reader.compose(text)
@@ -717,7 +768,7 @@ def _trouble(error: Any, text: str) -> _BadText:
 
 
 #: What ends a key, or begins a document; and the beginning of an item.
-_COLON, _ITEM = re.compile(r":(?:\s|\Z)|\A---"), re.compile(r" *- ")
+_COLON, _ITEM = _pattern(r":(?:\s|\Z)|\A---"), _pattern(r" *- ")
 _NO_COLON = "a colon is missing (key: value)"
 
 
@@ -741,11 +792,42 @@ def _value_for_lack_of_colon(text: str) -> int | None:
     return len("\n".join([*lines[:start], ""])) + len(lines[start]) - len(lines[start].lstrip())
 
 
-def _knowing(composer: type, known: Mapping[str, Any]) -> type:
-    """Return a kind of composer whose documents begin with some anchors."""
+class _Alias:
+    """A node that stands for another one, `target`; None if no such anchor is known."""
+
+    id, tag = "alias", ""
+
+    def __init__(self, event: Any, target: Any) -> None:
+        self.start_mark, self.end_mark = event.start_mark, event.end_mark
+        self.anchor, self.target = event.anchor, target
+
+
+class _Undefined:
+    """What an alias means that lacks an anchor: a scalar that is nowhere stored."""
+
+    def isoformat(self) -> str:
+        return "*"
+
+
+_UNDEFINED = _Undefined()
+
+
+def _knowing(composer: type, known: Mapping[str, Any] | None) -> type:
+    """Return a kind of composer that tells where aliases are; known: anchors with which documents begin.
+
+    Then an alias may also lack an anchor.
+    """
+    from ruamel.yaml.events import AliasEvent
 
     class Knowing(composer):  # type: ignore[misc]
-        anchors = property(lambda self: self.found, lambda self, _: setattr(self, "found", dict(known)))
+        anchors = property(lambda self: self.found, lambda self, _: setattr(self, "found", dict(known or {})))
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.parser.check_event(AliasEvent):
+                name = self.parser.peek_event().anchor
+                if known is not None or name in self.found:
+                    return _Alias(self.parser.get_event(), self.found.get(name))
+            return super().compose_node(parent, index)
 
     return Knowing
 
@@ -819,14 +901,14 @@ class _Loader:
     """Turns nodes of ruamel.yaml into plain values, and nothing but plain values; raises _BadText for all else."""
 
     def __init__(self, text: str, version: str | None = None, anchors: Mapping[str, Any] | None = None) -> None:
+        self.text = text
         self.constructor, self.root = _compose(text, version, anchors)
         self.budget = len(text) + _MAX_ALIASED
-        #: The top-level key that is being read, the keys with anchors or aliases, and which keys use anchors of which.
+        #: The top-level keys, and the one that is being read; those with anchors or aliases; all anchors.
+        self.keys: list[Any] = []
         self.key: Any = None
-        self.home: dict[int, Any] = {}
-        self.names: dict[str, Any] = {}
         self.anchored: set[Any] = set()
-        self.users: dict[Any, set[Any]] = {}
+        self.anchors: dict[str, Any] = dict(anchors or {})
 
     def mapping(self) -> dict[Any, Any]:
         """Return the root as a mapping; an empty document is an empty one."""
@@ -844,7 +926,11 @@ class _Loader:
             reason = "aliases expand to too much" if self.budget < 0 else f"nested deeper than {_MAX_DEPTH} levels"
             raise _BadText(reason, node.start_mark.index)
         if node.anchor is not None:
-            self._shared(node)
+            self.anchored.add(self.key)
+        if node.id == "alias":
+            return self.value(node.target, depth) if node.target is not None else _UNDEFINED
+        if node.anchor is not None:
+            self.anchors[node.anchor] = node
         if str(node.tag) not in _TAGS[node.id]:
             raise _BadText(f"the tag {node.tag} is not a state's", node.start_mark.index)
         if node.id == "scalar":
@@ -853,12 +939,49 @@ class _Loader:
             return [self.value(item, depth + 1) for item in node.value]
         return self._mapping(node, depth)
 
-    def _shared(self, node: Any) -> None:
-        self.names[node.anchor] = node
-        home = self.home.setdefault(id(node), self.key)
-        self.anchored.add(self.key)
-        if home != self.key:
-            self.users.setdefault(home, set()).add(self.key)
+    def read(self, node: Any) -> Any:
+        """Return the value of one node."""
+        self.budget = len(self.text) + _MAX_ALIASED
+        return self.value(node, 1)
+
+    def name(self, node: Any) -> Any:
+        """Return the key that a node is in a mapping."""
+        return _Merge() if str(node.tag) == _MERGE else self._key(node)
+
+    def block(self, text: str, base: int, node: Any) -> _Block:
+        """Cut the text of a block, which begins there in the one that was read."""
+        column, parts = _column(text), list[Any]()
+        pieces, tail = _cut(text, self.bounds(text, base, column, node), column)
+        pairs = node.value if node.id == "mapping" else [(None, item) for item in node.value]
+        for piece, (key, value) in zip(pieces, pairs, strict=True):
+            parts.append(_Marked(piece, base, key, value, self))
+            base += len(piece)
+        if node.id == "sequence":
+            return _Block(parts, tail, column)
+        return _Block(dict(zip([self.name(key) for key, _ in pairs], parts, strict=True)), tail, column)
+
+    def bounds(self, text: str, base: int, column: int, node: Any = None) -> list[tuple[int, int]]:
+        """Return where each entry of a block begins and ends in its text; raises _Odd where they have no own lines."""
+        node, entries, position = node or self.root, list[tuple[int, int]](), 0
+        dash = re.compile(rf"^ {{{column}}}-(?=\s)", re.MULTILINE)
+        for entry in node.value:
+            if node.id == "mapping":
+                start, end = _line_start(text, entry[0].start_mark.index - base), _pair_end(entry, self.text)
+                if start < position or _is_below_its_mark(text, entry[0], column, base):
+                    raise _Odd
+            else:
+                match = dash.search(text, position)
+                if match is None:
+                    raise _Odd
+                start, end = match.start(), match.end() + base
+                end = end if _is_empty(entry) else max(end, _node_end(entry, self.text))
+            position = _line_end(text, end - base)
+            entries.append((start, position))
+        return entries
+
+    def flow(self, node: Any) -> _Flow:
+        """Cut a collection in flow style."""
+        return _Flow(node, self)
 
     def _scalar(self, node: Any) -> Any:
         if str(node.tag).endswith((":str", ":value")):
@@ -884,28 +1007,36 @@ class _Loader:
         own: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             if str(key_node.tag) == _MERGE:
-                self._merge(value_node, depth, merged)
+                self._begin(_Merge(), depth)
+                self.merge(value_node, depth, merged)
                 continue
             key = self._key(key_node)
             if key in own:
                 raise _BadText(f"duplicate key {key!r}", key_node.start_mark.index)
-            if depth == 0:
-                self.key = key
+            self._begin(key, depth)
             own[key] = self.value(value_node, depth + 1)
         return {**merged, **own} if merged else own
 
+    def _begin(self, key: Any, depth: int) -> None:
+        if depth == 0:
+            self.keys.append(key)
+            self.key = key
+
     def _key(self, node: Any) -> Any:
-        key = self.value(node, 1) if node.id == "scalar" else ()
-        if not _is_key(key):
+        key = self.value(node, 1) if node.id in ("scalar", "alias") else ()
+        if not _is_key(key) and key is not _UNDEFINED:
             raise _BadText("a key must be a str, int, float, bool or null", node.start_mark.index)
         return key
 
-    def _merge(self, node: Any, depth: int, merged: dict[Any, Any]) -> None:
-        sources = node.value if node.id == "sequence" else [node]
+    def merge(self, node: Any, depth: int, merged: dict[Any, Any]) -> None:
+        """Add what an entry merges."""
+        many = node.target if node.id == "alias" else node
+        sources = many.value if many is not None and many.id == "sequence" else [node]
         for source in reversed(sources):
-            if source.id != "mapping":
+            found = self.value(source, depth + 1)
+            if found is not _UNDEFINED and type(found) is not dict:
                 raise _BadText("only mappings can be merged", source.start_mark.index)
-            merged.update(self.value(source, depth + 1))
+            merged.update(found if isinstance(found, dict) else {_UNDEFINED: None})
 
 
 def _node_end(node: Any, text: str) -> int:
@@ -919,20 +1050,19 @@ def _node_end(node: Any, text: str) -> int:
             header = text[node.start_mark.index :].partition("\n")[0]
             return end if "+" in header.partition("#")[0] else len(text[:end].rstrip()) + 1
         return end
-    if node.flow_style and node.id == "mapping" and not _BRACKET.match(text, node.start_mark.index):
+    if node.id == "mapping" and node.flow_style and not _BRACKET.match(text, node.start_mark.index):
         return _flow_pair_end(node.value[0], text)  # without braces it seems to end where the next token begins
-    if node.flow_style or not node.value:
+    if node.id == "alias" or node.flow_style or not node.value:
         return int(node.end_mark.index)
     if node.id == "mapping":
         return _pair_end(node.value[-1], text)
-    start: int = node.start_mark.index
-    return max(start, _node_end(node.value[-1], text)) if node.value[-1].start_mark.index >= start else start
+    return max(int(node.start_mark.index), _node_end(node.value[-1], text))
 
 
 def _pair_end(pair: tuple[Any, Any], text: str) -> int:
     key, value = pair
     end = _node_end(key, text)
-    return end if _is_alias(value, end) or _is_empty(value) else max(end, _node_end(value, text))
+    return end if _is_empty(value) else max(end, _node_end(value, text))
 
 
 def _flow_pair_end(pair: tuple[Any, Any], text: str) -> int:
@@ -941,14 +1071,9 @@ def _flow_pair_end(pair: tuple[Any, Any], text: str) -> int:
     return colon.end() if colon else end
 
 
-def _is_alias(node: Any, position: int) -> bool:
-    """Tell whether a node that is used behind a position was defined before it."""
-    return node.anchor is not None and node.start_mark.index < position
-
-
-def _is_below_its_mark(text: str, key: Any, column: int) -> bool:
-    """Tell whether a key of a block in that column has its `?` on another line."""
-    start = key.start_mark.index - key.start_mark.column
+def _is_below_its_mark(text: str, key: Any, column: int, base: int = 0) -> bool:
+    """Tell whether a key of a block in that column has its `?` on another line; base: where the text begins in its."""
+    start = key.start_mark.index - key.start_mark.column - base
     return bool(key.start_mark.column != column and text[start + column] != "?")
 
 
@@ -983,26 +1108,26 @@ def _column(text: str) -> int:
 
 
 #: The header of a block scalar to which the blank lines behind it belong.
-_KEEPING = re.compile(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])", re.MULTILINE)
+_KEEPING = _pattern(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])", re.MULTILINE)
 #: How a line begins that goes on with the entry above.
-_CONTINUED = re.compile(r"[ \t\]},.]|[-:?](?!\S)")
-_BLOCK_SCALAR = re.compile(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])", re.MULTILINE)
-_BREAK = re.compile("[\r\x85\u2028\u2029]")
+_CONTINUED = _pattern(r"[ \t\]},.]|[-:?](?!\S)")
+_BLOCK_SCALAR = _pattern(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])", re.MULTILINE)
+_BREAK = _pattern("[\r\x85\u2028\u2029]")
 #: Where a line ends in the eyes of ruamel.yaml.
 _ENDS = "\0\r\n\x85\u2028\u2029"
-_LINE_END = re.compile(r"\r\n?|\n")
+_LINE_END = _pattern(r"\r\n?|\n")
 _SECOND_MARK = "a byte order mark within the file; remove it"
-_CONTENT = re.compile(r"^[^\S\n]*[^\s#]", re.MULTILINE)
+_CONTENT = _pattern(r"^[^\S\n]*[^\s#]", re.MULTILINE)
 #: A blank line that may be a block scalar's: it is, if it is longer than the indentation.
-_BLANK = re.compile(r"[ \t]{2,}\r?\n")
+_BLANK = _pattern(r"[ \t]{2,}\r?\n")
 #: The opening bracket of a collection in flow style, behind tag and anchor.
-_BRACKET = re.compile(r"\s*(?:[&!][^\s&!,\[\]{}]*\s*)*[\[{]")
-#: The colon of a pair that has no value, or an alias.
-_FLOW_COLON = re.compile(r"\s*:(?:\s*\*[^\s,\[\]{}]+)?")
-_FLOW_COMMA = re.compile(r"((?:\s|#.*\n)*),")
-_LOOSE_LINE = re.compile(r"^[ \t]*(?:#.*)?\n", re.MULTILINE)
+_BRACKET = _pattern(r"\s*(?:[&!][^\s&!,\[\]{}]*\s*)*[\[{]")
+#: The colon of a pair that has no value.
+_FLOW_COLON = _pattern(r"\s*:")
+_FLOW_COMMA = _pattern(r"((?:\s|#.*\n)*),")
+_LOOSE_LINE = _pattern(r"^[ \t]*(?:#.*)?\n", re.MULTILINE)
 #: Where the next line is blank or a comment.
-_LOOSE = re.compile(r"\n(?=([ \t]*(?:#.*)?\r?\n))")
+_LOOSE = _pattern(r"\n(?=([ \t]*(?:#.*)?\r?\n))")
 
 
 def _cut(text: str, entries: Sequence[tuple[int, int]], column: int) -> tuple[list[str], str]:
@@ -1046,7 +1171,7 @@ def _own_comments(gap: str, column: int) -> int:
 
 def _residue(piece: str) -> str:
     """Return what stays of a piece when its entry goes: the lines above that are not the entry's own comments."""
-    return _not_own(piece[: _content_start(piece)])
+    return "" if piece.lstrip(" ")[:1] not in "#\r\n\t" else _not_own(piece[: _content_start(piece)])
 
 
 def _not_own(above: str) -> str:
@@ -1066,17 +1191,26 @@ def _apart(above: str, lines: str, column: int) -> str:
     return lines
 
 
-class _Anatomy:
-    """The parts of a piece, in order: the lines above; up to the colon or dash; value; rest of the line; lines below.
+class _Form:
+    """The anatomy of an entry in block style: the parts of its text, in order.
 
-    What a dash and its value's first line share is moved below, with a space in the place of the dash (`compact`).
+    above: lines above. head: up to the colon or dash. props: anchor and tag. value: with the blanks in front of it.
+    rest: of the line. below: the block that is nested in it, or comments. What a dash and its value's first line share
+    is moved below, with a space in the place of the dash (`compact`). offset: where in the text the collection begins.
     """
 
-    __slots__ = ("above", "below", "compact", "head", "rest", "value")
+    __slots__ = ("above", "below", "compact", "head", "offset", "props", "rest", "value")
 
-    def __init__(self, above: str, head: str, value: str, rest: str, below: str, *, compact: bool = False) -> None:
-        self.above, self.head, self.value, self.rest, self.below = above, head, value, rest, below
+    def __init__(self, piece: str, bounds: Sequence[int], *, compact: bool = False) -> None:
+        """bounds: where in the piece head, props, value, rest and the lines below begin."""
+        start, head_end, props_end, value_end, line_end = bounds
+        self.above, self.head, self.props = piece[:start], piece[start:head_end], piece[head_end:props_end]
+        self.value, self.rest, self.below = piece[props_end:value_end], piece[value_end:line_end], piece[line_end:]
         self.compact = compact
+        self.offset = props_end if self.value else line_end
+        if compact:
+            self.offset = _line_start(piece, head_end)
+            self.below = " " * (head_end - self.offset) + self.below
 
     @property
     def column(self) -> int:
@@ -1085,27 +1219,31 @@ class _Anatomy:
     def joined(self, below: str) -> str:
         """Return the piece with other lines below."""
         if not self.compact:
-            return self.above + self.head + self.value + self.rest + below
+            return f"{self.above}{self.head}{self.props}{self.value}{self.rest}{below}"
         if _content_start(below) == 0:
             return self.above + self.head + below[len(self.head.rpartition("\n")[2]) :]
         return f"{self.above}{self.head}\n{below}"
 
-    def with_value(self, new: Any, below: str) -> str:
+    def with_value(self, new: Any, below: str, style: _Style) -> str:
         """Return the piece with a new value, and `below` behind it."""
         rest = "\n" if self.compact else self.rest
-        top = self.above + self.head
         token = re.sub(r"\A(?:\s|#.*\n)+", "", self.value)
         lead = self.value[: len(self.value) - len(token)]
+        top = self.above + self.head + self.props
         if not isinstance(new, (dict, list)) or not new:
-            return f"{top}{lead or ' '}{_requoted(token, new) or _inline(new)}{rest}{below}"
+            header, lines = _literal(token, new, self.column + style.mapping)
+            return f"{top}{lead or ' '}{header or _requoted(token, new) or _inline(new)}{rest}{lines}{below}"
         comments = lead[: lead.rfind("\n") + 1]
         if comments.strip():
             rest = comments + (f"{' ' * (self.column + 2)}{rest.lstrip()}" if rest.strip() else "")
         is_item = self.head.endswith("-")
-        nested = _block(new, self.column + 2 if is_item or type(new) is dict else self.column)
-        if is_item and not rest.strip():
+        nested = _block(new, self.column + style.inset(new, is_item=is_item), style)
+        if is_item and not (rest.strip() or self.props):
             return top + nested[len(self.head) :] + below
         return top + rest + nested + below
+
+
+_PROPS = _pattern(r"(?:[ \t]+[&!]\S*)*")
 
 
 def _requoted(token: str, new: Any) -> str:
@@ -1115,331 +1253,619 @@ def _requoted(token: str, new: Any) -> str:
     return "'" + new.replace("'", "''") + "'" if token[0] == "'" and new.isprintable() else _quote(new)
 
 
-class _Changes(NamedTuple):
-    """What changed in a container since its text was written.
+def _literal(token: str, new: Any, column: int) -> tuple[str, str]:
+    """Write lines in the place of a block scalar as one: header and lines; nothing where that cannot be."""
+    is_fit = type(new) is str and token[:1] in ("|", ">") and "\n" in new.rstrip("\n") + new[-1:]
+    if not is_fit or new[0] in " \n" or new.endswith("\n\n") or not new.replace("\n", "").isprintable():
+        return "", ""
+    lines = new.removesuffix("\n").split("\n")
+    if any(line.isspace() for line in lines):
+        return "", ""
+    content = re.search(r"\n( *)\S", token)
+    pad = content[1] if content else " " * column
+    return "|" if new[-1] == "\n" else "|-", "".join([f"{pad}{line}\n" if line else "\n" for line in lines])
 
-    values: of all entries that may have changed, by their places now; plain, or again _Changes. keys: of a mapping.
-    is_moved: some keys may be gone, or stand elsewhere. origin: of a list, how long it was, and for each item the index
-    that it had, None for a new one.
+
+class _Merge:
+    """Stands for the key of an entry that merges mappings, `<<`."""
+
+
+class _Part:
+    """An entry of a container: its text, and what of it has other values by now. As it is, in the fast grammar.
+
+    is_stale: all of it is to be compared. changed: keys in it whose values are others. form, inside: its anatomy and
+    the container in it, as soon as they are cut. was: the text that it had in the old container, None if it is new.
+    pool: of a new entry, those whose place it took, together with others.
     """
 
-    values: dict[int, Any]
-    keys: list[Any]
-    is_moved: bool
-    origin: tuple[int, list[int | None]] | None
+    __slots__ = ("changed", "form", "inside", "is_stale", "piece", "pool", "was")
 
+    def __init__(self, piece: str | None = None) -> None:
+        self.piece, self.was, self.is_stale = piece or "", piece, piece is None
+        self.changed: dict[Any, None] = {}
+        self.form: Any = None
+        self.inside: Any = None
+        self.pool: list[Any] = []
 
-class _Editor:
-    """Rewrites the text of one top-level entry; every line that the new value does not change stays as it is.
+    def opened(self) -> Any:
+        """Return the container in it, cut if need be; None where all of that is to be compared."""
+        if self.inside is None and not self.is_stale:
+            with _UNFIT:
+                self.inside = self._cut()
+            if self.inside is None:
+                self.is_stale = True
+            else:
+                self.inside.update(self.changed)
+        return self.inside
 
-    odd: the text is outside the fast grammar. version: of the document's YAML directive. anchors: of the text above.
-    origins: for new lists, by id, how long the old one was, and where in it each item comes from.
-    """
+    def text(self, name: Any, value: Any, within: _Cut) -> str:
+        """Return the text with the present value; name: (key,), or None for an item of a list."""
+        if self.changed and self.inside is None and not self.is_stale:
+            if text := self._with_scalars(_held(value)):
+                return text
+            self.opened()
+        if self.inside is not None and not self.is_stale:
+            with _UNFIT:
+                return str(self._joined(_held(value), within))
+            self.inside = None
+        new = _plain(value)
+        with _UNFIT:
+            if self.was is not None:
+                return self._compared(new, within)
+        return within.fresh(self, name, new)
 
-    def __init__(
-        self, version: str | None, anchors: Mapping[str, Any], origins: Mapping[int, Any], *, odd: bool
-    ) -> None:
-        self.version = version
-        self.origins = origins
-        self.anchors = anchors
-        self.odd = odd
-
-    def read(self, text: str) -> dict[Any, Any]:
-        """Read a piece, or a whole block mapping."""
-        if self.odd:
-            return _Loader(text, self.version, self.anchors).mapping()
-        scanner = _Scanner(text)
-        if any(entry.odd for entry in scanner.entries):
-            raise _Odd
-        return scanner.root
-
-    def entry(self, piece: str, key: Any, old: Any, new: Any) -> str:
-        """Return the piece of an entry whose value changes from `old` to `new`.
-
-        key: None for an item of a list, else (key,).
-        """
-        try:
-            return self._changed(piece, old, new)
-        except RecursionError:
-            raise
-        except (_Odd, _BadText):
-            fresh = [new] if key is None else {key[0]: new}
-            return _lines_above(piece) + _block(fresh, _column(piece))
-
-    def patched(self, piece: str, changes: _Changes) -> str:
-        """Return the piece of an entry after changes of its container; nothing else in it is read.
-
-        That takes 15 ms for an item of a list of 1 MB; to read and compare all of it takes 470 ms (CPython 3.11).
-        """
-        parts = self._anatomy(piece)
-        pieces, tail = self._split(parts.below, dict if changes.origin is None else list)
-        if parts.value or not pieces:
-            raise _Odd
-        out: list[str] = []
-        position, column = 0, _column(parts.below)
-        for place, index in enumerate(self._old_places(pieces, changes)):
-            if index is not None and index < position:
-                raise _Odd
-            out += map(_residue, pieces[position:index]) if index is not None and index > position else ()
-            piece = pieces[index] if index is not None else ""
-            if place in changes.values:
-                key = (changes.keys[place],) if changes.keys else None
-                piece = self._patched_entry(piece, key, changes.values[place], column)
-            out.append(piece)
-            position = position if index is None else index + 1
-        return parts.joined("".join([*out, *map(_residue, pieces[position:]), tail]))
-
-    @staticmethod
-    def _old_places(pieces: list[str], changes: _Changes) -> Sequence[int | None]:
-        if changes.origin is not None:
-            length, origin = changes.origin
-        elif changes.is_moved:
-            known = {_first_key(piece): place for place, piece in enumerate(pieces)}
-            length, origin = len(known), [known.get(key) for key in changes.keys]
+    def _compared(self, new: Any, within: _Cut) -> str:
+        """Return the text with a new value, after a look at what in it is another one."""
+        if text := self._with_scalars({}, new):
+            return text
+        if self.inside is not None and not (self.inside.parts and type(self.inside.parts) is type(new)):
+            self.inside = None
+        old = self.value() if self.inside is None else self.inside.value()
+        if self.inside is None and _same(old, new):
+            return self.piece
+        self.is_stale = False
+        self.changed.clear()
+        if old and new and type(old) is type(new) and type(new) in (dict, list) and self.opened() is not None:
+            for path, *change in _script(old, new):
+                self.inside.follow(path, *change)
+            text = self._joined(new, within)
         else:
-            length, origin = len(pieces), [*range(len(pieces)), *[None] * (len(changes.keys) - len(pieces))]
-        if length != len(pieces) or not origin or (changes.keys and len(origin) != len(changes.keys)):
+            text = self._replaced(old, new, within)
+        if not self._holds(text, new):
             raise _Odd
-        return origin
+        return text
 
-    def _patched_entry(self, piece: str, key: tuple[Any] | None, value: Any, column: int) -> str:
-        """Return the new piece of an entry; piece: the old one, "" if there was none."""
-        if type(value) is _Changes:
-            return self.patched(piece, value)
-        wanted = [value] if key is None else {key[0]: value}
-        old = self.read(f"x:\n{piece}")["x"] if piece else None
-        if not old or (piece == _block(old, column) and '"' not in piece):  # as the module writes it
-            return _block(wanted, column)
-        text = self.entry(f"x:\n{piece}", ("x",), old, wanted)
-        if not text.startswith("x:\n") or not _same(self.read(text)["x"], wanted):
+    def value(self) -> Any:
+        """Return the value that the text means; raises _Odd, _BadText."""
+        return _fast_value(self.piece)
+
+    def anatomy(self) -> _Form:
+        return _fast_form(self.piece)
+
+    def _cut(self) -> _Cut | None:
+        self.form = self.anatomy()
+        return _fast_block(self.form.below) if not self.form.value else None
+
+    def _holds(self, text: str, new: Any) -> bool:
+        """Tell whether a text has the value, as far as can be told at once."""
+        return _same(_fast_value(text), new)
+
+    def _with_scalars(self, values: Any, new: Any = _GONE) -> str:
+        """Return the text with new scalars, all on lines of their own, "" where it takes more: a tenth of the time."""
+        piece = self.piece
+        if new is not _GONE:
+            return _with_scalar(piece, _content_start(piece), new, is_whole=True)
+        column = _column_inside(piece) if type(values) is dict else 0
+        for key in self.changed:
+            line = _key_line(key, column).search(piece) if column and piece else None
+            piece = _with_scalar(piece, line.start(), values.get(key), is_whole=False) if line else ""
+        return piece
+
+    def _joined(self, value: Any, within: _Cut) -> str:
+        form, inside = self.form, self.inside
+        if type(value) is not type(inside.parts):
             raise _Odd
-        return text.removeprefix("x:\n")
+        inside.outer = within
+        text = inside.renewed(value)
+        if type(inside) is _Block:
+            return str(form.joined(text) if value else form.with_value(type(value)(), text, within.style))
+        lead = form.value[: len(form.value) - len(form.value.lstrip())]
+        beside, lines = inside.comments() if not value else ("", "")
+        return f"{form.above}{form.head}{form.props}{lead}{text}{beside}{form.rest}{lines}{form.below}"
 
-    def _changed(self, piece: str, old: Any, new: Any) -> str:
-        parts = self._anatomy(piece)
-        nested = isinstance(old, (dict, list)) and old and not parts.value
-        if nested and type(old) is type(new):
-            below = self._block(parts.below, old, new)
-            return parts.joined(below) if new else parts.with_value(new, below)
-        if nested:
-            return parts.with_value(new, "")
-        is_alias = parts.value.lstrip().startswith("*")
-        if parts.value and isinstance(new, (dict, list)) and type(old) is type(new) and old and new and not is_alias:
-            parts.value = self.flow(parts.value, old, new)
-            return parts.joined(parts.below)
-        if not old and "#" in parts.value:  # in an empty flow collection
-            parts.rest += "".join([f"{line}\n" for line in parts.value.split("\n") if line.lstrip().startswith("#")])
-        return parts.with_value(new, parts.below)
+    def _replaced(self, old: Any, new: Any, within: _Cut) -> str:
+        """Return the text with another value, of which nothing is in it yet."""
+        form = self.anatomy()
+        form.props = ""
+        if isinstance(old, (dict, list)) and old and not form.value:
+            return form.with_value(new, "", within.style)
+        if not old and "#" in form.value:  # in an empty flow collection
+            lines = [f"{line}\n" for line in form.value.split("\n") if line.lstrip().startswith("#")]
+            form.rest += "".join(lines)
+        return form.with_value(new, form.below, within.style)
 
-    def _block(self, text: str, old: Any, new: Any) -> str:
-        pieces, tail = self._split(text, type(old))
-        if len(pieces) != len(old):
+
+class _Marked(_Part):
+    """An entry of which ruamel.yaml says where its parts are: nodes, and where its text begins in theirs."""
+
+    __slots__ = ("base", "key", "loader", "node")
+
+    def __init__(self, piece: str, base: int, key: Any, node: Any, loader: _Loader) -> None:
+        super().__init__(piece)
+        self.base, self.key, self.node, self.loader = base, key, node, loader
+
+    def value(self) -> Any:
+        return self.loader.read(self.node)
+
+    def _holds(self, _text: str, _new: Any) -> bool:
+        return True  # all of the top-level entry is read again
+
+    def _with_scalars(self, _values: Any, _new: Any = _GONE) -> str:
+        return ""
+
+    def _cut(self) -> _Cut | None:
+        self.form, node = self.anatomy(), self.node
+        base = self.base + self.form.offset
+        if node.id in ("scalar", "alias") or not node.value:
+            return None
+        return self.loader.flow(node) if node.flow_style else self.loader.block(self.form.below, base, node)
+
+    def anatomy(self) -> _Form:
+        """Take the text apart."""
+        piece, start, text, node = self.piece, _content_start(self.piece), self.loader.text, self.node
+        if self.key is None:
+            head_end = piece.index("-", start) + 1
+        else:
+            piece, head_end = _colon(piece, start, _node_end(self.key, text) - self.base)
+        props = _PROPS.match(piece, head_end) if node.id == "scalar" or _is_block(node) else None
+        props_end = props.end() if props else head_end
+        first = node.start_mark.index - self.base
+        if _is_block(node) and not piece[head_end:first].strip(" ") and piece[first] not in "!&":
+            return _Form(piece, [start, *[head_end] * 4], compact=True)
+        is_literal = node.id == "scalar" and node.style in ("|", ">")
+        end = head_end if _is_empty(node) or _is_block(node) else _node_end(node, text) - self.base
+        end = max(end, props_end)
+        form = _Form(piece, [start, head_end, props_end, end, end if is_literal else piece.index("\n", end) + 1])
+        if is_literal:
+            comment = re.search(r"\s+#.*", form.value.partition("\n")[0])
+            form.rest = f"{comment[0] if comment else ''}\n"
+            form.below = re.sub(r"\A(?:[ \t]*\n)+", lambda blank: "\n" * blank[0].count("\n"), form.below)
+        elif re.fullmatch(r"\s*|\s+#.*\n", form.rest) is None:
             raise _Odd
-        column = _column(text)
-        arranged, left = self._arranged(pieces, old, new)
-        out = []
-        for above, index, name, was, value in arranged:
-            piece = "" if index is None else pieces[index][len(_residue(pieces[index])) :]
-            if index is None:
-                piece = _block([value] if name is None else {name[0]: value}, column)
-            elif not _same(was, value):
-                piece = self.entry(piece, name, was, value)
-            out.append(above + piece)
-        return "".join(out) + left + tail
+        return form
 
-    def _arranged(
-        self, pieces: list[str], old: Any, new: Any
-    ) -> tuple[list[tuple[str, int | None, Any, Any, Any]], str]:
-        """Return for each new entry (loose lines above, old index, name, old value, value); and the lines left.
 
-        Loose lines go with the entry below as long as no entry passes another one, else they stay where they are.
-        """
-        origin = self._origin(old, new)
-        values = list(old.values() if type(old) is dict else old)
-        loose = [_residue(piece) for piece in pieces]
+class _Cut:
+    """A container that is cut into its entries; it follows what becomes of the container.
+
+    parts: a list, or a dict, of entries, or of their texts, if nothing was to be done to them yet. original: what they
+    were. gone: what was removed, for keys that come back. outer: the container that this one is in.
+    """
+
+    __slots__ = ("gone", "is_moved", "original", "outer", "parts")
+
+    def __init__(self, parts: Any) -> None:
+        self.parts: Any = parts
+        self.original = list(parts.values() if type(parts) is dict else parts)
+        self.gone: dict[Any, Any] = {}
+        self.is_moved = False
+        self.outer: Any = None
+
+    @property
+    def style(self) -> _Style:
+        """How entries are set in."""
+        return self.outer.style if self.outer is not None else _USUAL
+
+    def new(self) -> _Part:
+        """Return a new entry."""
+        return _Part()
+
+    def made(self, key: Any, piece: str) -> _Part:  # noqa: ARG002 - at the top level it makes a difference
+        """Return the entry with a text."""
+        return _Part(piece)
+
+    def part(self, key: Any) -> _Part:
+        """Return an entry, a new one where there is no such key."""
+        if type(self.parts) is list:
+            self._reach(key + 1)
+        elif key not in self.parts:
+            self.parts[key], self.is_moved = self.gone.pop((type(key), key), None) or self.new(), True
+        found = self.parts[key]
+        if type(found) is str:
+            found = self.parts[key] = self.made(key, found)
+        return found  # type: ignore[no-any-return]
+
+    def _reach(self, length: int) -> None:
+        """Add entries for items at the end of a list: not every `append` is told."""
+        if len(self.parts) < length:
+            self.parts += [self.new() for _ in range(length - len(self.parts))]
+            self.is_moved = True
+
+    def follow(self, path: Sequence[Any], operation: str, *arguments: Any) -> None:
+        """Do to the text what an operation did to the container at a path."""
+        cut, last = self, len(path) - 1
+        for place, key in enumerate(path):
+            part = cut.part(key)
+            if part.is_stale:
+                return
+            if part.inside is None and place == last and operation == "set":
+                part.changed[arguments[0]] = None
+                return
+            cut = part.inside or part.opened()
+            if cut is None:
+                return
+        getattr(cut, operation)(*arguments)
+
+    def set(self, key: Any, _value: Any = None) -> None:
+        self.part(key).is_stale = True
+
+    def update(self, items: Iterable[Any]) -> None:
+        for key in items:
+            self.set(key)
+
+    def delete(self, key: Any) -> None:
+        self.is_moved = True
+        if type(self.parts) is list:
+            self._reach(key + 1)
+            del self.parts[key]
+        elif key in self.parts:
+            self.gone[type(key), key] = self.part(key)
+            del self.parts[key]
+
+    def clear(self) -> None:
+        for key in [*self.parts] if type(self.parts) is dict else ():
+            self.delete(key)
+        self.parts.clear()
+        self.is_moved = True
+
+    def insert(self, index: int, _value: Any) -> None:
+        self._reach(index)
+        self.parts.insert(index, self.new())
+        self.is_moved = True
+
+    def splice(self, start: int, stop: int, values: Sequence[Any]) -> None:
+        """Items in the place of others may be some of them; that is told as soon as all values are known."""
+        self._reach(stop)
+        pool = [self.part(index) for index in range(start, stop)] if values else []
+        self.parts[start:stop] = new = [self.new() for _ in values]
+        for part in new:
+            part.pool = pool
+        self.is_moved = True
+
+    def order(self, keys: Sequence[Any]) -> None:
+        parts, self.is_moved = self.parts, True
+        if type(parts) is list:
+            self._reach(max(keys, default=-1) + 1)
+            self.parts = [parts[index] for index in keys]
+        else:
+            merges = [key for key in parts if type(key) is _Merge]
+            self.parts = {key: parts[key] for key in [*merges, *keys] if key in parts}
+
+    # What becomes of it.
+
+    def value(self) -> Any:
+        """Return what it holds as far as it is not stale."""
+        if type(self.parts) is list:
+            return [_value_of(self.part(index)) for index in range(len(self.parts))]
+        own = {key: _value_of(self.part(key)) for key in [*self.parts] if type(key) is not _Merge}
+        return {**self._merged(), **own}
+
+    def _merged(self) -> dict[Any, Any]:
+        """Return what is merged; raises _BadText where that cannot be told."""
+        merged: dict[Any, Any] = {}
+        for key in [*self.parts]:
+            if type(key) is _Merge:
+                part: Any = self.part(key)
+                part.loader.merge(part.node, 1, merged)
+        return merged
+
+    def texts(self, items: Any) -> list[Any]:
+        """Return the texts of all entries, with the present values."""
+        if type(items) is dict:
+            self._match(items)
+            pairs: Iterable[Any] = self.parts.items()
+        else:
+            self._reach(len(items))
+            if len(self.parts) > len(items):
+                raise _Odd
+            self._claim(items)
+            pairs = enumerate(self.parts)
+        return [part if type(part) is str else self.text_of(key, part, items) for key, part in pairs]
+
+    def text_of(self, key: Any, part: _Part, items: Any) -> str:
+        if type(key) is _Merge or not (part.is_stale or part.changed or part.inside):
+            return part.piece
+        return part.text((key,) if type(items) is dict else None, items[key], self)
+
+    def fresh(self, part: _Part, name: Any, new: Any) -> str:
+        """Return an entry that is written plainly."""
+        raise NotImplementedError
+
+    def _claim(self, items: Any) -> None:
+        """Let new items have the texts of those in whose place they are, where they are the same or the most alike."""
+        pools: dict[int, list[int]] = {}
+        for at, part in enumerate(self.parts):
+            if type(part) is not str and part.pool:
+                pools.setdefault(id(part.pool), []).append(at)
+        taken = {id(part) for part in self.parts} if pools else set()
+        for places in pools.values():
+            old = [part for part in _with_pools(self.parts[places[0]].pool) if id(part) not in taken]
+            values, new = [_value_of(part) for part in old], [_plain(items[at]) for at in places]
+            for at, index, value in zip(places, _origins(values, new), new, strict=True):
+                is_known = index is not None and (_same(values[index], value) or _likeness(values[index], value))
+                if index is not None and (is_known or len(values) == len(new)):
+                    self.parts[at] = old[index]
+                    old[index].is_stale = True
+                    taken.add(id(old[index]))
+
+    def _match(self, items: Any) -> None:
+        """Put the entries in order; raises _Odd if they are not those of the keys."""
+        parts = self.parts
+        if list(parts) == list(items):
+            return
+        merges = [self.part(key) for key in [*parts] if type(key) is _Merge]
+        if not merges and self.outer is not None:
+            raise _Odd
+        if merges and self._keeps(items):
+            return
+        self.parts, self.is_moved = {}, True
+        for key in items:
+            part = parts.get(key)
+            if part is None or _is_new(part):
+                part = self.without_merge(merges.pop(0), key, items[key]) if merges else part or self.new()
+            self.parts[key] = part
+
+    def _keeps(self, items: Any) -> bool:
+        """Tell whether what is merged has the present values."""
+        with _UNFIT:
+            merged = self._merged()
+            own = {key: None for key in self.parts if type(key) is not _Merge}
+            is_same = all(key in own or _same(value, _plain(items.get(key))) for key, value in merged.items())
+            return is_same and list({**merged, **own}) == list(items)
+        return False
+
+    def without_merge(self, part: Any, key: Any, value: Any) -> Any:
+        """Return an entry in the place of one that merges."""
+        raise NotImplementedError
+
+
+class _Unfit:
+    """Lets pass what is to be written in another way; not that there is no room for it on the stack."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        return isinstance(error, (_Odd, _BadText)) and not isinstance(error, RecursionError)
+
+
+_UNFIT = _Unfit()
+
+
+def _is_new(part: Any) -> bool:
+    return type(part) is not str and part.was is None
+
+
+def _with_pools(parts: list[Any]) -> list[Any]:
+    """Return entries, and in the place of new ones those whose place they took."""
+    return [found for part in parts for found in (_with_pools(part.pool) if _is_new(part) else [part])]
+
+
+def _value_of(part: Any) -> Any:
+    """Return what the text of an entry means, if that can be told."""
+    with _UNFIT:
+        return _UNDEFINED if _is_new(part) else part.inside.value() if part.inside is not None else part.value()
+    return _UNDEFINED
+
+
+class _Block(_Cut):
+    """A container in block style. tail: lines behind the last entry."""
+
+    __slots__ = ("_style", "column", "tail")
+
+    def __init__(self, parts: Any, tail: str, column: int) -> None:
+        super().__init__(parts)
+        self.tail, self.column = tail, column
+        self._style: _Style | None = None
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether there may be something in it that is outside the fast grammar."""
+        return any(type(part) is not str for part in self.original)
+
+    @property
+    def style(self) -> _Style:
+        """How entries are set in, as those here show."""
+        if self._style is None:
+            self._style = _style("".join(map(_piece, self.original[-50:])), super().style)
+        return self._style
+
+    def renewed(self, items: Any) -> str:
+        """Return the text with the present values."""
+        texts = self._laid(self.texts(items))
+        return "".join([*texts, self.tail])
+
+    def fresh(self, part: _Part, name: Any, new: Any) -> str:
+        entry = [new] if name is None else {name[0]: new}
+        return _lines_above(part.piece) + _block(entry, self.column, self.style)
+
+    def without_merge(self, part: Any, key: Any, value: Any) -> Any:
+        form, found = part.anatomy(), _Part(part.piece)
+        form.head = f"{form.head[: form.head.index('<<')]}{_inline(key)}:"
+        form.value = ""
+        found.piece = form.with_value(_plain(value), form.below, self.style)
+        return found
+
+    def _laid(self, texts: list[str]) -> list[str]:
+        """Put loose lines in their places, and keep out of block scalars what came to stand below them."""
+        if not self.is_moved:
+            return texts
+        pieces = list(map(_piece, self.original))
+        loose = list(map(_residue, pieces))
+        laid = self._with_loose_lines(texts, pieces, loose) if any(loose) else texts
+        if self.is_odd and any(map(_BLOCK_SCALAR.search, pieces)):
+            for place in range(1, len(laid)):
+                laid[place] = _apart(laid[place - 1], laid[place], self.column)
+            self.tail = _apart(laid[-1], self.tail, self.column) if laid else self.tail
+        return laid
+
+    def _with_loose_lines(self, texts: list[str], pieces: list[Any], loose: list[str]) -> list[str]:
+        """Lay lines that are not an entry's own; they stay above the entry below as long as none passes another one."""
+        places = {id(piece): index for index, piece in enumerate(pieces)}
+        parts = self.parts.values() if type(self.parts) is dict else self.parts
+        origin = [places.get(id(_piece(part))) for part in parts]
         order = [index for index in origin if index is not None]
-        sorted_order, position = order == sorted(order), 0
-        names = [(key,) for key in new] if type(old) is dict else [None] * len(new)
-        arranged = []
-        for place, (index, name, value) in enumerate(
-            zip(origin, names, new.values() if type(old) is dict else new, strict=True)
-        ):
-            end = place + 1 if not sorted_order else position if index is None else index + 1
-            was = None if index is None else values[index]
-            arranged.append(("".join(loose[position:end]), index, name, was, value))
+        is_sorted, position, laid = order == sorted(order), 0, []
+        for place, (index, text) in enumerate(zip(origin, texts, strict=True)):
+            own = text if index is None else text[len(loose[index]) :]
+            end = place + 1 if not is_sorted else position if index is None else index + 1
+            laid.append("".join([*loose[position:end], own]))
             position = max(position, end)
-        return arranged, "".join(loose[position:])
-
-    def _origin(self, old: Any, new: Any) -> list[int | None]:
-        """Return for each new entry the index of the old one that it comes from."""
-        if type(old) is dict:
-            places = {key: place for place, key in enumerate(old)}
-            return [places.get(key) for key in new]
-        length, origin = self.origins.get(id(new), (-1, []))
-        return origin if length == len(old) and len(origin) == len(new) else _origins(old, new)
-
-    def _split(self, text: str, kind: type) -> tuple[list[str], str]:
-        column = _column(text)
-        entries = self._odd_entries(text) if self.odd else _entries(text, column, kind)
-        return _cut(text, entries, column)
-
-    def _odd_entries(self, text: str) -> list[tuple[int, int]]:
-        _, node = _compose(text, self.version, self.anchors)
-        dash = re.compile(rf"^ {{{node.start_mark.column}}}-(?=\s)", re.MULTILINE)
-        entries, position = list[tuple[int, int]](), 0
-        for pair in node.value if node.id == "mapping" else ():
-            if _is_alias(pair[0], position) or _is_below_its_mark(text, pair[0], node.start_mark.column):
-                raise _Odd
-            start, position = _line_start(text, pair[0].start_mark.index), _line_end(text, _pair_end(pair, text))
-            entries.append((start, position))
-        for item in node.value if node.id == "sequence" else ():
-            match = dash.search(text, position)
-            if match is None:
-                raise _Odd
-            known = not _is_empty(item) and not _is_alias(item, match.start())
-            position = _line_end(text, max(match.end(), _node_end(item, text) if known else 0))
-            entries.append((match.start(), position))
-        return entries
-
-    def _anatomy(self, piece: str) -> _Anatomy:
-        start = _content_start(piece)
-        return self._odd_anatomy(piece, start) if self.odd else _anatomy(piece, start)
-
-    def _odd_anatomy(self, piece: str, start: int) -> _Anatomy:
-        _, node = _compose(piece, self.version, self.anchors)
-        if len(node.value) != 1 or node.flow_style:
-            raise _Odd
-        if node.id == "sequence":
-            item, head_end = node.value[0], node.start_mark.index + 1
-        else:
-            key, item = node.value[0]
-            piece, head_end = _colon(piece, start, key.end_mark.index)
-        above = piece[head_end : item.start_mark.index]
-        if _is_block(item) and not above.strip(" ") and piece[item.start_mark.index] not in "!&":
-            return _compact(piece, start, head_end)
-        if item.id == "scalar" and item.style in ("|", ">"):
-            comment = re.search(r"\s+#.*", piece[head_end:].partition("\n")[0])
-            below = re.sub(
-                r"\A(?:[ \t]*\n)+", lambda blank: "\n" * blank[0].count("\n"), piece[_node_end(item, piece) :]
-            )
-            return _Anatomy(piece[:start], piece[start:head_end], " |", f"{comment[0] if comment else ''}\n", below)
-        value_end = self._value_end(piece, item, head_end)
-        line_end = piece.index("\n", value_end) + 1
-        rest = piece[value_end:line_end]
-        if re.fullmatch(r"(?:[ \t]+[&!]\S+)*(\s*|\s+#.*\n)", rest) is None:
-            raise _Odd
-        return _Anatomy(piece[:start], piece[start:head_end], piece[head_end:value_end], rest, piece[line_end:])
-
-    @staticmethod
-    def _value_end(piece: str, item: Any, head_end: int) -> int:
-        if _is_alias(item, head_end):
-            match = re.compile(r"[ \t]+\*[^\s]+").match(piece, head_end)
-            if match is None:
-                raise _Odd
-            return match.end()
-        return head_end if _is_empty(item) or _is_block(item) else _node_end(item, piece)
-
-    def flow(self, token: str, old: Any, new: Any) -> str:
-        """Return a collection in flow style with a new value of the same kind; comments and line breaks stay."""
-        _, node = _compose(token, self.version, self.anchors)
-        if not node.flow_style or len(node.value) != len(old):
-            raise _Odd
-        cut = _FlowParts(token, node)
-        quoted = '"' in token
-        values = list(old.values() if type(old) is dict else old)
-        names = [f"{_flow_text(key, quoted=quoted)}: " for key in new] if type(old) is dict else [""] * len(new)
-        origin, items = self._origin(old, new), []
-        for index, name, value in zip(origin, names, new.values() if type(old) is dict else new, strict=True):
-            item = _FlowItem(name, _flow_text(value, quoted=quoted)) if index is None else cut.items[index]
-            if index is not None and not _same(values[index], value):
-                item.replace(self._flow_value(item.token, values[index], value, quoted=quoted))
-            items.append(item)
-        return cut.joined(items, origin)
-
-    def _flow_value(self, token: str, old: Any, new: Any, *, quoted: bool) -> str:
-        if type(new) in (dict, list) and type(old) is type(new) and old and new:
-            if not _BRACKET.match(token):  # a pair in a list, without braces
-                if old.keys() != new.keys():
-                    raise _Odd
-                return self._changed(f"{token}\n", *old.values(), *new.values()).rstrip()
-            return self.flow(token, old, new)
-        return _requoted(token, new) or _flow_text(new, quoted=quoted)
+        self.tail = "".join([*loose[position:], self.tail])
+        return laid
 
 
-class _FlowItem:
-    """One item of a flow collection, cut: lines above, lead, key and colon, value, up to the comma, rest of the line.
+def _piece(part: Any) -> Any:
+    """Return the text that an entry had in the old container."""
+    return part if type(part) is str else part.was
+
+
+_BEGINS_LOOSE = _pattern(r"[ \t]*[#\r\n]").match
+
+
+class _Item(_Marked):
+    """An entry in flow style: lines above, lead, name with its colon, value (`piece`), up to the comma, comment beside.
 
     lead: what sets the item off from the one before it: a line feed and an indentation, or blanks, if any.
     """
 
-    __slots__ = ("above", "beside", "gap", "lead", "name", "token")
+    __slots__ = ("above", "beside", "gap", "lead", "name")
 
-    def __init__(self, name: str, token: str, gap: str = "", above: str = "", lead: str = "") -> None:
-        self.name, self.token, self.gap, self.above, self.lead = name, token, gap, above, lead
-        self.beside = ""
+    def __init__(self, name: str = "", piece: Any = None, above: str = "", lead: str = "", *marks: Any) -> None:
+        super().__init__(piece, 0, None, *(marks or (None, None)))
+        self.name, self.above, self.lead, self.gap, self.beside = name, above, lead, "", ""
+
+    def _cut(self) -> _Cut | None:
+        node = self.node
+        return self.loader.flow(node) if node is not None and node.id in ("mapping", "sequence") else None
+
+    def _joined(self, value: Any, within: _Cut) -> str:
+        if type(value) is not type(self.inside.parts):
+            raise _Odd
+        self.inside.outer = within
+        text = self.inside.renewed(value)
+        if not value:
+            self.beside = self.inside.comments()[0] + self.beside
+        return str(text)
+
+    def _replaced(self, _old: Any, new: Any, within: _Cut) -> str:
+        return _requoted(self.piece, new) or within.fresh(self, None, new)
 
     def replace(self, token: str) -> None:
         """Give the item another value; an empty one may even lack the colon."""
-        self.name = self.name if self.token or not self.name else f"{self.name.rstrip().removesuffix(':')}: "
-        self.token = token
+        if token and not self.piece and self.name:
+            self.name = f"{self.name.rstrip().removesuffix(':')}: "
+        self.piece = token
 
 
-class _FlowParts:
-    """A flow collection, cut: the opening bracket with the rest of its line, items, a last comma, closing bracket."""
+class _Flow(_Cut):
+    """A container in flow style: opening bracket with the rest of its line, items, a last comma, closing bracket."""
 
-    def __init__(self, token: str, node: Any) -> None:
-        position = token.index("{" if node.id == "mapping" else "[", node.start_mark.index) + 1
-        last = node.end_mark.index - 1
-        self.opening, self.items, self.comma = _FlowItem(token[:position], ""), list[_FlowItem](), False
+    __slots__ = ("closing", "comma", "indent", "opening", "quoted")
+
+    def __init__(self, node: Any, loader: _Loader) -> None:
+        text, start = loader.text, node.start_mark.index
+        bracket = _BRACKET.match(text, start)
+        position = bracket.end() if bracket else start
+        self.opening, self.comma, items = _Item(text[start:position], ""), False, list[_Item]()
+        parts: dict[Any, Any] = {}
+        end = _node_end(node, text)
+        self.quoted = '"' in text[start:end]
+        above = text[_line_start(text, start) : start]
+        self.indent = " " * (len(above) - len(above.lstrip(" -?")))
+        last = end - 1 if bracket else end
         for child in node.value:
             first, value = child if node.id == "mapping" else (child, child)
-            if first.anchor is not None or value.anchor is not None:
-                raise _Odd
-            end = _flow_pair_end(child, token) if node.id == "mapping" else _node_end(value, token)
-            start = min(value.start_mark.index, end)
-            beginning = position + len(re.sub(r"\?[ \t]*\Z", "", token[position : first.start_mark.index]))
-            above, lead = self._break(token[position:beginning])
-            comma = _FLOW_COMMA.match(token, end)
-            gap, self.comma, position = (comma[1], True, comma.end()) if comma else ("", False, end)
-            self.items.append(_FlowItem(token[beginning:start], token[start:end], gap, above, lead))
-        self.closing = _FlowItem("", token[last:], "", *self._break(token[position:last]))
+            child_end = _flow_pair_end(child, text) if node.id == "mapping" else _node_end(value, text)
+            child_start = min(value.start_mark.index, child_end)
+            beginning = position + len(re.sub(r"\?[ \t]*\Z", "", text[position : first.start_mark.index]))
+            above, lead = self._break(text[position:beginning], items)
+            item = _Item(text[beginning:child_start], text[child_start:child_end], above, lead, value, loader)
+            comma = _FLOW_COMMA.match(text, child_end, last)
+            item.gap, self.comma, position = (comma[1], True, comma.end()) if comma else ("", False, child_end)
+            items.append(item)
+            if node.id == "mapping":
+                parts[loader.name(first)] = item
+        self.closing = _Item("", text[last:end], *self._break(text[position:last], items))
+        super().__init__(parts if node.id == "mapping" else items)
 
-    def _break(self, between: str) -> tuple[str, str]:
+    def _break(self, between: str, items: list[_Item]) -> tuple[str, str]:
         """Return lines above and lead of what follows a text; the rest of its first line is beside the item before."""
         beside, is_broken, rest = between.partition("\n")
         if not is_broken:
             return "", between
-        (self.items[-1] if self.items else self.opening).beside = beside
+        (items[-1] if items else self.opening).beside = beside
         above, end, indent = rest.rpartition("\n")
         return above + end, f"\n{indent}"
 
-    def joined(self, items: list[_FlowItem], origin: list[int | None]) -> str:
-        """Put the collection together again with other items; origin: for each its old index, None for a new one.
+    def new(self) -> _Part:
+        return _Item()
+
+    def fresh(self, _part: _Part, _name: Any, new: Any) -> str:
+        return _flow_text(new, quoted=self.quoted)
+
+    def without_merge(self, part: Any, key: Any, value: Any) -> Any:
+        part.name, part.piece = f"{_flow_text(key, quoted=self.quoted)}: ", self.fresh(part, None, _plain(value))
+        part.is_stale = False
+        return part
+
+    def comments(self) -> tuple[str, str]:
+        """Return those of the collection itself, for when it is emptied: beside its beginning, and apart from items."""
+        beside = self.opening.beside.rstrip()
+        return beside, self._loose(0, len(self.original)) + self.closing.above
+
+    def renewed(self, items: Any) -> str:
+        """Return the text with the present values."""
+        texts = self.texts(items)
+        pairs = [*self.parts.items()] if type(self.parts) is dict else [(None, part) for part in self.parts]
+        for (key, part), text in zip(pairs, texts, strict=True):
+            if _is_new(part) and type(self.parts) is dict:
+                part.name = f"{_flow_text(key, quoted=self.quoted)}: "
+            part.replace(text)
+        parts = [part for _, part in pairs]
+        if not self.opening.name and len(parts) != 1:  # a pair in a list, without braces
+            self.opening.name, self.closing.piece = "{", "}"
+        if not parts:
+            return self.opening.name + self.closing.piece
+        return self._joined(parts)
+
+    def _joined(self, items: list[_Item]) -> str:
+        """Put the collection together again.
 
         Comments stay with their items. Breaks stay in their places, but for those of items that are gone.
         """
-        breaks = [item.lead for item in self.items if "\n" in item.lead]
-        line = breaks[0] if breaks else "\n" + self.closing.lead.lstrip("\n") + "  "
-        self._set_off(items, origin, line)
+        places = {id(item): index for index, item in enumerate(self.original)}
+        breaks = [item.lead for item in self.original if "\n" in item.lead]
+        line = breaks[0] if breaks else "\n" + max(self.closing.lead.lstrip("\n"), self.indent) + "  "
+        self._set_off(items, [places.get(id(item)) for item in items], line)
         out, tail = [self.opening.name], self.opening.beside
         for item in [*items, self.closing]:
             if (item.above or "#" in tail.rpartition("\n")[2]) and "\n" not in item.lead:
                 item.lead = line
             out += [tail if "\n" in item.lead else tail.rstrip(), item.lead.replace("\n", f"\n{item.above}")]
-            out += [item.name, item.token]
-            gap = item.gap or " " * (item.name + item.token).endswith(":")  # ruamel.yaml takes `b:,` for a string
+            out += [item.name, item.piece]
+            gap = item.gap or " " * (item.name + item.piece).endswith(":")  # ruamel.yaml takes `b:,` for a string
             is_followed = item is not self.closing and (self.comma or item is not items[-1])
             tail = f"{gap},{item.beside}" if is_followed else gap.rstrip() + item.beside
         return "".join(out)
 
-    def _set_off(self, items: list[_FlowItem], origin: list[int | None], line: str) -> None:
+    def _set_off(self, items: list[_Item], origin: list[int | None], line: str) -> None:
         """Give each item its lead, and what was loose above those that are gone."""
-        leads, position = [item.lead for item in self.items], 0
+        leads, position = [item.lead for item in self.original], 0
         kept = sorted([index for index in origin if index is not None])
         for index in sorted({*range(len(leads))} - {*kept}, reverse=True):
             if index and "\n" not in leads[index]:  # a comment at the end of a line stays while some of the line does
-                self.items[index - 1].beside += self.items[index].beside
-        are_on_lines = all("\n" in lead for lead in leads[1:] or leads)
+                self.original[index - 1].beside += self.original[index].beside
+        are_on_lines = bool(leads) and all("\n" in lead for lead in leads[1:] or leads)
         between = line if are_on_lines else next((lead for lead in leads[1:] if "\n" not in lead), " ")
         ranks = iter(kept)
         for place, (item, index) in enumerate(zip(items, origin, strict=True)):
@@ -1451,11 +1877,11 @@ class _FlowParts:
                 item.lead = broken[-1] if broken else leads[rank] if rank else between
                 position = rank + 1
             if place == 0 and (index is None or "\n" not in leads[0]):
-                item.lead = leads[0]
+                item.lead = leads[0] if leads else ""
         self.closing.above = self._loose(position, len(leads)) + self.closing.above
 
     def _loose(self, start: int, end: int) -> str:
-        return "".join([_not_own(item.above) for item in self.items[start:end]])
+        return "".join([_not_own(item.above) for item in self.original[start:end]])
 
 
 def _flow_text(value: Any, *, quoted: bool) -> str:
@@ -1469,6 +1895,32 @@ def _flow_text(value: Any, *, quoted: bool) -> str:
         pairs = [f"{_flow_text(key, quoted=quoted)}: {_flow_text(item, quoted=quoted)}" for key, item in value.items()]
         return f"{{{', '.join(pairs)}}}"
     return _scalar(value)
+
+
+def _script(old: Any, new: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield operations that make a plain container another one of its kind: paths, names and arguments."""
+    pairs: Iterable[tuple[Any, Any, Any]]
+    if type(old) is list:
+        origin = _origins(old, new)
+        kept = [index for index in origin if index is not None]
+        if kept != [*range(len(old))]:
+            yield path, "order", kept
+        yield from [(path, "insert", at, new[at]) for at, index in enumerate(origin) if index is None]
+        pairs = [(at, old[index], new[at]) for at, index in enumerate(origin) if index is not None]
+    else:
+        held = _held_keys(new)
+        gone = [key for key in old if not _same(key, held.get(key, _GONE))]
+        yield from [(path, "delete", key) for key in gone]
+        kept = [key for key in old if key in held and _same(key, held[key])]
+        known = set(kept)
+        yield from [(path, "set", key, value) for key, value in new.items() if key not in known]
+        if [*kept, *(key for key in new if key not in known)] != [*new]:
+            yield path, "order", [*new]
+        pairs = [(key, old[key], new[key]) for key in kept]
+    for key, was, value in pairs:
+        if not _same(was, value):
+            is_alike = was and value and type(was) is type(value) and type(value) in (dict, list)
+            yield from _script(was, value, (*path, key)) if is_alike else [(path, "set", key, value)]
 
 
 def _origins(old: Sequence[Any], new: Sequence[Any]) -> list[int | None]:
@@ -1519,12 +1971,52 @@ def _likeness(one: Any, other: Any) -> int:
     return 0
 
 
+def _held(value: Any) -> Any:
+    """Return what a node holds; any other value itself."""
+    return getattr(value, "_items", value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a plain, deep copy."""
+    content = _held(value)
+    if type(content) is dict:
+        return {key: _plain(item) for key, item in content.items()}
+    return [_plain(item) for item in content] if type(content) is list else content
+
+
 def _is_empty(node: Any) -> bool:
     return bool(node.id == "scalar" and node.style is None and node.value == "")
 
 
 def _is_block(node: Any) -> bool:
-    return bool(node.id != "scalar" and not node.flow_style)
+    return bool(node.id in ("mapping", "sequence") and not node.flow_style)
+
+
+def _fast_value(piece: str) -> Any:
+    """Read the value of an entry in block style in the fast grammar; raises _Odd."""
+    is_top = _TOP.match(piece, _content_start(piece)) is not None
+    scanner = _Scanner(piece if is_top else f"x:\n{piece}")
+    found = scanner.root if is_top else scanner.root["x"]
+    if any(entry.odd for entry in scanner.entries) or not isinstance(found, (dict, list)) or len(found) != 1:
+        raise _Odd
+    return next(iter(found.values() if type(found) is dict else found))
+
+
+_TOP = _pattern(r"(?! |-[ \r\n])")
+_IS_LIST = _pattern(r" *-[ \r\n]")
+
+
+def _fast_block(text: str) -> _Block:
+    """Cut a block in the fast grammar."""
+    column = _column(text)
+    is_list = _IS_LIST.match(text, _content_start(text)) is not None
+    pieces, tail = _cut(text, _entries(text, column, list if is_list else dict), column)
+    if is_list:
+        return _Block(pieces, tail, column)
+    parts = dict(zip(map(_first_key, pieces), pieces, strict=True))
+    if len(parts) != len(pieces):
+        raise _Odd
+    return _Block(parts, tail, column)
 
 
 def _entries(text: str, column: int, kind: type) -> list[tuple[int, int]]:
@@ -1548,22 +2040,59 @@ def _first_key(piece: str) -> Any:
     return _read_scalar(match[3])
 
 
-def _anatomy(piece: str, start: int) -> _Anatomy:
-    """Take the piece of an entry in the fast grammar apart."""
+def _fast_form(piece: str) -> _Form:
+    """Take the text of an entry in the fast grammar apart."""
+    start = _content_start(piece)
     match = _line_pattern(is_ascii=piece.isascii()).match(piece, start)
-    if match is None or match.group(5) is not None:
+    if match is None or match[5] is not None:
         raise _Odd
-    line_end = match.end() + 1
-    if match.group(2):
+    if match[2]:
         head_end = match.start(2) + 1
-        if len(match.group(2).rstrip(" ")) > 1 or match.group(3) is not None:
-            return _compact(piece, start, head_end)
+        if len(match[2].rstrip(" ")) > 1 or match[3] is not None:
+            return _Form(piece, [start, *[head_end] * 4], compact=True)
     else:
         head_end = match.end(3) + 1
-    value_end = match.end(4) if match.group(4) is not None else head_end
-    return _Anatomy(
-        piece[:start], piece[start:head_end], piece[head_end:value_end], piece[value_end:line_end], piece[line_end:]
-    )
+    return _Form(piece, [start, head_end, head_end, match.end(4) if match[4] else head_end, match.end() + 1])
+
+
+#: What may take the place of a scalar on a line.
+_SIMPLE = frozenset([str, int, float, bool, bytes, date, datetime, type(None)])
+
+
+def _with_scalar(piece: str, start: int, new: Any, *, is_whole: bool) -> str:
+    """Return a text with a scalar in the place of the one in the line that begins there, "" if that is no such line.
+
+    is_whole: the text is that line.
+    """
+    match = _line_pattern(is_ascii=piece.isascii()).match(piece, start) if type(new) in _SIMPLE else None
+    if match is None or match[5] is not None or match[4] in (None, "[]", "{}"):
+        return ""
+    if is_whole and (match.end() + 1 < len(piece) or len(match[2].rstrip()) > 1 or (match[2] and match[3])):
+        return ""
+    try:
+        if _same(_read_scalar(match[4]), new):
+            return piece
+    except _Odd:
+        return ""
+    return piece[: match.start(4)] + (_requoted(match[4], new) or _inline(new)) + piece[match.end(4) :]
+
+
+#: How the text of an entry begins that holds a mapping in block style: up to its first key, behind a dash or below.
+_INSIDE = _pattern(r"( *- +)[^\s#-]|( *)[^\s#-].*\n(?:[ \t]*(?:#.*)?\n)*( +)[^\s#-]")
+
+
+def _column_inside(piece: str) -> int:
+    """Return the column of the keys of the mapping in an entry, 0 if there is none."""
+    match = _INSIDE.match(piece, _content_start(piece))
+    if match is None:
+        return 0
+    return len(match[1]) if match[1] else len(match[3]) if len(match[3]) > len(match[2]) else 0
+
+
+@lru_cache(maxsize=100, typed=True)
+def _key_line(key: Any, column: int) -> re.Pattern[str]:
+    """Return what finds the line of a key in that column, which may follow a dash."""
+    return re.compile(rf"^[ -]{{{column}}}{re.escape(_inline(key))}:(?= )", re.MULTILINE)
 
 
 def _colon(piece: str, start: int, key_end: int) -> tuple[str, int]:
@@ -1577,11 +2106,6 @@ def _colon(piece: str, start: int, key_end: int) -> tuple[str, int]:
     return f"{head}\n{piece[line_end:]}", len(head)
 
 
-def _compact(piece: str, start: int, head_end: int) -> _Anatomy:
-    below = " " * (head_end - _line_start(piece, head_end)) + piece[head_end:]
-    return _Anatomy(piece[:start], piece[start:head_end], "", "", below, compact=True)
-
-
 def _on_an_empty_stack(function: Callable[..., _Document], *arguments: Any) -> _Document:
     """Call a function in a thread: the script may be so deep in its stack that there is no room for a text."""
     found: list[_Document] = []
@@ -1593,7 +2117,9 @@ def _on_an_empty_stack(function: Callable[..., _Document], *arguments: Any) -> _
         except Exception as error:  # noqa: BLE001 - handed on
             errors.append(error)
 
-    thread = threading.Thread(target=run)
+    from threading import Thread
+
+    thread = Thread(target=run)
     thread.start()
     thread.join()
     for error in errors:
@@ -1602,7 +2128,7 @@ def _on_an_empty_stack(function: Callable[..., _Document], *arguments: Any) -> _
 
 
 class _Document:
-    """The text of a snapshot, cut into one piece for each top-level entry. Made by `read`, renewed by `update`."""
+    """The text of a snapshot, cut into one piece for each top-level entry. Made by `read`, followed by `renewed`."""
 
     def __init__(self) -> None:
         self.head = ""
@@ -1618,14 +2144,18 @@ class _Document:
         self.version: str | None = None
         #: A last entry, with its value, that would change with a line feed behind it: a block scalar.
         self.unended: dict[Any, Any] = {}
-        #: Keys of the entries outside the fast grammar, of those with anchors or aliases, and who uses whose anchors.
+        #: Keys of the entries outside the fast grammar, and of those with anchors or aliases.
         self.odd: set[Any] = set()
         self.anchored: set[Any] = set()
-        self.users: dict[Any, set[Any]] = {}
         #: There are line ends other than those by which the text is cut: what becomes of it is read back.
         self.is_unusual = False
         #: Keys of the entries that could only be written plainly, and why; _GONE stands for the whole text.
         self.lost: dict[Any, Exception] = {}
+        #: What happened to the values since: paths, operations and their arguments; and whether that may not be all.
+        self.edits: list[tuple[Any, ...]] = []
+        self.is_doubtful = False
+        #: A text, and the anchors in it.
+        self.known: tuple[str, dict[str, Any]] = ("", {})
 
     @classmethod
     def read(cls, text: str, version: str | None = None) -> tuple[_Document, dict[Any, Any]]:
@@ -1655,21 +2185,22 @@ class _Document:
         if self.single:
             return _Loader(body, self.version).mapping()
         key = next(reversed(self.pieces), None)
-        if key in self.odd and not self.tail:
-            editor = _Editor(self.version, self._anchors_above(key), {}, odd=True)
-            text = self.pieces[key].removesuffix("\n")
-            ended = editor.read(text)
+        if key in self.odd and not self.tail and type(key) is not _Merge:
+            text, anchors = self.pieces[key].removesuffix("\n"), self._anchors_above(key)
+            ended = _Loader(text, self.version, anchors).mapping()
             if key not in ended:
                 raise _BadText("the last line must end with a line feed", len(body))
             if not _same(ended[key], value[key]):
-                self.unended[key], value[key] = ended[key], editor.read(text)[key]
+                self.unended[key], value[key] = ended[key], _Loader(text, self.version, anchors).mapping()[key]
         return value
 
     def copied(self) -> _Document:
-        """Return a document that can be updated without this one."""
-        twin = copy(self)
-        for name in ("pieces", "unended", "odd", "anchored", "users", "lost"):
+        """Return a document that can be renewed without this one."""
+        twin = _Document()
+        vars(twin).update(vars(self))
+        for name in ("pieces", "unended", "odd", "anchored", "lost"):
             setattr(twin, name, getattr(self, name).copy())
+        twin.edits, twin.is_doubtful, twin.known = [], False, ("", {})
         return twin
 
     def text(self) -> str:
@@ -1746,38 +2277,33 @@ class _Document:
         """Let ruamel.yaml read all of it."""
         loader = _Loader(text, self.version)
         value = loader.mapping()
-        self.anchored, self.users, self.odd = loader.anchored, loader.users, set(value)
+        self.anchored, self.odd = loader.anchored, set(loader.keys)
         directive = _DIRECTIVE.match(text)
         self.version = directive[1] if directive else self.version
         body = _DOCUMENT_END.split(text, 1)[0]
-        if not (loader.root is not None and _is_block(loader.root) and self._cut_block(body, loader.root, value)):
+        if not (loader.root is not None and _is_block(loader.root) and self._cut_block(body, loader)):
             self._hold(body, loader.root)
         self.tail += text[len(body) :]
         return value
 
-    def _cut_block(self, text: str, root: Any, value: dict[Any, Any]) -> bool:
+    def _cut_block(self, text: str, loader: _Loader) -> bool:
         """Cut the text at the lines where the root's keys stand; False where those are not lines of their own."""
-        keys = [key for key, _ in root.value]
-        starts = [_line_start(text, key.start_mark.index) for key in keys]
-        self.column = _column(text[starts[0] :]) if text[root.start_mark.index] in "!&" else root.start_mark.column
-        ends = [_line_end(text, _pair_end(pair, text)) for pair in root.value]
-        if (
-            any(str(key.tag) == _MERGE for key in keys)
-            or len(value) != len(starts)
-            or any(end > start for end, start in zip(ends, starts[1:], strict=False))
-            or any(_BREAK.search(text, at, one.start_mark.index) for one, at in zip(keys, starts, strict=True))
-            or any(_is_below_its_mark(text, key, self.column) for key in keys)
+        root, head = loader.root, 0
+        for mark in re.finditer(
+            r"^---.*\n", text[: _line_start(text, root.value[0][0].start_mark.index)], re.MULTILINE
         ):
-            return False
-        head = 0
-        for mark in re.finditer(r"^---.*\n", text[: starts[0]], re.MULTILINE):
             head = mark.end()
-        pieces, self.tail = _cut(
-            text[head:], [(a - head, b - head) for a, b in zip(starts, ends, strict=True)], self.column
-        )
-        self.head += text[:head]
-        self.pieces = dict(zip(value, pieces, strict=True))
-        return True
+        body = text[head:]
+        self.column = _column(body) if text[root.start_mark.index] in "!&" else root.start_mark.column
+        with _UNFIT:
+            bounds = loader.bounds(body, head, self.column)
+            keys = [key.start_mark.index - head for key, _ in root.value]
+            if not any(_BREAK.search(body, start, key) for key, (start, _) in zip(keys, bounds, strict=True)):
+                pieces, self.tail = _cut(body, bounds, self.column)
+                self.head += text[:head]
+                self.pieces = dict(zip(loader.keys, pieces, strict=True))
+                return True
+        return False
 
     def _hold(self, text: str, root: Any) -> None:
         """Keep a root in flow style, or one that cannot be cut, in one."""
@@ -1787,33 +2313,38 @@ class _Document:
         start, end = root.start_mark.index, root.end_mark.index
         self.head, self.single, self.tail = self.head + text[:start], text[start:end] or "{}", text[end:]
 
-    def renewed(self, *changes: Any) -> _Document:
-        """Return a document after changes (see `update`), whatever happens: at worst all of it is written plainly.
+    def doubt(self) -> None:
+        """Compare all values with the text, at the next renewal: what happened to them may not all be in `edits`."""
+        self.is_doubtful = True
+
+    def renewed(self, items: Mapping[Any, Any]) -> _Document:
+        """Return a document with the present values, whatever happens: at worst all of it is written plainly.
 
         Only what may go better another time is raised, for want of a package or of memory: no vacuum for now costs less
-        than the comments.
+        than the comments. items: plain or nodes.
         """
         try:
-            twin = self._renewed(*changes)
+            twin = self._renewed(items)
         except RecursionError:
-            return _on_an_empty_stack(self._renewed, *changes)
+            return _on_an_empty_stack(self._renewed, items)
         if any(isinstance(reason, RecursionError) for key, reason in twin.lost.items() if key not in self.lost):
             with suppress(RuntimeError):  # no thread can be started
-                return _on_an_empty_stack(self._renewed, *changes)
+                return _on_an_empty_stack(self._renewed, items)
         return twin
 
-    def _renewed(
-        self, touched: Mapping[Any, bool], keys: Iterable[Any], value_of: Callable[[Any], Any], *more: Any
-    ) -> _Document:
+    def _renewed(self, items: Mapping[Any, Any]) -> _Document:
         try:
             twin = self.copied()
-            twin.update(touched, keys, value_of, *more)
+            if self.single:
+                twin.single = self._renewed_single(items)
+            else:
+                twin._renew(items, self)
             if twin.is_unusual:
-                twin.check({key: value_of(key) for key in keys})
+                twin.check(_plain(items))
         except _ANOTHER_TIME:
             raise
         except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
-            return self.plain({key: value_of(key) for key in keys}, error)
+            return self.plain(_plain(items), error)
         return twin
 
     def plain(self, value: dict[Any, Any], reason: Exception) -> _Document:
@@ -1840,49 +2371,101 @@ class _Document:
         if not _same(_Document.read(self.text())[1], value):
             raise ValueError("the text would hold something else")
 
-    def update(
-        self,
-        touched: Mapping[Any, bool],
-        keys: Iterable[Any],
-        value_of: Callable[[Any], Any],
-        origins: Mapping[int, Any],
-        changes: Mapping[Any, Any] = MappingProxyType({}),
-    ) -> None:
-        """Take over changes of top-level entries.
+    def _renew(self, items: Mapping[Any, Any], before: _Document) -> None:
+        """Make it the text of the present values; before: what it is a copy of, with the edits."""
+        stale = self._unended_no_more(items)
+        try:
+            top = _Top(self)
+            for edit in before.edits if not before.is_doubtful else ():
+                top.follow(*edit)
+        except _ANOTHER_TIME:
+            raise
+        except Exception:  # noqa: BLE001 - whatever cannot be followed can be compared
+            top, stale = _Top(self), {*self.pieces}
+        if before.is_doubtful:
+            stale |= top.shared(items)
+        for _ in range(4):  # what is written may change what anchors mean, and what is outside the fast grammar
+            top.compare([key for key in self.pieces if key in stale])
+            stale = self._take(top, items)
+            if not stale:
+                break
+            top = _Top(self)
+        else:
+            top.give_up(stale)
+            self._take(top, items)
+        self._finish([*items])
 
-        touched: the keys that changed; True where the key was deleted (a later assignment put it at the end).
-        keys: all keys that there are now, in order. value_of: returns the present plain value of a key.
-        origins: what `_Editor` wants to know of the lists in those values. changes: what is known of their changes.
-        """
-        if self.single:
-            self._update_single({key: value_of(key) for key in keys}, origins)
-            return
-        keys = list(keys)
-        stale = self._remove(touched, set(keys))
-        if self.unended and keys[-1:] != list(self.unended):
-            stale |= self.unended.keys()
-            self.unended.clear()
-        for key in [key for key in self.pieces if key in stale]:
-            self.pieces[key] = self._patched(key, changes.get(key), origins) or self._edited(
-                key, value_of(key), origins
-            )
-        for key in keys if len(self.pieces) != len(keys) else ():
-            if key not in self.pieces:
-                self.pieces[key] = _block({key: value_of(key)}, self.column)
-        self._finish(keys)
+    def _take(self, top: _Top, items: Any) -> set[Any]:
+        """Take over the text of the present values; return the keys of what has to be read again."""
+        before, tail, was_above = self.pieces, self.tail, self._anchors_text()
+        laid = top._laid(top.texts(items))
+        self.pieces = dict(zip(top.parts, laid, strict=True))
+        self.tail = top.tail
+        if not laid:
+            self.head, self.tail = self.head + top.tail.removesuffix(tail), tail
+        self.odd &= {*self.pieces}
+        self.anchored &= {*self.pieces}
+        changed = {key for key in self.odd if before.get(key) != self.pieces[key]}
+        old, new = ([key for key in pieces if key in self.anchored] for pieces in (before, self.pieces))
+        return changed | self.anchored if old != new or was_above != self._anchors_text() else changed
 
-    def arrange(self, keys: Iterable[Any]) -> None:
-        """Put the pieces in the order of the keys."""
-        if not self.unended and not self.single and not self.anchored:  # an alias must stand below its anchor
-            self.pieces = {key: self.pieces[key] for key in keys}
-            self._keep_apart()
+    def _unended_no_more(self, items: Mapping[Any, Any]) -> set[Any]:
+        """Return the keys of what must be written anew, because it is not the last any more."""
+        if not self.unended or next(reversed(items), _GONE) in self.unended:
+            return set()
+        stale = set(self.unended)
+        self.unended.clear()
+        return stale
 
-    def _keep_apart(self) -> None:
-        """Keep out of block scalars the blank lines and comments that came to stand below them."""
-        keys = [*self.pieces] if self.odd else []
-        for above, key in [pair for pair in pairwise(keys) if pair[0] in self.odd]:
-            self.pieces[key] = _apart(self.pieces[above], self.pieces[key], self.column)
-        self.tail = _apart(self.pieces[keys[-1]], self.tail, self.column) if keys else self.tail
+    def entry(self, key: Any, piece: str) -> _Part:
+        """Return a top-level entry to be edited."""
+        if key not in self.odd:
+            return _Part(piece)
+        loader = _Loader(piece, self.version, self._anchors_above(key))
+        if loader.root.id != "mapping" or len(loader.root.value) != 1 or loader.root.flow_style:
+            raise _Odd
+        [(node, value)] = loader.root.value
+        return _Marked(piece, 0, node, value, loader)
+
+    def plainly(self, key: Any, error: Exception) -> None:
+        """Note that an entry is written plainly."""
+        if isinstance(error, RecursionError) or not isinstance(error, (_Odd, _BadText)):
+            self.lost.setdefault(key, error)
+        self.unended.pop(key, None)
+
+    def _anchors_text(self, key: Any = _GONE) -> str:
+        """Return the text of the entries, or of those above that of a key, in which there may be anchors."""
+        keys = [*self.pieces] if self.anchored else []
+        above = keys[: keys.index(key)] if key is not _GONE else keys
+        return "".join([self.pieces[other] for other in above if other in self.anchored and "&" in self.pieces[other]])
+
+    def _anchors_above(self, key: Any) -> dict[str, Any]:
+        """Return the anchors that aliases in the piece of a key may refer to."""
+        text = self._anchors_text(key) if key in self.anchored else ""
+        if self.known[0] != text:
+            loader = _Loader(text, self.version, {})
+            loader.mapping()
+            self.known = (text, loader.anchors)
+        return self.known[1]
+
+    def _renewed_single(self, items: Mapping[Any, Any]) -> str:
+        """Return the text of a root in flow style with the present values."""
+        value = _plain(items)
+        for is_stale in [False, True] if not self.is_doubtful else [True]:
+            with suppress(*[Exception] if not is_stale else []):
+                loader = _Loader(self.single, self.version, {})
+                if loader.root.id != "mapping" or not loader.root.flow_style:
+                    raise _Odd
+                entry = _Item("", self.single, "", "", loader.root, loader)
+                entry.is_stale = is_stale
+                for path, *edit in self.edits if not is_stale else ():
+                    entry.opened().follow(path, *edit)
+                text = entry.text(None, items, loader.flow(loader.root))
+                if not value:
+                    text = text + "\n" * self.single.endswith("\n")
+                if _same(_Loader(text, self.version).mapping(), value):
+                    return text
+        raise _Odd
 
     def _finish(self, keys: list[Any]) -> None:
         """See to what stands at the end."""
@@ -1891,90 +2474,75 @@ class _Document:
         elif keys[-1] not in self.unended and _BLOCK_SCALAR.search(self.pieces[keys[-1]]):
             self.ends_with_newline = True  # what a block scalar means depends on it
 
-    def _remove(self, touched: Mapping[Any, bool], present: set[Any]) -> set[Any]:
-        """Remove the pieces of what is gone; return the keys of what changed, users of changed anchors included."""
-        stale = set(touched).union(*(self.users.get(key, ()) for key in touched))
-        gone = {key for key in stale if key in self.pieces and (touched.get(key) or key not in present)}
-        if gone:
-            kept: dict[Any, str] = {}
-            carried = ""
-            for key, piece in self.pieces.items():
-                if key in gone:
-                    carried += _residue(piece)
-                else:
-                    kept[key], carried = carried + piece, ""
-            self.pieces = kept
-            self.head, self.tail = (self.head, carried + self.tail) if kept else (self.head + carried, self.tail)
-            self.odd -= gone
-            self.anchored -= gone
-            self._keep_apart()
-        return stale
 
-    def _patched(self, key: Any, changes: Any, origins: Mapping[int, Any]) -> str:
-        """Return the piece of a key after changes, "" where all of it has to be compared."""
-        if type(changes) is _Changes and key not in self.odd and key not in self.unended:
-            with suppress(Exception):
-                return _Editor(self.version, {}, origins, odd=False).patched(self.pieces[key], changes)
-        return ""
+class _Top(_Block):
+    """The entries of a document."""
 
-    def _edited(self, key: Any, value: Any, origins: Mapping[int, Any]) -> str:
-        """Return the piece of a key with its present value; what cannot be edited is written plainly."""
+    __slots__ = ("document",)
+
+    def __init__(self, document: _Document) -> None:
+        super().__init__(dict(document.pieces), document.tail, document.column)
+        self.document = document
+
+    @property
+    def is_odd(self) -> bool:
+        return bool(self.document.odd)
+
+    def made(self, key: Any, piece: str) -> _Part:
+        with _UNFIT:
+            return self.document.entry(key, piece)
+        part = _Part(piece)
+        part.is_stale = True
+        return part
+
+    def shared(self, items: Any) -> set[Any]:
+        """Let go the keys that are no more, also for equal ones of another type; return the others."""
+        held = _held_keys(items)
+        for key in [*self.parts]:
+            if type(key) is not _Merge and not _same(key, held.get(key, _GONE)):
+                self.delete(key)
+        return {*self.parts}
+
+    def compare(self, keys: Iterable[Any]) -> None:
+        for key in keys:
+            if key in self.parts:
+                self.part(key).is_stale = True
+
+    def text_of(self, key: Any, part: _Part, items: Any) -> str:
+        """Return the text with the present value; what cannot be followed is compared, else written plainly."""
+        document = self.document
+        if key in document.unended and (part.is_stale or part.changed or part.inside):
+            if _same(document.unended[key], _plain(items[key])):
+                return part.piece
+            del document.unended[key]
         try:
-            if piece := self._edit(key, value, origins):
-                return piece
+            try:
+                return super().text_of(key, part, items)
+            except (LookupError, AttributeError):
+                if part.was is None:
+                    raise
+                self.parts[key] = part.was
+                self.compare([key])
+                return super().text_of(key, self.part(key), items)
         except _ANOTHER_TIME:
             raise
         except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
-            if isinstance(error, RecursionError) or not isinstance(error, (_Odd, _BadText)):
-                self.lost.setdefault(key, error)
-        self.unended.pop(key, None)
-        self.odd.discard(key)
-        self.anchored.discard(key)
-        return _lines_above(self.pieces[key]) + _block({key: value}, self.column)
+            document.plainly(key, error)
+            return _lines_above(part.piece) + _block({key: _plain(items[key])}, self.column)
 
-    def _edit(self, key: Any, value: Any, origins: Mapping[int, Any]) -> str:
-        """Return the piece of a key with its present value, "" where that is not what would be read."""
-        piece = self.pieces[key]
-        if key in self.unended:
-            if _same(self.unended[key], value):
-                return piece
-            del self.unended[key]
-        editor = _Editor(self.version, self._anchors_above(key), origins, odd=key in self.odd)
-        for _ in range(3):  # a changed anchor may change what an alias in the same piece means
-            old = editor.read(piece)
-            if _same(old, {key: value}):
-                return piece
-            if key not in old:
-                break
-            piece = editor.entry(piece, (key,), old[key], value)
-        return ""
-
-    def _anchors_above(self, key: Any) -> dict[str, Any]:
-        """Return the anchors that aliases in the piece of a key may refer to, as nodes without a place."""
-        if key not in self.anchored:
-            return {}
-        above = list(self.pieces)[: list(self.pieces).index(key)]
-        loader = _Loader("".join([self.pieces[other] for other in above if other in self.anchored]), self.version)
-        loader.mapping()
-        for node in loader.names.values():
-            node.start_mark.index = -1
-        return loader.names
-
-    def _update_single(self, value: dict[Any, Any], origins: Mapping[int, Any]) -> None:
-        editor = _Editor(self.version, {}, origins, odd=True)
-        old = editor.read(self.single)
-        text = editor.flow(self.single, old, value) if old and value else "{}" + "\n" * self.single.endswith("\n")
-        if not _same(editor.read(text), value):
-            raise _Odd
-        self.single = text
+    def give_up(self, keys: Iterable[Any]) -> None:
+        """Let entries be written plainly that ruamel.yaml had to read."""
+        for key in keys:
+            part = self.parts[key] = _Part(self.parts[key])
+            part.is_stale = True
 
 
 #: What a rewrite within the file writes in front of the new content; and what 26.1 writes there.
 _MARK = "--- # LAST VALID STATE: "
-_REWRITE = re.compile(rb"^%b([0-9]+) bytes\n" % _MARK.encode(), re.MULTILINE)
+_REWRITE = _pattern(rb"^%b([0-9]+) bytes\n" % _MARK.encode(), re.MULTILINE)
 _REWRITE_26_1 = b"\n---\n### LAST VALID STATE ###\n"
-_SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
-_NOTHING = re.compile(r"\ufeff?(?:[ \t]*(?:[#%][^\r\n]*)?(?:\r\n?|\n))*")
+_SEPARATOR = _pattern(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
+_NOTHING = _pattern(r"\ufeff?(?:[ \t]*(?:[#%][^\r\n]*)?(?:\r\n?|\n))*")
 
 
 def _without_half_rewrite(data: bytes) -> tuple[bytes, int]:
@@ -2121,8 +2689,8 @@ class _Stream:
         self.records.clear()
 
 
-_RECORD_LINE = re.compile(r"^--- \[.*\][ \t\r]*(?:\n|\Z)", re.MULTILINE)
-_GLUED_RECORD = re.compile(r"(?<=.)--- \[.*\][ \t\r]*(?:\n|\Z)")
+_RECORD_LINE = _pattern(r"^--- \[.*\][ \t\r]*(?:\n|\Z)", re.MULTILINE)
+_GLUED_RECORD = _pattern(r"(?<=.)--- \[.*\][ \t\r]*(?:\n|\Z)")
 
 
 def _first_record(text: str) -> str:
@@ -2168,14 +2736,10 @@ class _Saved:
 
     def with_value(self, value: dict[Any, Any]) -> tuple[_Document, dict[Any, Any]]:
         """Return their text with another value, and that in the order of the text; raises ValueError, _BadText."""
-        held = _held_keys(value)
-        gone = {key for key in self.value if not _same(key, held.get(key, _GONE))}
-        touched = {key: key in gone for key, old in self.value.items() if key in gone or not _same(old, value[key])}
-        document = self.original.renewed(touched, value, value.__getitem__, {})
-        document.arrange(value)
-        ordered = {key: value[key] for key in document.pieces or value}
-        document.check(ordered)
-        return document, ordered
+        self.original.doubt()
+        document = self.original.renewed(value)
+        document.check(value)
+        return document, value
 
 
 def _unglued(text: str) -> str:
@@ -2190,9 +2754,9 @@ def _unglued(text: str) -> str:
 
 
 #: A record that lacks dashes; a string that was cut off and what JSON allows behind it; what only a person writes.
-_HEADLESS = re.compile(r'-{0,2} ?\["(?:set|delete|insert|splice|order|update|clear|transaction)",\[.*\]\s*')
-_CUT_STRING = re.compile(r'(?:[^"\\]|\\.)*"[,:\]}]')
-_BY_HAND = re.compile(r" *(?:- |[^\W\d][\w-]*:(?: |$))")
+_HEADLESS = _pattern(r'-{0,2} ?\["(?:set|delete|insert|splice|order|update|clear|transaction)",\[.*\]\s*')
+_CUT_STRING = _pattern(r'(?:[^"\\]|\\.)*"[,:\]}]')
+_BY_HAND = _pattern(r" *(?:- |[^\W\d][\w-]*:(?: |$))")
 
 
 def _leftover(text: str, *, is_certain: bool) -> int:
@@ -2291,9 +2855,10 @@ def _doubled(text: str) -> str:
     return ""
 
 
-class Problem(NamedTuple):
+class Problem(namedtuple("Problem", "line column reason text")):
     """One thing that is wrong with a file: where it is (`line` and `column` count from 1), why, and the line's text."""
 
+    __slots__ = ()
     line: int
     column: int
     reason: str
@@ -2356,7 +2921,7 @@ class _System:
     time = staticmethod(time.time)
 
     @staticmethod
-    def later(seconds: float, at_once: threading.Event, function: Callable[[], object]) -> None:
+    def later(seconds: float, at_once: Event, function: Callable[[], object]) -> None:
         """Call a function, in a thread of its own, after so many seconds or when the event is set."""
 
         def run() -> None:
@@ -2421,7 +2986,7 @@ def _lock_by_portalocker(descriptor: int) -> bool:
 
 _system: type[_System] | _System = _System
 #: Guards what is noted of open files, for moments. A fork waits for it: its child knows of every descriptor then.
-_registry_lock = threading.RLock()
+_registry_lock = RLock()
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 #: The errors where there is no file, or a link in its place that is not to be followed.
@@ -3196,14 +3761,13 @@ def _step(key: Any) -> str:
 
 
 class _Level:
-    """An open transaction: how many records there were before it, and what the nodes that it changes were before."""
+    """An open transaction: how many records and edits there were before it, and what nodes that it changes were."""
 
-    __slots__ = ("images", "records", "touched")
+    __slots__ = ("edits", "images", "records")
 
-    def __init__(self, records: int) -> None:
-        self.records = records
+    def __init__(self, records: int, edits: int) -> None:
+        self.records, self.edits = records, edits
         self.images: dict[int, _Image] = {}
-        self.touched: dict[Any, bool] | None = None  #: `_Tree.touched` before a key was deleted.
 
 
 class _Image:
@@ -3226,21 +3790,19 @@ class _Tree:
     of a change.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "attributes", "halted", "levels", "lock", "root")
+    __slots__ = ("__dict__", "__weakref__", "attributes", "edits", "halted", "levels", "lock", "root")
 
     root: _Root
 
     def __init__(self, path: str = "") -> None:
         self.path = path
-        self.lock = threading.RLock()
+        self.lock = RLock()
         #: None while changes are welcome, else a call, (function, *arguments): what has to be done first, or raises.
         self.halted: tuple[Any, ...] | None = None
         #: How many snapshots there have been.
         self.generation = 0
-        #: Top-level keys whose text is out of date; True where the key has been deleted in between.
-        self.touched: dict[Any, bool] = {}
-        #: The nodes below the root that changed since, by their ids, and for mappings in the same way which keys.
-        self.marked: dict[int, tuple[_Node, dict[Any, bool]]] = {}
+        #: What the text of the latest snapshot has to follow: paths, operations and what matters of their arguments.
+        self.edits: list[tuple[Any, ...]] = []
         #: The open transactions, the outermost first.
         self.levels: list[_Level] = []
         self.started: Any = None  #: The `moment` at which the change under way looked where it belongs.
@@ -3254,8 +3816,8 @@ class _Tree:
         self.facades: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.is_closing = False
 
-    def commit(self, record: str, node: _Node, operation: str, *arguments: Any) -> None:
-        """Write the record, then do the operation to the node; neither if the first fails."""
+    def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
+        """Write the record, then do the operation to the node, to which `keys` lead; neither if the first fails."""
         raise NotImplementedError
 
     def moment(self) -> Any:
@@ -3281,15 +3843,7 @@ class _Tree:
         level = self.levels[-1]
         for image in level.images.values():
             image.node._restore(image)
-        if level.touched is not None:
-            self.touched = level.touched
-
-    def touch(self, key: Any, *, gone: bool = False) -> None:
-        before = self.touched.get(key, _GONE)
-        if before is _GONE or (gone and not before):
-            for level in self.levels if gone else ():
-                level.touched = self.touched.copy() if level.touched is None else level.touched
-            self.touched[key] = gone
+        del self.edits[level.edits :]
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:  # noqa: ARG002 - a tree with a file uses them
         """Put a scalar in the place of a scalar, or append it where `key` is None, if there is a short way to do so."""
@@ -3355,7 +3909,7 @@ class _Node(_Holder):
     of C code, so that after an interrupt the length tells whether it was done, or else it may be repeated (`_redo`).
     """
 
-    __slots__ = ("_born", "_heads", "_items", "_key", "_parent", "_place", "_tree")
+    __slots__ = ("_heads", "_items", "_key", "_parent", "_place", "_tree")
 
     #: None once it is known that the node was removed.
     _tree: _Tree | None
@@ -3363,19 +3917,16 @@ class _Node(_Holder):
     _parent: _Node | None
     #: In a mapping the key; in a list the index where it was last seen.
     _key: Any
-    #: The path as text, and the top-level key; None while unknown, and always None below a list, whose indexes move.
-    _place: tuple[str, Any] | None
-    #: The generation of the snapshot that was the latest when the node came to be.
-    _born: int
+    #: The path as text, and as keys; None while unknown, and always None below a list, whose indexes move.
+    _place: tuple[str, _Keys] | None
     #: For keys that hold a scalar, and in a list, as None, for `append`: the record of the change up to what is new.
-    #: Only while the node has its `_place`, and what lies there is marked as changed since the latest snapshot: then
-    #: nothing but the record and the one change of `_items` is left to do.
+    #: Only while the node has its `_place`, and the edits tell that this entry changed, or that list, since the latest
+    #: snapshot: then nothing but the record and the one change of `_items` is left to do.
     _heads: dict[str | None, str]
 
     def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
         self._items, self._tree, self._parent, self._key, self._place = items, tree, parent, key, None
         self._heads = _NO_HEADS
-        self._born = tree.generation if tree else 0
 
     def __repr__(self) -> str:
         return repr(self._items)
@@ -3399,14 +3950,14 @@ class _Node(_Holder):
         """Return a plain, deep copy."""
         return _copy(self)
 
-    def _locate(self) -> tuple[str, Any]:
+    def _locate(self) -> tuple[str, _Keys]:
         if self._place is not None:
             return self._place
         parent = self._parent
         assert parent is not None  # noqa: S101 - the root's place is never unknown
-        above, top = parent._locate()
+        above, keys = parent._locate()
         key = parent._key_of(self)
-        place = (f"{above},{_flow(key)}" if above else _flow(key), key if top is _GONE else top)
+        place = (f"{above},{_flow(key)}" if above else _flow(key), (*keys, key))
         if parent._place is not None and isinstance(parent, StateDict):
             self._place = place
         return place
@@ -3414,13 +3965,8 @@ class _Node(_Holder):
     def _key_of(self, child: _Node) -> Any:
         return child._key
 
-    def _path(self) -> list[Any]:
-        keys: list[Any] = []
-        node = self
-        while node._parent is not None:
-            keys.insert(0, node._parent._key_of(node))
-            node = node._parent
-        return keys
+    def _path(self) -> _Keys:
+        return self._locate()[1] if self._tree is not None and self._top() is self._tree.root else ()
 
     def _turn(self) -> Any:
         """Return what to hold during a change, which may be none at all."""
@@ -3428,9 +3974,11 @@ class _Node(_Holder):
 
     def _enter(self) -> bool:
         """Tell whether a change of this is one of the state; raises what is in the way of that."""
-        tree, top = self._tree, self._top()
+        tree, top = self._tree, self
         if tree is None:
             return False
+        while top._parent is not None:
+            top = top._parent
         is_inside = top is tree.root
         if tree.halted is not None and (is_inside or tree.levels):
             tree.resume()
@@ -3445,17 +3993,21 @@ class _Node(_Holder):
             node = node._parent
         return node
 
+    def _length(self) -> int:
+        """Return the length at the moment from which on nobody may change what the record of a change builds on."""
+        if self._tree is not None:
+            self._tree.started = self._tree.moment()
+        return len(self._items)
+
     def _commit(self, operation: str, *arguments: Any) -> None:
-        """Do an operation; what is part of the state writes its record first."""
+        """Do an operation, after a look at the length; what is part of the state writes its record first."""
         if not self._enter():
-            self._do(operation, *arguments)
+            self._do(operation, *(arguments if self._tree is None else self._unshared(operation, *arguments)))
             return
-        tree, rest = self._tree, "".join([f",{_flow(argument)}" for argument in arguments])
+        tree, (path, keys) = self._tree, self._locate()
         assert tree is not None  # noqa: S101 - for the type checker
-        if type(self._items) is dict:  # with a list it began with a look at the length
-            tree.started = tree.moment()
-        record = f'["{operation}",[{self._locate()[0]}]{rest}]'
-        tree.commit(record, self, operation, *self._grown(operation, *arguments))
+        record = ",".join([f'["{operation}",[{path}]', *map(_flow, arguments)])
+        tree.commit(f"{record}]", self, keys, operation, *self._grown(operation, *arguments))
 
     def _do(self, operation: str, *arguments: Any) -> None:
         tree = self._tree
@@ -3463,23 +4015,38 @@ class _Node(_Holder):
             self._remember(operation, *arguments)
         getattr(self, "_" + operation)(*arguments)
 
-    def _follow(self, operation: str, *arguments: Any) -> None:
-        """Do an operation of the state, and note what it means for the text."""
-        self._note(operation, *arguments)
-        self._do(operation, *arguments)
+    def _redo(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
+        """Do an operation of the state unless that was done: unless the node has another length than it had before.
 
-    def _redo(self, length: int, operation: str, *arguments: Any) -> None:
-        """Follow an operation unless that was done: unless the node has another length than it had before."""
+        keys: what leads to the node.
+        """
         if len(self._items) == length:
-            self._follow(operation, *arguments)
+            self._tree.edits.append((keys, operation, *self._told(operation, *arguments)))  # type: ignore[union-attr]
+            self._do(operation, *arguments)
+
+    def _perform(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
+        """Do an operation, and get ready for its like: at once, because an edit must be there that tells of it."""
+        self._redo(length, keys, operation, *arguments)
+        self._prime(operation, *arguments)
+
+    def _prime(self, operation: str, *arguments: Any) -> None:
+        """Note how the record of a change begins that is likely to follow an operation; see `_heads`."""
+        raise NotImplementedError
 
     def _put(self, length: int, key: str | None, value: Any) -> None:
         """Make the change of which `_heads` tells, unless it was made; see `_redo`."""
         raise NotImplementedError
 
-    def _note(self, operation: str, *arguments: Any) -> None:
-        """Note what an operation that is about to be done means for the text."""
-        raise NotImplementedError
+    @staticmethod
+    def _told(operation: str, *arguments: Any) -> tuple[Any, ...]:
+        """Return of the arguments of an operation what the text has to know: no values."""
+        if operation in ("set", "insert"):
+            return arguments[0], None
+        if operation == "splice":
+            return arguments[0], arguments[1], range(len(arguments[2]))
+        if operation == "update":
+            return (tuple(arguments[0]),)
+        return arguments[:1]
 
     def _taken(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments that a record has for an operation, if they fit; raises what `_MISFITS` are."""
@@ -3496,6 +4063,14 @@ class _Node(_Holder):
         """Return the arguments of an operation with nodes in the place of plain containers."""
         raise NotImplementedError
 
+    @staticmethod
+    def _unshared(operation: str, *arguments: Any) -> tuple[Any, ...]:
+        """Return the arguments with copies of nodes: what a failed transaction may bring back has those of its own."""
+        *others, new = arguments or (None,)
+        if operation == "update":
+            return ({key: _unshared(value) for key, value in new.items()},)
+        return (*others, [*map(_unshared, new)] if operation == "splice" else _unshared(new)) if arguments else ()
+
     def _checked(self, value: Any, key: Any) -> Any:
         """Return a plain copy of a value that is to be stored under a key."""
         if type(value) in _AS_THEY_ARE:
@@ -3506,27 +4081,21 @@ class _Node(_Holder):
     def _grow(self, value: Any, key: Any) -> Any:
         return value if self._tree is None else _grow(value, self._tree, self, key)
 
-    def _touch(self, key: Any = _GONE, *, gone: bool = False) -> None:
-        """Note what is about to change; key: where it is one entry of a mapping."""
-        tree = self._tree
-        assert tree is not None  # noqa: S101 - for the type checker
-        tree.touch(self._locate()[1])
-        marks = tree.marked.get(id(self))
-        if marks is None:
-            marks = tree.marked[id(self)] = (self, {})
-        if key is not _GONE and (gone or key not in marks[1]):
-            marks[1][key] = gone
-
     def _let_go(self, children: Iterable[Any], kept: Iterable[Any] = ()) -> None:
         """Let nodes that are removed live on as plain containers that never write."""
-        gone = [child for child in children if isinstance(child, _Node) and child._parent is self]
-        kept_ids = {id(item) for item in kept} if gone else ()
-        for child in gone:
-            if id(child) not in kept_ids:
+        kept_ids = {id(item) for item in kept}
+        for child in children:
+            if isinstance(child, _Node) and id(child) not in kept_ids:
+                self._drop(child)
+
+    def _drop(self, child: Any) -> None:
+        tree = self._tree
+        if isinstance(child, _Node) and child._parent is self:
+            if tree is not None and tree.levels:
                 child._keep()
-                child._parent = None
-                if child._place is not None and self._tree is not None:  # else none below is primed
-                    self._tree.forget_heads()
+            child._parent = None
+            if child._place is not None and tree is not None:  # else none below is primed
+                tree.forget_heads()
 
     def _loosen(self, children: Iterable[Any]) -> None:
         """Clear the links of what may be no part of the node any more; `_attach` follows for what is."""
@@ -3545,7 +4114,7 @@ class _Node(_Holder):
         for level in self._tree.levels if self._tree is not None else ():
             image = level.images.get(key)
             if image is None:
-                image = level.images[key] = self._image()
+                image = level.images.setdefault(key, self._image())  # a signal handler may have been there first
             images.append(image)
         return images
 
@@ -3588,53 +4157,8 @@ def _grow(value: Any, tree: _Tree, parent: _Node | None, key: Any) -> Any:
     return value
 
 
-def _plain(value: Any, origins: dict[int, Any] | None = None) -> Any:
-    """Return a plain, deep copy; origins: collects by the id of each list in it where its items come from."""
-    if isinstance(value, _Holder) and type(value._items) is dict:
-        return {key: _plain(item, origins) for key, item in value._items.items()}
-    if isinstance(value, StateList):
-        items = [_plain(item, origins) for item in value._items]
-        if origins is not None:
-            length, origin = value._origin()
-            origins[id(items)] = length, _old_indexes(origin)
-        return items
-    return value
-
-
-def _old_indexes(origin: list[int | None]) -> list[int | None]:
-    """Return what `StateList._origin` returns without telling which items were replaced."""
-    return [was if was is None or was >= 0 else ~was for was in origin]
-
-
-def _changed_below(tree: _Tree) -> dict[int, dict[int, _Node]]:
-    """Return by the id of each node the nodes directly below it that changed, or below which one did."""
-    below: dict[int, dict[int, _Node]] = {}
-    for marked, _ in tree.marked.values():
-        node, parent = marked, marked._parent
-        while parent is not None and id(node) not in below.setdefault(id(parent), {}):
-            below[id(parent)][id(node)] = node
-            node, parent = parent, parent._parent
-    return below
-
-
-def _changes(node: Any, below: dict[int, dict[int, _Node]], origins: dict[int, Any]) -> Any:
-    """Return what changed in a node since the latest snapshot; a plain copy of all of it where that is not known."""
-    if not isinstance(node, _Node) or node._tree is None or node._born >= node._tree.generation:
-        return _plain(node, origins)
-    nodes, items = below.get(id(node), {}), node._items
-    if isinstance(node, StateDict):
-        marks, keys = node._tree.marked.get(id(node), (node, {}))[1], list(items)
-        place_of = {key: place for place, key in enumerate(keys)}
-        places = {place_of[key] for key in [*marks, *(child._key for child in nodes.values())] if key in place_of}
-        values = {place: _changes(items[keys[place]], below, origins) for place in places}
-        return _Changes(values, keys, is_moved=any(marks.values()), origin=None)
-    assert isinstance(node, StateList)  # noqa: S101 - for the type checker
-    length, encoded = node._origin()
-    if length < 0:
-        return _plain(node, origins)
-    changed = [was is None or was < 0 or id(item) in nodes for was, item in zip(encoded, items, strict=True)]
-    values = {place: _changes(items[place], below, origins) for place in compress(count(), changed)}
-    return _Changes(values, [], is_moved=False, origin=(length, _old_indexes(encoded)))
+def _unshared(value: Any) -> Any:
+    return _plain(value) if isinstance(value, _Node) else value
 
 
 def _copy(value: Any) -> Any:
@@ -3897,29 +4421,30 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             if is_ours:
                 key = self._checked_key(key)
                 value = self._checked(value, key)
+            self._length()
             self._commit("set", key, value)
-            self._prime(key, value)
 
     def _put(self, _length: int, key: Any, value: Any) -> None:
         self._items[key] = value
 
-    def _prime(self, key: Any, value: Any) -> None:
-        tree = self._tree
-        if tree is not None and self._place is not None and type(key) is str and type(value) in _SCALARS:
-            above, top = self._place
-            if (key if top is _GONE else top) in tree.touched and self._top() is tree.root:
-                tree.prime(self, key, f'["set",[{above}],{_flow(key)},')
+    def _prime(self, operation: str, *arguments: Any) -> None:
+        if operation == "set" and self._place is not None:
+            key, value = arguments
+            if type(key) is str and type(value) in _SCALARS:
+                self._tree.prime(self, key, f'["set",[{self._place[0]}],{_flow(key)},')  # type: ignore[union-attr]
 
     def __delitem__(self, key: Any) -> None:
         with self._turn():
             self._enter()
-            self._items[key]
-            self._commit("delete", self._held(key))
+            held = self._found(key)
+            if held is _GONE:
+                raise KeyError(key)
+            self._commit("delete", held)
 
     def pop(self, key: Any, *default: Any) -> Any:
         with self._turn():
             self._enter()
-            held = self._held(key)
+            held = self._found(key)
             if held is _GONE or len(default) > 1:
                 return {}.pop(key, *default)
             value = self._items[held]
@@ -3929,7 +4454,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     def popitem(self) -> tuple[Any, Any]:
         with self._turn():
             self._enter()
-            if not self._items:
+            if not self._length():
                 raise KeyError("popitem(): dictionary is empty")
             key = next(reversed(self._items))
             value = self._items[key]
@@ -3946,7 +4471,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     def clear(self) -> None:
         with self._turn():
             self._enter()
-            if self._items:
+            if self._length():
                 self._commit("clear")
 
     def update(self, /, *others: Any, **named: Any) -> None:
@@ -3957,6 +4482,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             if is_ours:
                 given = {self._checked_key(key): self._checked(value, key) for key, value in given.items()}
             if given:
+                self._length()
                 self._commit("update", given)
 
     def _held(self, key: Any) -> Any:
@@ -3965,6 +4491,12 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             return key if key in self._items else _GONE
         probe = _Probe(key)
         return probe.found if probe in self._items else _GONE
+
+    def _found(self, key: Any) -> Any:
+        """Return what `_held` does, which may run foreign code, as it is behind a look at the length."""
+        held = self._held(key)
+        self._length()
+        return held if held in self._items else _GONE
 
     def _checked_key(self, key: Any) -> Any:
         """Return the key under which something is to be stored: as in a dict, the first of equal ones stays."""
@@ -3994,36 +4526,25 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             return ({key: self._grow(value, key) for key, value in arguments[0].items()},)
         return arguments
 
-    def _note(self, operation: str, *arguments: Any) -> None:
-        if operation == "update":
-            for key in arguments[0]:
-                self._touch_key(key)
-        elif operation == "clear":
-            for key in self._items:
-                self._touch_key(key, gone=True)
-        else:
-            self._touch_key(arguments[0], gone=operation == "delete")
-
-    def _touch_key(self, key: Any, *, gone: bool = False) -> None:
-        self._touch(key, gone=gone)
-
     # The operations.
 
     def _set(self, key: Any, value: Any) -> None:
         old = self._items.get(key)
-        if isinstance(old, _Node):
-            self._let_go((old,), (value,))
+        if old is not value:
+            self._drop(old)
         if isinstance(value, _Node):
             self._heads = _NO_HEADS
         self._items[key] = value
 
     def _update(self, items: dict[Any, Any]) -> None:
-        self._let_go([self._items.get(key) for key in items], items.values())
+        for key, value in items.items():
+            if (old := self._items.get(key)) is not value:
+                self._drop(old)
         self._heads = _NO_HEADS
         self._items.update(items)
 
     def _delete(self, key: Any) -> None:
-        self._let_go((self._items[key],))
+        self._drop(self._items[key])
         self._heads = _NO_HEADS
         del self._items[key]
 
@@ -4031,6 +4552,13 @@ class StateDict(_Node, MutableMapping[Any, Any]):
         self._let_go(self._items.values())
         self._heads = _NO_HEADS
         self._items.clear()
+
+    def _at(self, key: Any) -> Any:
+        return self._items.get(key)
+
+    def _order(self, keys: list[Any], _items: list[Any]) -> None:
+        items = self._items
+        deque(map(items.__setitem__, keys, map(items.pop, keys)), maxlen=0)
 
     # Transactions.
 
@@ -4057,12 +4585,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             _put_back(self._items, image.kept)
         self._attach(image.kept.values())
 
-    def _rearrange(self, keys: Iterable[Any]) -> None:
-        """Put the keys into another order."""
-        items = {key: self._items[key] for key in keys}
-        self._items.clear()
-        self._items.update(items)
-
 
 def _put_back(items: dict[Any, Any], kept: dict[Any, Any]) -> None:
     """Give keys their old values back; _GONE stands for none."""
@@ -4082,24 +4604,24 @@ class _Root(StateDict):
     def __init__(self, items: dict[Any, Any], tree: _Tree) -> None:
         super().__init__(items, tree, None, None)
         tree.root = self
-        self._place = ("", _GONE)
+        self._place = ("", ())
         for key, item in items.items():
             if type(item) in (dict, list):
                 items[key] = _grow(item, tree, self, key)
         self._show_all()
 
-    def _redo(self, length: int, operation: str, *arguments: Any) -> None:
+    def _redo(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
         if len(self._items) == length:
-            self._follow(operation, *arguments)
+            super()._redo(length, keys, operation, *arguments)
         else:
             self._show_all()
 
     def _put(self, _length: int, key: Any, value: Any) -> None:
         self._items[key] = self._tree.attributes[key] = value
 
-    def _prime(self, key: Any, value: Any) -> None:
-        if key in self._tree.attributes:
-            super()._prime(key, value)
+    def _prime(self, operation: str, *arguments: Any) -> None:
+        if operation == "set" and arguments[0] in self._tree.attributes:
+            super()._prime(operation, *arguments)
 
     def _set(self, key: Any, value: Any) -> None:
         super()._set(key, value)
@@ -4122,9 +4644,6 @@ class _Root(StateDict):
     def _restore(self, image: _Image) -> None:
         super()._restore(image)
         self._show_all()
-
-    def _touch_key(self, key: Any, *, gone: bool = False) -> None:
-        self._tree.touch(key, gone=gone)
 
     def _show(self, key: Any, value: Any) -> None:
         if type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
@@ -4161,15 +4680,8 @@ class StateList(_Node, MutableSequence[Any]):
     and OSError where the disk is full; then nothing has changed.
     """
 
-    __slots__ = ("_log",)
+    __slots__ = ()
     _items: list[Any]
-    #: Since which generation, from which length, which insertions, deletions, reorderings and replacements happened,
-    #: each with the length before it. What was added at the end is not noted: it is what the list grew by in between.
-    _log: tuple[int, int, list[Any]] | None
-
-    def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
-        super().__init__(items, tree, parent, key)
-        self._log = None
 
     def __lt__(self, other: Any) -> bool:
         return self._items < _content(other) if isinstance(other, (list, StateList)) else NotImplemented
@@ -4236,15 +4748,15 @@ class StateList(_Node, MutableSequence[Any]):
         items = self._items[first : last + 1]
         if not is_ours:
             for index, value in zip(indexes, values, strict=True):
-                items[index - first] = value
-            self._splice(first, last + 1, items)
+                items[index - first] = value if self._tree is None else _unshared(value)
+            self._do("splice", first, last + 1, items)
             return
-        path = self._locate()[0]
+        path, keys = self._locate()
         records = [f'["set",[{path}],{i},{_flow(item)}]' for i, item in zip(indexes, values, strict=True)]
         for index, value in zip(indexes, values, strict=True):
             items[index - first] = self._grow(value, index)
         record = f'["transaction",[{",".join(records)}]]'
-        self._tree.commit(record, self, "splice", first, last + 1, items)  # type: ignore[union-attr]
+        self._tree.commit(record, self, keys, "splice", first, last + 1, items)  # type: ignore[union-attr]
 
     def __delitem__(self, index: Any) -> None:
         with self._turn():
@@ -4275,16 +4787,14 @@ class StateList(_Node, MutableSequence[Any]):
             return
         with self._turn():
             self.insert(len(self._items), value)
-            self._prime()
 
     def _put(self, length: int, _key: Any, value: Any) -> None:
         if len(self._items) == length:
             self._items.append(value)
 
-    def _prime(self) -> None:
-        tree, place = self._tree, self._place
-        if tree is not None and place is not None and place[1] in tree.touched and self._top() is tree.root:
-            tree.prime(self, None, f'["insert",[{place[0]}],')
+    def _prime(self, operation: str, *_arguments: Any) -> None:
+        if operation == "insert" and self._place is not None:
+            self._tree.prime(self, None, f'["insert",[{self._place[0]}],')  # type: ignore[union-attr]
 
     def extend(self, values: Iterable[Any]) -> None:
         with self._turn():
@@ -4320,7 +4830,12 @@ class StateList(_Node, MutableSequence[Any]):
             self._enter()
             if value not in self._items:
                 raise ValueError("list.remove(x): x not in list")
-            del self[self._items.index(value)]
+            self._length()
+            index = self._items.index(value)
+            if self._tree is not None and self._tree.started != self._tree.moment():
+                index = self._items.index(value)  # a signal handler, or what compares the value, changed the state
+                self._length()
+            self._commit("delete", index)
 
     def clear(self) -> None:
         with self._turn():
@@ -4346,12 +4861,6 @@ class StateList(_Node, MutableSequence[Any]):
             if indexes != list(range(len(before))):
                 self._reorder(indexes)
 
-    def _length(self) -> int:
-        """Return the length on which the indexes of a record are built."""
-        if self._tree is not None:
-            self._tree.started = self._tree.moment()
-        return len(self._items)
-
     def _position(self, index: Any, error: str) -> int:
         """Return a valid, not negative index."""
         if not hasattr(type(index), "__index__"):
@@ -4375,10 +4884,11 @@ class StateList(_Node, MutableSequence[Any]):
     def _reorder(self, indexes: list[int]) -> None:
         items = [self._items[index] for index in indexes]
         if self._enter():
-            record = f'["order",[{self._locate()[0]}],{_flow(indexes)}]'
-            self._tree.commit(record, self, "order", indexes, items)  # type: ignore[union-attr]
+            path, keys = self._locate()
+            record = f'["order",[{path}],{_flow(indexes)}]'
+            self._tree.commit(record, self, keys, "order", indexes, items)  # type: ignore[union-attr]
         else:
-            self._order(indexes, items)
+            self._do("order", indexes, items)
 
     def _key_of(self, child: _Node) -> int:
         """Return the index of a child: search outwards from where it was last seen."""
@@ -4422,81 +4932,26 @@ class StateList(_Node, MutableSequence[Any]):
             return start, stop, [self._grow(value, index) for index, value in enumerate(values, start)]
         return arguments
 
-    def _note(self, operation: str, *arguments: Any) -> None:
-        """Log where items come from, so that the vacuum knows whose comments are whose, and what it need not read."""
-        tree, length = self._tree, len(self._items)
-        self._touch()
-        if tree is None or self._born >= tree.generation:
-            return
-        if self._log is None or self._log[0] != tree.generation:
-            self._log = (tree.generation, length, [])
-        edits, edit = self._log[2], self._edit(operation, *arguments)
-        replaces = type(edit) is tuple and edit[1] and edit[2]
-        if len(edits) > 1000 + length or (replaces and edit[1] != edit[2]):
-            self._forget()  # the vacuum will compare the values
-        elif replaces:
-            places = edits.pop()[1] if edits and type(edits[-1][1]) is set else set()
-            places.update(range(edit[0], edit[0] + edit[1]))
-            edits.append((length, places))
-        elif type(edit) is list or edit[0] < length:
-            edits.append((length, edit))
-
-    def _edit(self, operation: str, *arguments: Any) -> Any:
-        """Return what an operation does: the indexes that stay, or the start, how many items go and how many come."""
-        if operation == "order":
-            return arguments[0]
-        if operation == "splice":
-            start, stop, values = arguments
-            return start, stop - start, len(values)
-        if operation == "clear":
-            return 0, len(self._items), 0
-        return arguments[0], operation != "insert", operation != "delete"
-
-    def _forget(self) -> None:
-        self._log = None
-        if self._tree is not None:
-            self._born = self._tree.generation
-
-    def _origin(self) -> tuple[int, list[int | None]]:
-        """Return the length in the latest snapshot, and the index there of each item; -1 if that is not known.
-
-        For an item that was replaced it is ~index, for a new one None.
-        """
-        generation = self._tree.generation if self._tree else 0
-        if self._born >= generation:
-            return -1, []
-        length, edits = self._log[1:] if self._log and self._log[0] == generation else (len(self._items), [])
-        origin: list[int | None] = list(range(length))
-        for length_then, edit in edits:
-            origin += [None] * (length_then - len(origin))
-            if type(edit) is list:
-                origin = [origin[index] for index in edit]
-            elif type(edit) is tuple:
-                origin[edit[0] : edit[0] + edit[1]] = [None] * edit[2]
-            else:
-                for index in edit:
-                    was = origin[index]
-                    origin[index] = was if was is None or was < 0 else ~was
-        missing = len(self._items) - len(origin)
-        return (length, origin + [None] * missing) if missing >= 0 else (-1, [])
-
     # The operations.
 
     def _set(self, index: int, value: Any) -> None:
-        if isinstance(old := self._items[index], _Node):
-            self._let_go((old,), (value,))
+        if self._items[index] is not value:
+            self._drop(self._items[index])
         self._items[index] = value
 
     def _insert(self, index: int, value: Any) -> None:
         self._items.insert(index, value)
 
     def _delete(self, index: int) -> None:
-        self._let_go((self._items[index],))
+        self._drop(self._items[index])
         del self._items[index]
 
     def _splice(self, start: int, stop: int, values: list[Any]) -> None:
         self._let_go(self._items[start:stop], values)
         self._items[start:stop] = values
+
+    def _at(self, key: int) -> Any:
+        return self._items[key]
 
     def _order(self, _indexes: list[int], items: list[Any]) -> None:
         self._let_go(self._items, items)
@@ -4519,7 +4974,6 @@ class StateList(_Node, MutableSequence[Any]):
                 image.kept += self._items[start:known][::-1]
 
     def _restore(self, image: _Image) -> None:
-        self._forget()
         since = image.extent - len(image.kept)
         self._loosen(self._items[since:])
         self._items[since:] = image.kept[::-1]
@@ -4533,9 +4987,10 @@ class StateList(_Node, MutableSequence[Any]):
 _open_trees: list[_LiveTree] = []
 
 
-class _Opening(NamedTuple):
+class _Opening(namedtuple("_Opening", "thread status")):
     """By which thread a file is being opened, and which file that is, if there is one."""
 
+    __slots__ = ()
     thread: int
     status: os.stat_result | None
 
@@ -4558,9 +5013,10 @@ _TRIES = 10
 _HISTORY = 1 << 20
 
 
-class _Task(NamedTuple):
+class _Task(namedtuple("_Task", "scheduler task")):
     """A task, and the module of what scheduled it: asyncio's, trio's, or a greenlet."""
 
+    __slots__ = ()
     scheduler: str
     task: Any
 
@@ -4649,12 +5105,12 @@ class _LiveTree(_Tree):
         unended = [f'--- ["set",[],{_flow(key)},{_flow(value)}]\n' for key, value in document.unended.items()]
         return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
 
-    def commit(self, record: str, node: _Node, operation: str, *arguments: Any) -> None:
+    def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
         if self.levels:
             self._check_task()
-            self._make(self.batch, record, node._redo, len(node._items), operation, *arguments)
+            self._make(self.batch, record, node._perform, len(node._items), keys, operation, *arguments)
             return
-        self._make(self.journal, self._framed(record), node._redo, len(node._items), operation, *arguments)
+        self._make(self.journal, self._framed(record), node._perform, len(node._items), keys, operation, *arguments)
         if self.fsync or self.journal.size > self.limit or self.journal.is_suspicious:
             self._after_append()
 
@@ -4805,15 +5261,13 @@ class _LiveTree(_Tree):
         if is_noted if sink is self.batch else self.journal.landed(size, entry):
             if sink is not self.batch and self.is_clean:
                 self._note_appended(entry)
+            self.document.doubt()  # whether the change is among the edits is not known
             apply(*arguments)
-            node = getattr(apply, "__self__", None)
-            if isinstance(node, StateList):
-                node._forget()  # whether the interrupted change was noted is not known
         self.halted = None
 
     def _refuse_change(self) -> NoReturn:
         """Refuse a change whose place in the state may have moved since it was determined."""
-        self.halted = None
+        self._halt(self.trouble)  # in which that other change may have ended
         raise RuntimeError(f"{self.path}: a signal handler changed the state in the middle of this change; repeat it")
 
     def _note_appended(self, data: bytes) -> None:
@@ -4831,7 +5285,7 @@ class _LiveTree(_Tree):
 
     def _is_changing(self) -> bool:
         """Tell whether this thread is in the middle of a change, so that its caller must have interrupted that."""
-        functions = (self.assign, self._assign_later, self._make, self.begin, self.end, self._renew)
+        functions = (self.assign, self._assign_later, self._make, self.begin, self.end, self.abandon, self._renew)
         changing = {function.__code__ for function in functions}
         frame = sys._getframe()
         while frame.f_back is not None:
@@ -4847,6 +5301,11 @@ class _LiveTree(_Tree):
 
     def _rescue(self) -> None:
         """Write all that memory holds to a new file; raises OSError or StateLocked while that cannot be."""
+        if self.levels:
+            raise StateError(
+                self.path, f"the disk failed ({self.trouble}); leave the transaction, then it is tried again"
+            )
+        self.document.doubt()
         try:
             self.halted = None
             self._vacuum()
@@ -4889,19 +5348,22 @@ class _LiveTree(_Tree):
             self._halt(error)
             self._rescue()
 
-    def begin(self) -> None:
+    def begin(self) -> _Level:
         """Enter a transaction; inside another one it joins that."""
+        if self.levels:
+            self._check_task()
+        while self.halted is not None:
+            self.resume()
+        self.halted = self.unclear  # a signal handler's change would be neither before this nor inside of it
         if not self.levels:
             self.batch, self.task, self.owner = [], _current_task(), get_ident()
             self.transaction = _Transaction(self.levels, _started_in.get())
             _started_in.set(self.transaction)
-        elif self.latest is not _NO_LATEST:
-            self.halted = self.unclear
-            self._write_latest()
-            self.halted = None
-        if self.task is not None:
-            self._check_task()
-        self.levels.append(_Level(len(self.batch)))
+        self._write_latest()
+        level = _Level(len(self.batch), len(self.edits))
+        self.levels.append(level)
+        self.halted = None
+        return level
 
     def _is_in_task(self) -> bool:
         """Tell whether the task runs that opened the transaction."""
@@ -4912,18 +5374,20 @@ class _LiveTree(_Tree):
         if not self._is_in_task():
             raise StateError(self.path, "a transaction of another task is open; change the state after it")
 
-    def end(self) -> None:
+    def end(self, level: _Level) -> None:
         """Leave a transaction; the outermost end writes one record."""
-        if self.halted is not None:
-            self.resume()  # in a forked child it says so
+        self.resume()  # in a forked child it says so
         if self.owner != get_ident():
             raise StateError(self.path, "a transaction ends in another thread than it began in; its changes are undone")
-        if self.latest is not _NO_LATEST:
-            self.halted = self.unclear
-            self._write_latest()
-            self.halted = None
+        if not self.levels or self.levels[-1] is not level:
+            raise StateError(self.path, "a transaction ends before one that began inside of it; its changes are undone")
+        while self.halted is not None:
+            self.resume()
+        self.halted = self.unclear  # see `begin`
+        self._write_latest()
         if len(self.levels) > 1 or not self.batch:
             self.levels.pop()
+            self.halted = None
             return
         self.started = self.moment()
         record = self.batch[0] if len(self.batch) == 1 else f'["transaction",[{",".join(self.batch)}]]'
@@ -4938,18 +5402,31 @@ class _LiveTree(_Tree):
             self._take_lock_over()
         while self.halted is not None and self.halted[0] == self._undo_abandoned:
             self.halted = self.halted[2]
-        while len(self.levels) > depth:
+        while len(self.levels) > depth or self._is_undoing():
             try:
+                if self._is_undoing():
+                    self._undo(*self.halted[1:])  # type: ignore[index]
+                    continue
                 self._settle_end()
                 if len(self.levels) > depth:
-                    self.latest = _NO_LATEST
-                    self.restore()
-                    del self.batch[self.levels[-1].records :]
-                    self.levels.pop()
+                    self._undo(len(self.levels) - 1, self.halted)
             except KeyboardInterrupt as error:
                 interrupt = error
         if interrupt is not None:
             raise interrupt
+
+    def _is_undoing(self) -> bool:
+        return self.halted is not None and self.halted[0] == self._undo
+
+    def _undo(self, depth: int, before: tuple[Any, ...] | None) -> None:
+        """Undo and leave the innermost of more transactions than `depth`, with no change in the middle of that."""
+        self.halted = (self._undo, depth, before)
+        if len(self.levels) > depth:
+            self.latest = _NO_LATEST
+            self.restore()
+            del self.batch[self.levels[-1].records :]
+            self.levels.pop()
+        self.halted = before
 
     def _undo_abandoned(self, depth: int, before: tuple[Any, ...] | None) -> None:
         """Undo a transaction that could not be undone when it ended, for want of stack."""
@@ -4967,7 +5444,7 @@ class _LiveTree(_Tree):
         try:
             lock._release_save()  # as threading.Condition does
         except RuntimeError:  # from Python 3.14 on only the holder may
-            self.lock = threading.RLock()
+            self.lock = RLock()
         self.owner = get_ident()
         self.lock.acquire()
 
@@ -4992,12 +5469,17 @@ class _LiveTree(_Tree):
         for _ in range(_TRIES):
             with suppress(_Overtaken):
                 if not self.look():
-                    self._renew(self._renewed(), self.journal.basis)
+                    generation, basis = self.generation, self.journal.basis
+                    document = self._renewed()
+                    if self.generation != generation:  # a vacuum of a signal handler took the edits
+                        raise _Overtaken
+                    self._renew(document, basis)
                 return
         raise OSError(errno.EBUSY, "somebody keeps writing the file", self.path)
 
     def _renewed(self) -> _Document:
-        return _renewed(self.document, self.root)
+        self.document.edits = self.edits
+        return self.document.renewed(self.root._items)
 
     def _renew(
         self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
@@ -5042,12 +5524,12 @@ class _LiveTree(_Tree):
         self.path = self.journal.path
         self._separator = self._separator_behind(document, data)
         if value is not _GONE:
-            _become(self.root, value)
-        self.history.add(self.document, self.first_record, self.touched, by_person=value is not _GONE)
+            self._take(value)
+        changed = [key for key, piece in self.document.pieces.items() if document.pieces.get(key) is not piece]
+        self.history.add(self.document, self.first_record, changed, by_person=value is not _GONE)
         if saved is not None:
             self.history.add(saved.original, saved.first_record, saved.original.pieces)
-        self.touched.clear()
-        self.marked.clear()
+        self.edits, self.document.edits = [], []  # two: the old document lives on in the history
         self.forget_heads()
         self.generation += 1
         self.first_record = ""
@@ -5055,6 +5537,14 @@ class _LiveTree(_Tree):
         self.trouble = None
         self.told.clear()
         self.document = document
+
+    def _take(self, value: dict[Any, Any]) -> None:
+        """Let memory hold what the file does; may be called twice."""
+        try:
+            _become(self.root, value)
+        except Exception:  # noqa: BLE001 - whatever it is, memory must not lack what a person saved
+            self.root._do("clear")
+            self.root._do("update", *self.root._grown("update", _storable(value, 0, [])))
 
     def look(self) -> bool:
         """Merge what others did to the file, if anything; return whether there was. Raises OSError, StateLocked."""
@@ -5120,13 +5610,24 @@ class _LiveTree(_Tree):
         """Set the keys that are absent; a new file begins with a snapshot of them."""
         with self.turn():
             missing = {key: value for key, value in defaults.items() if key not in self.root._items}
-            if (missing or self.journal.is_new) and not self.root._items and self.is_clean:
-                self.root._follow("update", *self.root._grown("update", missing))
-                self._vacuum()
+            is_idle = self.halted is None and not self.levels
+            if (missing or self.journal.is_new) and not self.root._items and self.is_clean and is_idle:
+                try:
+                    self.root._redo(0, (), "update", *self.root._grown("update", missing))
+                    self._vacuum()
+                except BaseException:
+                    _surely(self._forget_defaults)
+                    raise
                 if self.journal.is_new:
                     self.history = _History()  # nobody has read the file before
             elif missing:
                 self.root.update(missing)
+
+    def _forget_defaults(self) -> None:
+        """Be empty again, as the file is, unless that holds the defaults, or whether it does is open."""
+        if self.edits and self.renewal is None:
+            self.root._clear()
+            self.edits.clear()
 
     def _vacuum_or_warn(self) -> None:
         try:
@@ -5203,22 +5704,6 @@ class _LiveTree(_Tree):
             _open_trees.remove(self)
 
 
-def _renewed(document: _Document, root: _Root) -> _Document:
-    """Return the text of a snapshot with the present values of the tree that was made of it."""
-    tree, items, origins = root._tree, root._items, dict[int, Any]()
-    assert tree is not None  # noqa: S101 - a root is never removed from its tree
-    below = _changed_below(tree)
-    changes = {key: _changes(items[key], below, origins) for key in tree.touched if key in items}
-    values = {key: value for key, value in changes.items() if type(value) is not _Changes}
-
-    def value_of(key: Any) -> Any:
-        if key not in values:
-            values[key] = _plain(items[key], origins)
-        return values[key]
-
-    return document.renewed(tree.touched, items, value_of, origins, changes)
-
-
 class _Edit:
     """What somebody else left in the place of the state file.
 
@@ -5279,7 +5764,9 @@ class _Syncer:
         #: Something was written since the last sync.
         self.is_needed = False
         self.is_waiting = False
-        self.is_stopped = threading.Event()
+        from threading import Event
+
+        self.is_stopped = Event()
 
     def schedule(self) -> None:
         """Note that there is something to sync."""
@@ -5308,9 +5795,10 @@ class _Syncer:
         self._sync()
 
 
-class _Past(NamedTuple):
+class _Past(namedtuple("_Past", "document first_record size by_person")):
     """A snapshot that was replaced: its first record, how many bytes it keeps, and whether a person had it replaced."""
 
+    __slots__ = ()
     document: _Document
     first_record: str
     size: int
@@ -5403,8 +5891,6 @@ class _Follower(_Tree):
             return False
         with self.lock:
             _become(self.root, value)
-            self.touched.clear()
-            self.marked.clear()
         return True
 
     def _read_whole(self) -> tuple[bytes, _Glance]:
@@ -5436,7 +5922,7 @@ class _Follower(_Tree):
         if self.lock.acquire(blocking=False):
             self.lock.release()
             return
-        self.lock, self.seen, self.content = threading.RLock(), _Dated(), (-1, 0)
+        self.lock, self.seen, self.content = RLock(), _Dated(), (-1, 0)
         with suppress(OSError, StateError):
             self.refresh()
 
@@ -5451,16 +5937,18 @@ def _parsed(path: str, data: bytes) -> _Stream:
 
 def _replay(root: _Root, stream: _Stream, path: str, apply: Callable[[StateDict, Any], None] | None = None) -> None:
     """Apply the records of a stream to its tree; apply: what does it with one, instead of `_apply`."""
-    offset, items, touched = 0, root._items, root._tree.touched if root._tree is not None else {}
+    offset, items, counters = 0, root._items, set[Any]()
     is_quick = apply is None
     try:
         for record, offset in stream.records:  # noqa: B007 - the last one tells where it went wrong
             is_of_four = is_quick and type(record) is list and len(record) == 4  # noqa: PLR2004 - as "set" has it
             if is_of_four and record[1] == [] and record[0] == "set":
                 _, _, key, value = record  # a counter, again: in a quarter of the time
-                if type(value) is int and type(key) is str and key in touched and not isinstance(items.get(key), _Node):
-                    items[key] = value
-                    continue
+                if type(value) is int and type(key) is str:
+                    if key in counters and type(items.get(key)) is int:
+                        items[key] = value
+                        continue
+                    counters.add(key)
             (apply or _apply)(root, record)
     except _MISFITS as error:
         offset = len(stream.text) - len(stream.text[offset:].lstrip())
@@ -5489,11 +5977,14 @@ def _apply(root: StateDict, record: Any) -> None:
     if type(path) is not list:
         raise TypeError("a path is a list of keys and indexes")
     node: Any = root
-    for key in path:
-        node = node._items[key]
+    for place, key in enumerate(path):
+        items = node._items
+        node = items[key]
         if not isinstance(node, _Node):
             raise TypeError(f"{key!r} is no container")
-    node._follow(operation, *node._grown(operation, *node._taken(operation, *arguments)))
+        if type(items) is list and key < 0:
+            path[place] += len(items)
+    node._redo(len(node._items), tuple(path), operation, *node._grown(operation, *node._taken(operation, *arguments)))
 
 
 def _merged(base: Any, mine: Any, theirs: Any) -> Any:
@@ -5580,34 +6071,25 @@ def _distance(one: Any, other: Any) -> int:
 
 
 def _become(node: Any, value: Any) -> None:
-    """Give a node another plain value.
+    """Give a node another plain value; the nodes below stay the same objects where they stay containers of a kind.
 
-    The nodes below stay the same objects where they stay containers of their kind.
+    May be called again after an interrupt: the value stays plain.
     """
-    if isinstance(node, StateDict):
-        held = _held_keys(value)
-        for key in [key for key in node._items if not _same(key, held.get(key, _GONE))]:
-            node._follow("delete", key)
-        for key, item in value.items():
-            if not _becomes(node._items.get(key, _GONE), item):
-                node._follow("set", key, node._grow(item, key))
-        if list(node._items) != list(value):
-            node._rearrange(value)
-        return
-    items: list[Any] = []
-    for index, item in zip(_origins(_plain(node), value), value, strict=True):
-        old = _GONE if index is None else node._items[index]
-        items.append(old if old is not _GONE and _becomes(old, item) else node._grow(item, len(items)))
-    if len(items) != len(node._items) or any(map(operator.is_not, items, node._items)):
-        node._follow("splice", 0, len(node._items), items)
+    for path, *edit in [*_script(_plain(node), value)]:
+        target = node
+        for key in path:
+            target = target._items[key]
+        _edit_node(target, *edit)
 
 
-def _becomes(old: Any, new: Any) -> bool:
-    """Do it in place where possible; return whether it was."""
-    if isinstance(old, _Node) and type(new) is type(old._items):
-        _become(old, new)
-        return True
-    return not isinstance(old, _Node) and _same(old, new)
+def _edit_node(node: Any, operation: str, key: Any, *values: Any) -> None:
+    old = node._at(key) if operation == "set" else None
+    if isinstance(old, _Node) and type(values[0]) is type(old._items):  # one of them is empty
+        _become(old, values[0])
+    elif operation == "order":
+        node._do("order", key, [node._items[kept] for kept in key])
+    else:
+        node._do(operation, *node._grown(operation, key, *[_storable(value, 0, []) for value in values]))
 
 
 #: A root of which no attribute has a short way to be set, for closed states.
@@ -5754,9 +6236,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             depth = len(tree.levels)
             try:
                 try:
-                    tree.begin()
+                    level = tree.begin()
                     yield self
-                    tree.end()
+                    tree.end(level)
                 finally:
                     tree.abandon(depth)
             finally:
@@ -6069,7 +6551,7 @@ def _refuse_in_child() -> None:
         reason = (
             f"opened by process {os.getppid()}; its child {os.getpid()} must open the file itself, after the parent"
         )
-        tree.lock = threading.RLock()
+        tree.lock = RLock()
         tree.journal.leave()
         tree.shut(StateError(tree.path, reason))
     for journal in list(_opening):
@@ -6095,12 +6577,13 @@ if "_tool" in globals() and not _before_reload:  # a reload: the tools shall use
         del sys.modules[_name]
 
 
-class Repair(NamedTuple):
+class Repair(namedtuple("Repair", "path problems damaged before after")):
     """What `repair` found and did: the `problems`, the path of the file that holds what was cut or None (`damaged`).
 
     `before` and `after` are the sizes of the file in bytes.
     """
 
+    __slots__ = ()
     path: str
     problems: list[Problem]
     damaged: str | None

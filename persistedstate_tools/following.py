@@ -86,7 +86,10 @@ class Teller(_Follower):
     def text(self) -> str:
         """Return the text of the part that is watched, or a comment that it is missing."""
         try:
-            return text_of(self.stream.document, self.latest, self.steps) if self.stream else ""
+            if self.stream is None:
+                return ""
+            self.stream.document.doubt()
+            return text_of(self.stream.document, self.latest, self.steps)
         except Refusal as missing:
             return f"# {missing}\n"
 

@@ -36,7 +36,6 @@ from persistedstate import (
     _parsed,
     _problem,
     _read_file,
-    _renewed,
     _replay,
     _residue,
     _Root,
@@ -245,7 +244,7 @@ class _Remains:
     def _apply_whole(self, record: Any) -> None:
         """Apply a record: all of a transaction, or nothing."""
         tree = self.tree
-        tree.levels = [_Level(0)]
+        tree.levels = [_Level(0, len(tree.edits))]
         try:
             _apply(self.root, record)
         except _MISFITS:
@@ -256,7 +255,8 @@ class _Remains:
 
     def text(self) -> str:
         """Return a snapshot of what is left."""
-        text = _renewed(self.document, self.root).text()
+        self.document.edits = self.tree.edits
+        text = self.document.renewed(self.root._items).text()
         return text if text.endswith("\n") or not text else text + "\n"
 
     def cut_text(self) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 import os
 import shutil
 import subprocess
@@ -54,6 +56,52 @@ def check(state: PersistedState, path: Path, expected: dict[Any, Any], reader: s
     assert oracle.same(reopened(path), expected)
     assert oracle.same(oracle.read(path, reader), expected)
     strict_reader.assert_valid(b"", path.read_bytes(), expected)
+
+
+Place = tuple[Any, ...]
+
+
+def containers(state: Any) -> list[tuple[Place, Any]]:
+    """Return a state, and every container in it, each with its path."""
+    found: list[tuple[Place, Any]] = [((), state)]
+    for place, node in found:
+        for key, item in enumerate(node) if isinstance(node, StateList) else node.items():
+            if isinstance(item, StateDict | StateList):
+                found.append(((*place, key), item))
+    return found
+
+
+def write_to(container: Any, value: object) -> None:
+    """Change a container, plain or not, in a way that moves nothing."""
+    if isinstance(container, list | StateList):
+        container.append(value)
+    else:
+        container["written"] = value
+
+
+class Hand:
+    """The containers of a state, held in hand while something happens to it."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+        self._held = [node for _, node in containers(state)]
+
+    def places(self) -> list[Place | None]:
+        """Return where each of them, and no other that equals it, is in the state now; None where it is not."""
+        places = {id(node): place for place, node in containers(self.state)}
+        return [places.get(id(node)) for node in self._held]
+
+    def check_tracked(self, path: Path, where: object = None) -> None:
+        """Assert that what is written to any container of the state is in the file, and what to others is not."""
+        expected = plain(self.state)
+        for number, (place, node) in enumerate(containers(self.state)):
+            write_to(node, number)
+            write_to(functools.reduce(operator.getitem, place, expected), number)
+        for node, now in zip(self._held, self.places(), strict=True):
+            if now is None:
+                write_to(node, "lost")
+        assert oracle.same(plain(self.state), expected), where
+        assert oracle.same(oracle.read(path, oracle.FASTEST), expected), where
 
 
 def unwrap(value: Any) -> Any:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import strict_reader
 from hypothesis import strategies as st
 from oracle import same
-from textual import BOM, Outline, lines_of, read, unshare, value_at
+from textual import BOM, Outline, by_name, lines_of, read, unshare, value_at
 
 from persistedstate import plain
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator
 
 
@@ -59,6 +60,10 @@ class Piece:
     flow: bool = False
     compact: bool = False  #: the first kid is on the same line, behind a dash
     loose: bool = False  #: its comments survive, but not in a place that is prescribed
+    knot: bool = False  #: it has an anchor, is an alias, or merges one: other lines may change with it
+    alias: bool = False
+    is_mapping: bool = False
+    merge: int | None = None  #: the line in which a mapping merges another one
 
     def bind(self, value: Any) -> None:
         """Learn the keys from the value that another reader found."""
@@ -66,9 +71,18 @@ class Piece:
             self.keys = list(value)
             value = list(value.values())
         if isinstance(value, list):
+            if self.alias or self.merge is not None:  # what comes out of a merge comes first
+                lines = self.lines if self.merge is None else {self.merge}
+                self.kids[:0] = [Piece(lines=lines, loose=True, alias=True) for _ in value[len(self.kids) :]]
             assert len(value) == len(self.kids)
             for kid, item in zip(self.kids, value, strict=True):
                 kid.bind(item)
+
+    def walk(self) -> Iterator[Piece]:
+        """Yield the piece and all below."""
+        yield self
+        for kid in self.kids:
+            yield from kid.walk()
 
     def index(self, key: Any) -> int:
         """Return the position of a key, or of an index that may be negative."""
@@ -94,21 +108,52 @@ class Document:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Dice:
+    """Where the chances of a file and of its changes come from: a `random.Random`."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+
+    def between(self, low: int, high: int) -> int:
+        return self._chance.randint(low, high)
+
+    def pick(self, options: list[Any]) -> Any:
+        return self._chance.choice(options)
+
+
+class Drawn(Dice):
+    """The same, from Hypothesis."""
+
+    def __init__(self, draw: Callable[[Any], Any]) -> None:
+        self._draw = draw
+
+    def between(self, low: int, high: int) -> int:
+        return int(self._draw(st.integers(low, high)))
+
+    def pick(self, options: list[Any]) -> Any:
+        return self._draw(st.sampled_from(options))
+
+
 @st.composite
 def hand_written_files(draw: st.DrawFn) -> Document:
     """Return a file in somebody's own formatting."""
-    writer = Writer(draw)
+    return hand_written(Drawn(draw))
+
+
+def hand_written(dice: Dice, *, knotted: bool = False) -> Document:
+    """Return a file in somebody's own formatting; knotted: with anchors, aliases and merges."""
+    writer = Writer(dice, knotted=knotted)
     root = Piece()
     if writer.chance(3):
         writer.lines += ["# header", ""]
     if writer.chance(5):
-        writer.lines.append(draw(st.sampled_from(["---", "--- # head"])))
+        writer.lines.append(dice.pick(["---", "--- # head"]))
     writer.mapping(root, 0, "", 0)
     if writer.chance(3):
-        writer.lines += [*[""] * draw(st.integers(0, 1)), "# footer"]
-    end = draw(st.sampled_from(["\n", "\n", "\r\n"]))
+        writer.lines += [*[""] * dice.between(0, 1), "# footer"]
+    end = dice.pick(["\n", "\n", "\r\n"])
     final = "" if writer.chance(5) and not writer.blocks else end
-    text = draw(st.sampled_from(["", "", "", BOM])) + end.join(writer.lines) + final
+    text = dice.pick(["", "", "", BOM]) + end.join(writer.lines) + final
     root.bind(read(text.encode()))
     return Document(text.encode(), root)
 
@@ -116,15 +161,17 @@ def hand_written_files(draw: st.DrawFn) -> Document:
 class Writer:
     """Draws the formatting of a file, line by line."""
 
-    def __init__(self, draw: st.DrawFn) -> None:
-        self.draw = draw
+    def __init__(self, dice: Dice, *, knotted: bool = False) -> None:
+        self.between, self.pick, self.knotted = dice.between, dice.pick, knotted
+        self.anchors: list[str] = []
+        self.mergeable: list[str] = []
         self.lines: list[str] = []
         self.number = 0
         self.blocks = 0
 
     def chance(self, one_in: int) -> bool:
         """Draw one of several cases."""
-        return bool(self.draw(st.integers(0, one_in - 1)) == one_in - 1)
+        return bool(self.between(0, one_in - 1) == one_in - 1)
 
     def next(self) -> int:
         """Return a number that is used once."""
@@ -145,21 +192,24 @@ class Writer:
         if not self.chance(3):
             return ""
         piece.beside = self.comment()
-        return " " * self.draw(st.integers(1, 3)) + piece.beside
+        return " " * self.between(1, 3) + piece.beside
 
     # --- containers in block style
 
     def mapping(self, piece: Piece, indent: int, prefix: str, depth: int) -> None:
         """Write a mapping; `prefix` is what stands before its first key on the same line."""
-        for number in range(self.draw(st.integers(1, 4))):
+        for number in range(self.between(1, 4)):
             kid = self.before(piece, indent, first=bool(prefix) and not number)
-            key = self.draw(st.sampled_from(KEYS)).format(n=self.next())
+            key = self.pick(KEYS).format(n=self.next())
             lead = (prefix if prefix and not number else " " * indent) + key
             if self.chance(8):
                 lead = self.complex_key(kid, lead, key, indent)
             elif self.chance(8):
                 lead += " "
             self.value(kid, lead + ":", indent, depth, listed=False)
+            if self.mergeable and piece.merge is None and not prefix and self.chance(6):
+                piece.knot, piece.merge = True, len(self.lines)
+                self.lines.append(f"{' ' * indent}<<: *{self.pick(self.mergeable)}")
         self.after(piece, indent)
 
     def complex_key(self, piece: Piece, lead: str, key: str, indent: int) -> str:
@@ -169,7 +219,7 @@ class Writer:
 
     def sequence(self, piece: Piece, indent: int, prefix: str, depth: int) -> None:
         """Write a sequence whose dashes stand in column `indent`."""
-        for number in range(self.draw(st.integers(1, 4))):
+        for number in range(self.between(1, 4)):
             kid = self.before(piece, indent, first=bool(prefix) and not number)
             lead = (prefix if prefix and not number else " " * indent) + "-"
             self.value(kid, lead, indent, depth, listed=True)
@@ -186,7 +236,7 @@ class Writer:
             if self.chance(2):
                 self.free(piece, indent)
                 self.lines.append("")
-        for _ in range(self.draw(st.sampled_from([0, 0, 0, 1, 2]))):
+        for _ in range(self.pick([0, 0, 0, 1, 2])):
             kid.above[len(self.lines)] = self.comment()
             self.lines.append(" " * indent + kid.above[len(self.lines)])
         return kid
@@ -210,23 +260,34 @@ class Writer:
 
     def value(self, piece: Piece, lead: str, indent: int, depth: int, *, listed: bool) -> None:
         """Write the value of an entry behind `lead`."""
+        if self.anchors and self.chance(6):
+            piece.knot = piece.alias = True
+            self.put(piece, f"{lead} *{self.pick(self.anchors)}{self.beside(piece)}")
+            return
         kinds: list[Callable[..., None]] = [self.scalar] * 4 + [self.flow, self.flow_lines, self.block, self.folded]
         if depth < 3:
             kinds += [self.nested, self.nested, self.nested]
         if listed and depth < 3:
             kinds += [self.compact, self.compact]
-        self.draw(st.sampled_from(kinds))(piece, lead, indent, depth, listed=listed)
+        kind, name = self.pick(kinds), f"a{self.next()}"
+        is_anchored = self.knotted and kind != self.compact and self.chance(4)
+        kind(piece, f"{lead} &{name}" if is_anchored else lead, indent, depth, listed=listed)
+        if is_anchored:
+            piece.knot = True
+            self.anchors.append(name)
+            self.mergeable += [name] * piece.is_mapping
 
     def scalar(self, piece: Piece, lead: str, _indent: int, _depth: int, *, listed: bool) -> None:
         """Write a scalar on one line, or nothing at all."""
         constant = not listed and self.chance(6)
-        text = str(self.draw(st.sampled_from(["", *CONSTANTS]))) if constant else self.spelling()
-        gap = " " * self.draw(st.sampled_from([1, 1, 1, 3])) if text else ""
+        text = str(self.pick(["", *CONSTANTS])) if constant else self.spelling()
+        gap = " " * self.pick([1, 1, 1, 3]) if text else ""
         self.put(piece, lead + gap + text + self.beside(piece))
 
     def spelling(self) -> str:
         """Return a scalar like no other."""
-        return str(self.draw(st.sampled_from(SPELLINGS))).format(n=self.next())
+        spelling: str = self.pick(SPELLINGS)
+        return spelling.format(n=self.next())
 
     def flow(self, piece: Piece, lead: str, _indent: int, _depth: int, *, listed: bool) -> None:  # noqa: ARG002
         """Write a flow collection on one line."""
@@ -238,20 +299,20 @@ class Writer:
     def flow_text(self, piece: Piece, line: int, depth: int) -> str:
         """Return a flow collection; its kids are pieces on the same line."""
         piece.flow, parts = True, []
-        brackets = self.draw(st.sampled_from(["[]", "{}"]))
-        for _ in range(self.draw(st.integers(0, 3))):
+        brackets = self.pick(["[]", "{}"])
+        for _ in range(self.between(0, 3)):
             kid = Piece(lines={line}, loose=True)
             piece.kids.append(kid)
             text = self.flow_text(kid, line, depth + 1) if depth < 1 and self.chance(5) else self.spelling()
             parts.append(f"k{self.next()}: {text}" if brackets == "{}" else text)
-        space = " " * self.draw(st.integers(0, 1))
-        return brackets[0] + space + ", ".join(parts) + space + brackets[1]
+        space = " " * self.between(0, 1)
+        return str(brackets[0] + space + ", ".join(parts) + space + brackets[1])
 
     def flow_lines(self, piece: Piece, lead: str, indent: int, _depth: int, *, listed: bool) -> None:  # noqa: ARG002
         """Write a flow collection of several lines, with one item or several in each."""
         piece.flow = True
-        pad, brackets = " " * (indent + self.draw(st.integers(1, 4))), self.draw(st.sampled_from(["[]", "[]", "{}"]))
-        line, is_over, count = f"{lead} {brackets[0]}", self.chance(2), self.draw(st.integers(1, 4))
+        pad, brackets = " " * (indent + self.between(1, 4)), self.pick(["[]", "[]", "{}"])
+        line, is_over, count = f"{lead} {brackets[0]}", self.chance(2), self.between(1, 4)
         trailing = self.chance(2)
         for number in range(count):
             kid = Piece(loose=True)
@@ -279,29 +340,28 @@ class Writer:
         while self.chance(5):
             place = piece.inner if kid is piece else kid.above
             place[len(self.lines)] = self.comment()
-            self.lines.append(self.draw(st.sampled_from([pad, ""])) + place[len(self.lines)])
+            self.lines.append(self.pick([pad, ""]) + place[len(self.lines)])
         return pad
 
     def block(self, piece: Piece, lead: str, indent: int, _depth: int, *, listed: bool) -> None:  # noqa: ARG002
         """Write a literal or folded block scalar."""
         self.blocks += 1
-        header = self.draw(st.sampled_from(BLOCKS))
+        header = self.pick(BLOCKS)
         if self.chance(4):
             piece.fragile = self.comment()
             header += "  " + piece.fragile
         self.put(piece, f"{lead} {header}")
-        pad = " " * (indent + self.draw(st.integers(1, 4)))
+        pad = " " * (indent + self.between(1, 4))
         self.put(piece, f"{pad}text {self.next()}")
-        for extra in self.draw(
-            st.lists(st.sampled_from(["# text", "", "  deeper", "key: value", "- item"]), max_size=3)
-        ):
+        for _ in range(self.between(0, 3)):
+            extra = self.pick(["# text", "", "  deeper", "key: value", "- item"])
             self.put(piece, pad + extra if extra else "")
         self.put(piece, f"{pad}end")
 
     def folded(self, piece: Piece, lead: str, indent: int, _depth: int, *, listed: bool) -> None:  # noqa: ARG002
         """Write a plain or quoted scalar of two lines."""
-        pad = " " * (indent + self.draw(st.integers(1, 4)))
-        quote = self.draw(st.sampled_from(["", "'", '"']))
+        pad = " " * (indent + self.between(1, 4))
+        quote = self.pick(["", "'", '"'])
         self.put(piece, f"{lead} {quote}over{self.next()} two")
         self.put(piece, f"{pad}lines{quote}")
 
@@ -309,15 +369,16 @@ class Writer:
         """Write a container in block style on the lines below."""
         self.put(piece, lead + self.beside(piece))
         if self.chance(2):
-            self.mapping(piece, indent + self.draw(st.integers(2, 4)), "", depth + 1)
+            piece.is_mapping = True
+            self.mapping(piece, indent + self.between(2, 4), "", depth + 1)
         else:
-            self.sequence(piece, indent + self.draw(st.integers(2 if listed else 0, 4)), "", depth + 1)
+            self.sequence(piece, indent + self.between(2 if listed else 0, 4), "", depth + 1)
 
     def compact(self, piece: Piece, lead: str, _indent: int, depth: int, *, listed: bool) -> None:  # noqa: ARG002
         """Write a container whose first entry stands behind the dash."""
         piece.compact = True
         piece.lines.add(len(self.lines))
-        prefix = lead + " " * self.draw(st.sampled_from([1, 1, 2, 3]))
+        prefix = lead + " " * self.pick([1, 1, 2, 3])
         write = self.mapping if self.chance(2) else self.sequence
         write(piece, len(prefix), prefix, depth + 1)
 
@@ -338,15 +399,27 @@ class Session:
         self.dropped: set[str] = set()
         self.ordered = True
         self.number = 10_000
+        every = list(document.root.walk())
+        self.knots = {line for piece in every if piece.knot and piece.alias for line in piece.lines}
+        self.knots |= {piece.merge for piece in every if piece.merge is not None}
+        self.tidied = by_name if any(piece.knot for piece in every) else unshare
 
-    def change(self, data: st.DataObject, state: Any) -> None:
-        """Apply one to four random changes."""
-        for _ in range(data.draw(st.integers(1, 4), label="changes")):
+    def change(self, data: Dice, state: Any, *, most: int = 4) -> None:
+        """Apply some random changes."""
+        for _ in range(data.between(1, most)):
             places = list(self._containers((), self.root, self.model))
-            place, piece = places[
-                data.draw(st.integers(0, len(places) - 1), label=f"one of {[at for at, _ in places]}")
-            ]
+            place, piece = places[data.between(0, len(places) - 1)]
+            self._note_knots(place, piece)
             Change(self, data, piece, value_at(self.model, place), value_at(state, place)).apply()
+
+    def _note_knots(self, place: tuple[Any, ...], piece: Piece) -> None:
+        """What is written out in the place of an alias or a merge is in other lines."""
+        chain = [self.root]
+        for key in place:
+            chain.append(chain[-1].kids[chain[-1].index(key)])
+        if any(above.knot for above in chain) or any(below.knot for below in piece.walk()):
+            self.touched |= self.knots
+            self.ordered = self.ordered and not self.knots  # what a merge stood for is read first
 
     def _containers(self, place: tuple[Any, ...], piece: Piece, value: Any) -> Iterator[tuple[tuple[Any, ...], Piece]]:
         if not isinstance(value, dict | list):
@@ -379,6 +452,7 @@ class Session:
         self._forget_inside(piece)
         fresh = self.fresh(new)
         piece.kids, piece.keys, piece.flow, piece.compact = fresh.kids, fresh.keys, False, False
+        piece.knot = False
 
     def delete(self, piece: Piece, key: Any) -> None:
         """Note that an entry goes."""
@@ -447,8 +521,8 @@ class Session:
 
     def check(self, after: bytes) -> None:
         """Assert values, untouched lines, and comments beside their entries."""
-        assert same(read(after), self.model)
-        assert same(read(after, "pyyaml"), self.model)
+        assert same(self.tidied(read(after)), self.tidied(self.model))
+        assert same(self.tidied(read(after, "pyyaml")), self.tidied(self.model))
         strict_reader.assert_valid(self.document.data, after, self.model)
         self._check_lines(after)
         outline = Outline(after)
@@ -486,6 +560,9 @@ class Unrecorded(Session):
     def __init__(self, data: bytes) -> None:
         super().__init__(Document(data, Piece()))
 
+    def _note_knots(self, place: tuple[Any, ...], piece: Piece) -> None:
+        """Note nothing."""
+
     def set(self, piece: Piece, old: Any, new: Any) -> None:
         """Note nothing."""
 
@@ -510,7 +587,7 @@ class Unrecorded(Session):
 class Change:
     """One random change of one container."""
 
-    def __init__(self, session: Session, data: st.DataObject, piece: Piece, model: Any, node: Any) -> None:
+    def __init__(self, session: Session, data: Dice, piece: Piece, model: Any, node: Any) -> None:
         self.session, self.data, self.piece, self.model, self.node = session, data, piece, model, node
 
     def apply(self) -> None:
@@ -520,31 +597,31 @@ class Change:
         else:
             names = ["append", "insert", "extend", "splice", "reverse", "sort", "clear"]
             names += ["replace", "replace", "drop", "drop", "every_second"] if self.model else []
-        getattr(self, "do_" + self.data.draw(st.sampled_from(names), label="operation"))()
+        getattr(self, "do_" + self.data.pick(names))()
 
     def value(self, *, deep: bool = True) -> Any:
         """Draw a value like no other in the state."""
         self.session.number += 1
         number = self.session.number
         kinds = ["int", "hard", "hard", "float"] + (["list", "dict", "constant"] if deep else [])
-        kind = self.data.draw(st.sampled_from(kinds))
+        kind = self.data.pick(kinds)
         if kind == "list":
-            return [self.value(deep=False) for _ in range(self.data.draw(st.integers(0, 2)))]
+            return [self.value(deep=False) for _ in range(self.data.between(0, 2))]
         if kind == "dict":
-            return {f"n{index}": self.value(deep=False) for index in range(self.data.draw(st.integers(0, 2)))}
+            return {f"n{index}": self.value(deep=False) for index in range(self.data.between(0, 2))}
         if kind == "constant":
-            return {"c": self.data.draw(st.sampled_from([None, True, "", "yes", 1e16])), "n": number}
+            return {"c": self.data.pick([None, True, "", "yes", 1e16]), "n": number}
         if kind == "hard":
-            return self.data.draw(st.sampled_from(HARD)).format(n=number)
+            return self.data.pick(HARD).format(n=number)
         return number if kind == "int" else number + 0.5
 
     def key(self) -> Any:
         """Draw a key of the mapping."""
-        return self.data.draw(st.sampled_from(list(self.model)))
+        return self.data.pick(list(self.model))
 
     def index(self, *, end: int = 0) -> int:
         """Draw an index of the list, counted from the front or from the back."""
-        return self.data.draw(st.integers(-len(self.model), len(self.model) - 1 + end))
+        return self.data.between(-len(self.model), len(self.model) - 1 + end)
 
     def both(self, act: Callable[[Any], Any]) -> None:
         """Do the same with the state and with the model; the results are the same too."""
@@ -592,10 +669,14 @@ class Change:
         places = [key for key, item in self.model.items() if isinstance(item, dict) and item]
         if not places:
             return
-        key = self.data.draw(st.sampled_from(places))
-        inside = self.data.draw(st.sampled_from(list(self.model[key])))
+        key = self.data.pick(places)
+        inside = self.data.pick(list(self.model[key]))
         value = {**unshare(self.model[key]), inside: self.value(), "more": self.session.number}
-        self.session.set(self.piece.kids[self.piece.index(key)], self.model[key], value)
+        kid = self.piece.kids[self.piece.index(key)]
+        self.session.set(kid, self.model[key], value)
+        for items in [below.kids for below in kid.walk() if below.keys is None]:
+            for item in items:  # if its list changes after this, likeness tells which item is which
+                item.loose = True
         self.both(lambda node: node.__setitem__(key, unshare(value)))
 
     def _merge(self, new: dict[Any, Any]) -> None:
@@ -648,9 +729,9 @@ class Change:
 
     def do_splice(self) -> None:
         """Replace a slice by new items."""
-        start = self.data.draw(st.integers(0, len(self.model)))
-        stop = self.data.draw(st.integers(start, len(self.model)))
-        values = [self.value() for _ in range(self.data.draw(st.integers(0, 2)))]
+        start = self.data.between(0, len(self.model))
+        stop = self.data.between(start, len(self.model))
+        values = [self.value() for _ in range(self.data.between(0, 2))]
         for _ in range(stop - start):
             self.session.delete(self.piece, start)
         for offset, value in enumerate(values):

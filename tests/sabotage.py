@@ -48,6 +48,7 @@ SUITES = {
     "J fuzz": ["test_fuzz.py"],
     "D kill -9": ["test_kill.py"],
     "H model": ["test_state_machine.py"],
+    "fast ways": ["test_short_way.py", "test_fast_paths.py"],
     "C real power loss": ["test_real_power_loss.py"],
 }
 
@@ -95,15 +96,15 @@ FAULTS = [
     ),
     Fault(
         "a removed node keeps its parent",
-        [("                child._parent = None\n                if child._place", "                if child._place")],
+        [("            child._parent = None\n            if child._place", "            if child._place")],
     ),
     Fault("no image before a change", [("            self._remember(operation, *arguments)\n", "            pass\n")]),
     Fault(
         "beginnings of records outlive their node",
         [
             (
-                "self._tree is not None:  # else none below is primed\n",
-                "self._tree is None:\n",
+                "tree is not None:  # else none below is primed\n",
+                "tree is None:\n",
             )
         ],
     ),
@@ -178,8 +179,8 @@ FAULTS = [
         "apply twice",
         [
             (
-                "if len(self._items) == length:\n            self._follow(operation, *arguments)\n\n",
-                "if length >= 0:\n            self._follow(operation, *arguments)\n\n",
+                "        if len(self._items) == length:\n            self._tree.edits",
+                "        if length >= 0:\n            self._tree.edits",
             ),
             (
                 "if len(self._items) == length:\n            self._items.append(value)\n",
@@ -200,7 +201,7 @@ FAULTS = [
     ),
     Fault(
         "replace what was saved in the last moment",
-        [("            raise _Overtaken\n", "            pass\n")],
+        [("else theirs))):\n            raise _Overtaken\n", "else theirs))):\n            pass\n")],
     ),
     Fault(
         "temporary file with the default mode",
@@ -241,8 +242,34 @@ FAULTS = [
         "write the changes of a transaction one by one",
         [
             (
-                "            self._make(self.batch, record, node._redo,",
-                "            self._make(self.journal, self._framed(record), node._redo,",
+                "            self._make(self.batch, record, node._perform,",
+                "            self._make(self.journal, self._framed(record), node._perform,",
+            )
+        ],
+    ),
+    Fault(
+        "forget to attach the items that come back to a list",
+        [
+            (
+                "        self._items[since:] = image.kept[::-1]\n        self._attach(image.kept)\n",
+                "        self._items[since:] = image.kept[::-1]\n",
+            )
+        ],
+    ),
+    Fault(
+        "forget to attach the entries that come back to a mapping",
+        [("        self._attach(image.kept.values())\n", "")],
+    ),
+    Fault(
+        "trust the edits after an interrupt",
+        [("            self.document.doubt()  # whether", "            pass  # whether")],
+    ),
+    Fault(
+        "an operation that the text is not told of",
+        [
+            (
+                "            self._tree.edits.append((keys, operation, *self._told(operation, *arguments)))",
+                "            assert self._tree",
             )
         ],
     ),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SECONDS_BETWEEN = 0.001
-READER = "libyaml" if "libyaml" in oracle.READERS else "pyyaml"
+READER = oracle.FASTEST
 KINDS = {"change": 70, "commit": 12, "abort": 6, "vacuum": 10, "reopen": 2}
 
 

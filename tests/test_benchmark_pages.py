@@ -144,6 +144,20 @@ def test_pages_in_the_tree_are_those_of_the_figures_there(
         assert file.read_bytes() == (BENCHMARKS / "results" / file.name).read_bytes()
 
 
+def test_renewed_cases_take_the_place_of_what_was_measured_last(
+    bench: ModuleType, figures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    bench.write(tmp_path, figures, "here")
+    again = {"benchmarks": [measured("counter", "persistedstate", [7e-5], [1e-6])]}
+
+    renewed = bench.renewed(bench.Figures(bench.rows_of(again)))
+
+    assert [row.store for row in renewed.of_case("counter")] == ["persistedstate"]
+    assert renewed.median("counter") == pytest.approx(7e-6)
+    assert renewed.find("vacuum 1 MB") == figures.find("vacuum 1 MB")
+
+
 def test_case_without_figures_gets_no_chart(bench: ModuleType, figures: Any, tmp_path: Path) -> None:
     bench.write(tmp_path, figures, "here")
 

@@ -33,7 +33,7 @@ MUTATORS: dict[type, tuple[str, ...]] = {
     PersistedState: ("__setitem__", "__delitem__", "__ior__", "pop", "popitem", "clear", "update", "setdefault"),
 }  # fmt: skip
 #: The faster of PyYAML's two readers, where it has both.
-READER = "libyaml" if "libyaml" in oracle.READERS else "pyyaml"
+READER = oracle.FASTEST
 #: The suites also make tens of thousands of mutations in a row: so many are all looked at, then one in a hundred.
 ALL_OF_THE_FIRST = 300
 

@@ -172,6 +172,7 @@ class Run:
         self.system = Failing(*faults)
         #: While a fault stays, a statement that raised may have had its effect on the file, and that be found later.
         self.is_lasting = len(faults) > 1 or any(fault.stays for fault in faults)
+        self.hand: checks.Hand | None = None
         #: What the state may be.
         self.possible: list[dict[Any, Any]] = [copy.deepcopy(dict(workload.start))]
 
@@ -192,6 +193,7 @@ class Run:
 
     def _step(self, step: disk.Step) -> None:
         is_opening = self.session.state is None
+        self._take_in_hand()
         for is_last_try in (False, False, True) if is_opening else (True,):
             after = [self._model(step, state) for state in self.possible]
             if is_opening and is_last_try:
@@ -231,11 +233,22 @@ class Run:
         with disk.installed(self.system._real):
             return opened(self.path.read_bytes() if self.path.exists() else b"")
 
+    def _take_in_hand(self) -> checks.Hand | None:
+        """Hold what a file was opened to, through all that fails."""
+        state = self.session.state
+        if state is not None and (self.hand is None or self.hand.state is not state):
+            self.hand = checks.Hand(state)
+        return self.hand
+
     def _end(self) -> None:
         if self.session.state is None:
             self.session.open()
         self.session.state["at the end"] = True
         self._settle([{**state, "at the end": True} for state in self.possible], worked=True)
+        hand = self._take_in_hand()
+        assert hand is not None
+        hand.check_tracked(self.path)
+        self.possible = [plain(self.session.state)]
         self.session.close()
         assert oracle.same(disk.read_independently(self.path), self.possible[0])
         self.session.open()
@@ -370,3 +383,33 @@ def test_replacement_of_which_nobody_can_tell_whether_it_took_place_loses_nothin
             plans += [(first, second) for first in firsts for second in seconds]
 
     run_all(workload, plans)
+
+
+def fail(code: int, *_: object) -> None:
+    raise OSError(code, os.strerror(code))
+
+
+def test_defaults_that_could_not_be_written_are_in_no_other_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    with checks.scratch() as path, persistedstate.PersistedState(path) as state:
+        with monkeypatch.context() as patch:
+            patch.setattr(persistedstate._system, "fsync", functools.partial(fail, errno.ENOSPC), raising=False)
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                persistedstate.PersistedState(path, jobs=[])
+        assert plain(state) == oracle.read(path) == {}
+        with persistedstate.PersistedState(path, jobs=[]) as second:
+            second.jobs.append(1)
+            assert plain(state) == oracle.read(path) == {"jobs": [1]}
+
+
+def test_disk_that_fails_a_second_object_in_a_transaction_keeps_no_part_of_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with checks.scratch() as path, persistedstate.PersistedState(path, a=1) as state:
+        with pytest.raises(persistedstate.StateError, match="the disk failed"), state.transaction():
+            state.a = 2
+            with monkeypatch.context() as patch:
+                patch.setattr(persistedstate._system, "fsync", functools.partial(fail, errno.EIO), raising=False)
+                persistedstate.PersistedState(path, _fsync=True)
+        assert plain(state) == oracle.read(path) == {"a": 1}
+        state.a = 3
+        assert plain(state) == oracle.read(path) == {"a": 3}

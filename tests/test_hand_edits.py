@@ -16,7 +16,7 @@ import pytest
 import strict_reader
 import test_fast_paths
 from checks import reopened, scratch
-from handwriting import Session, Unrecorded, hand_written_files
+from handwriting import Dice, Drawn, Session, Unrecorded, hand_written, hand_written_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import same
@@ -813,6 +813,68 @@ GOLDEN = [
     Golden(
         "+= appends", "l:\n- a  # A\n", [at("l", do=lambda node: node.__iadd__(["b", "c"]))], "l:\n- a  # A\n- b\n- c\n"
     ),
+    Golden(
+        "comments go with the items of a replaced slice, and stay with the others",
+        "l:\n# a\n- a  # A\n# b\n- b  # B\n# c\n- c  # C\n# d\n- d  # D\n",
+        [at("l", do=lambda node: (node.__setitem__(slice(0, 2), ["p", "m", "o"]), node.__setitem__(3, "x")))],
+        "l:\n- p\n- m\n- o\n# c\n- x  # C\n# d\n- d  # D\n",
+    ),
+    Golden(
+        "items of a list that is filtered in place keep their comments",
+        "l:\n# a\n- a  # A\n# b\n- b  # B\n# c\n- c  # C\n",
+        [at("l", do=lambda node: node.__setitem__(slice(None), [item for item in node if item != "b"]))],
+        "l:\n# a\n- a  # A\n# c\n- c  # C\n",
+    ),
+    Golden(
+        "a key that goes and comes back keeps its comments",
+        "# a\na: 1  # A\n# b\nb: 2  # B\nm:\n  # c\n  c: 1  # C\n  d: 2\n",
+        [at(do=lambda s: s.update(a=s.pop("a"))), at("m", do=lambda node: node.update(c=node.pop("c")))],
+        "# b\nb: 2  # B\nm:\n  d: 2\n  # c\n  c: 1  # C\n# a\na: 1  # A\n",
+    ),
+    Golden(
+        "an entry below a block scalar goes",
+        "m:\n  s: |\n    x\n    # y\n  # about t\n  t: 1\n  # about u\n  u: 0x2\n",
+        [drop("m", "t")],
+        "m:\n  s: |\n    x\n    # y\n  # about u\n  u: 0x2\n",
+    ),
+    Golden(
+        "an entry below a block scalar that keeps blank lines goes",
+        "m:\n  s: |+\n    x\n\n  # about t\n  t: 1\n\n  # about u\n  u: 0x2\n",
+        [drop("m", "t")],
+        "m:\n  s: |+\n    x\n\n  # about u\n  u: 0x2\n",
+    ),
+    Golden(
+        "a pair without braces in a list gets a list, and another key",
+        "l: [a, s: 1]   # L\nm: [s: 1, b]   # M\n",
+        [put("l", 1, "s", to=[2]), put("m", 0, "t", to=3)],
+        "l: [a, s: [2]]   # L\nm: [{s: 1, t: 3}, b]   # M\n",
+    ),
+    Golden(
+        "what is emptied keeps the comment of its own",
+        "l: [   # why\n  a,  # A\n]\nk: &x   # how\n  a: 1\nm: {   # when\n  # a\n  a: 1}  # M\n",
+        [at("l", do=lambda node: node.clear()), at("k", do=lambda node: node.clear()), drop("m", "a")],
+        "l: []   # why\nk: &x {}   # how\nm: {}   # when  # M\n",
+    ),
+    Golden(
+        "tags beside a change",
+        "a: !!map {k: !!seq [a], s: !!str 5, n: !!int '7'}\nb: !!seq  # B\n- x\n",
+        [put("a", "s", to="x"), append("b", value=1), drop("a", "k", 0)],
+        "a: !!map {k: !!seq [], s: x, n: !!int '7'}\nb: !!seq  # B\n- x\n- 1\n",
+    ),
+    Golden(
+        "new lines are set in as those around",
+        "a:\n    b: 1\n    l:\n        -   x\n        -   y: 1\n",
+        [put("a", "c", to={"k": {"o": 1}, "l": [1, {"p": 2, "q": 3}]}), append("a", "l", value={"r": [1]})],
+        "a:\n    b: 1\n    l:\n        -   x\n        -   y: 1\n        -   r:\n                -   1\n"
+        "    c:\n        k:\n            o: 1\n"
+        "        l:\n            -   1\n            -   p: 2\n                q: 3\n",
+    ),
+    Golden(
+        "a changed block scalar stays one",
+        "run: |\n  a\n  b\nm:\n  run: >-   # R\n      c\n  # k\n  k: 1\n",
+        [put("run", to="x\ny\n"), put("m", "run", to="p\n\nq")],
+        "run: |\n  x\n  y\nm:\n  run: |-   # R\n      p\n\n      q\n  # k\n  k: 1\n",
+    ),
     # --- containers assigned
     Golden(
         "one key of an assigned mapping differs",
@@ -1108,9 +1170,45 @@ GOLDEN = [
         "an alias is a key",
         "a: &x k\nb:\n  *x : 1  # B\n  c: 2\n",
         [put("b", "c", to=3)],
-        "a: &x k\nb:\n  k: 1\n  c: 3\n",
+        "a: &x k\nb:\n  *x : 1  # B\n  c: 3\n",
     ),
     Golden("an entry with an alias is deleted", "a: &x [1]\nb: *x\nc: 3\n", [drop("b")], "a: &x [1]\nc: 3\n"),
+    Golden(
+        "a merge whose base goes is written out in its place",
+        "b: &x {p: 1}\nm:\n  u:\n    # merged\n    <<: *x  # M\n    # about d\n    d: 0x10   # D\n  w: 0x1\n",
+        [drop("b")],
+        "m:\n  u:\n    # merged\n    p: 1  # M\n    # about d\n    d: 0x10   # D\n  w: 0x1\n",
+    ),
+    Golden(
+        "a merge whose base changes keeps the value by a key of its own",
+        "b: &x {p: 1, q: 2}\nm:\n  # d\n  d: 0x10   # D\n  <<: *x  # M\nn:\n- *x  # N\n",
+        [put("b", "p", to=5)],
+        "b: &x {p: 5, q: 2}\nm:\n  # d\n  d: 0x10   # D\n  <<: *x  # M\n  p: 1\nn:\n-  # N\n  p: 1\n  q: 2\n",
+    ),
+    Golden(
+        "a value beside a merge at the top level",
+        "d: &x {a: 0x1}\n<<: *x\n# B\nb: 0x2  # two\nc: [1,2]\n",
+        [put("b", to=5)],
+        "d: &x {a: 0x1}\n<<: *x\n# B\nb: 5  # two\nc: [1,2]\n",
+    ),
+    Golden(
+        "a value beside a merge, wherever that stands",
+        "d: &x {a: 0x1}\ne:\n  # k\n  k: 0x5   # K\n  <<: *x  # M\n  m: {z:  0x1, <<: *x}\n",
+        [put("e", "m", "z", to=2), put("e", "k", to=3)],
+        "d: &x {a: 0x1}\ne:\n  # k\n  k: 3   # K\n  <<: *x  # M\n  m: {z:  2, <<: *x}\n",
+    ),
+    Golden(
+        "a merged value changes",
+        "d: &x {a: 0x1}\ne:\n  # k\n  k: 0x5   # K\n  <<: *x  # M\n",
+        [put("e", "a", to=2)],
+        "d: &x {a: 0x1}\ne:\n  # k\n  k: 0x5   # K\n  <<: *x  # M\n  a: 2\n",
+    ),
+    Golden(
+        "an item of a list with aliases changes",
+        "a: &x [1, 2]  # A\nl:\n# one\n- *x  # X\n# two\n- 0x2  # Y\nf: [*x, {k: *x}, 3]\n",
+        [put("l", 1, to=5), put("f", 2, to=4), append("f", 1, "k", value=9)],
+        "a: &x [1, 2]  # A\nl:\n# one\n- *x  # X\n# two\n- 5  # Y\nf: [*x, {k: [1, 2, 9]}, 4]\n",
+    ),
     Golden("the only alias goes before its anchor", "a: &x 1\nb: *x\nc: 3\n", [drop("b"), drop("a")], "c: 3\n"),
 ]
 
@@ -1394,7 +1492,7 @@ def test_random_changes_of_random_files(document: Any, data: st.DataObject) -> N
         session = Session(document)
         for _ in range(data.draw(st.integers(1, 3), label="sessions")):
             with PersistedState(path) as state:
-                session.change(data, state)
+                session.change(Drawn(data.draw), state)
                 assert same(plain(state), session.model)
                 assert same(read(path.read_bytes()), session.model)
                 strict_reader.assert_valid(document.data, path.read_bytes(), session.model)
@@ -1416,13 +1514,30 @@ def test_random_changes_of_the_corpus_give_the_same_values(case: str, data: st.D
         session = Unrecorded(before)
         for _ in range(data.draw(st.integers(1, 3), label="sessions")):
             with PersistedState(path) as state:
-                session.change(data, state)
+                session.change(Drawn(data.draw), state)
                 assert_same(plain(state), session.model, before)
                 assert_same(read(path.read_bytes()), session.model, before)
                 strict_reader.assert_valid(before, path.read_bytes(), session.model)
             assert_same(read(path.read_bytes()), session.model, before)
             strict_reader.assert_valid(before, path.read_bytes(), session.model)
             assert_same(reopened(path), session.model, before)
+
+
+@rounds(ci=100, nightly=5_000)
+def test_comments_stay_with_their_entries_in_long_sessions(chance: random.Random, rounds: int) -> None:
+    dice = Dice(chance)
+    for number in range(rounds):
+        document = hand_written(dice, knotted=number % 2 > 0)
+        session = Session(document)
+        with scratch() as path:
+            path.write_bytes(document.data)
+            with PersistedState(path) as state:
+                for _ in range(50):
+                    session.change(dice, state, most=1)
+                    if chance.random() < 0.04:
+                        state.vacuum()
+                        session.check(path.read_bytes())
+            session.check(path.read_bytes())
 
 
 #: What may get into a text when somebody edits it in a hurry.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import pickle
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
 from functools import partial
 from itertools import pairwise
@@ -230,18 +232,45 @@ def test_lock_that_fails_is_an_error_with_path_and_lets_the_file_go(path: Path, 
         assert state.a == 1
 
 
-def test_lock_of_what_cannot_be_locked_is_an_oserror(path: Path) -> None:
+#: The ways to lock: the system's own, where it has one, and portalocker's elsewhere.
+LOCKS = pytest.mark.parametrize("lock", [persistedstate._System.lock, persistedstate._lock_by_portalocker])
+
+
+@LOCKS
+def test_lock_excludes_whoever_opens_the_same_file(path: Path, lock: Callable[[int], bool]) -> None:
+    with path.open("w") as one, path.open("w") as other:
+        assert [lock(one.fileno()), lock(other.fileno()), lock(one.fileno())] == [True, False, True]
+
+        persistedstate._System.unlock(one.fileno())
+
+        assert lock(other.fileno())
+
+
+@LOCKS
+def test_lock_of_what_cannot_be_locked_is_an_oserror(path: Path, lock: Callable[[int], bool]) -> None:
     """portalocker has exceptions of its own, which nobody who opens a file expects."""
     with path.open("w") as file:
         descriptor = file.fileno()
 
     with pytest.raises(OSError, match="descriptor") as caught:
-        persistedstate._System.lock(descriptor)
+        lock(descriptor)
 
     assert caught.value.errno == errno.EBADF
 
 
-def test_lock_that_fails_for_no_reason_of_the_system_is_an_oserror(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_that_is_denied_is_held_by_somebody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """POSIX leaves it to a file system whether it answers EAGAIN or EACCES."""
+
+    def deny(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "denied")
+
+    monkeypatch.setattr(fcntl, "flock", deny)
+
+    with pytest.raises(StateLocked):
+        PersistedState(path)
+
+
+def test_lock_that_fails_for_no_reason_of_the_system_is_an_oserror(monkeypatch: pytest.MonkeyPatch) -> None:
     """On some network file systems it ends in an EOFError, says portalocker."""
 
     def refuse(*_: object) -> None:
@@ -250,9 +279,9 @@ def test_lock_that_fails_for_no_reason_of_the_system_is_an_oserror(path: Path, m
     monkeypatch.setattr(portalocker, "lock", refuse)
 
     with pytest.raises(OSError, match="no reply") as caught:
-        PersistedState(path)
+        persistedstate._lock_by_portalocker(-1)
 
-    assert (caught.value.errno, caught.value.filename) == (errno.ENOLCK, str(path))
+    assert caught.value.errno == errno.ENOLCK
 
 
 def test_lock_is_let_go_before_its_descriptor(path: Path, system: Faulty) -> None:
@@ -603,7 +632,7 @@ def test_vacuum_that_fails_for_any_reason_is_told_once_and_costs_no_change(
     def fail(*_: object) -> None:
         raise AttributeError("a fault of the module")
 
-    monkeypatch.setattr(persistedstate, "_renewed", fail)
+    monkeypatch.setattr(persistedstate._Document, "renewed", fail)
     with pytest.warns(RuntimeWarning, match=r"no vacuum \(AttributeError: a fault"):
         state.l.append(1)
     state._tree.limit = 0
@@ -805,3 +834,18 @@ def test_holder_is_unknown_where_the_system_does_not_tell(path: Path, monkeypatc
     monkeypatch.setattr("builtins.open", missing)
 
     assert persistedstate._holder(path.stat()) is None
+
+
+def test_snapshots_of_the_past_take_no_memory_for_the_changes_behind_them(path: Path) -> None:
+    with PersistedState(path, jobs=[{"x": 0}]) as state:
+        tracemalloc.start()
+        try:
+            taken = [0]
+            for _ in range(12):
+                for number in range(1000):
+                    state.jobs[0]["x"] = number
+                state.vacuum()
+                taken.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+    assert taken[-1] - taken[2] < 300_000  # one tuple for each change would be 1.4 MB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -15,7 +16,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import portalocker
 import pytest
 import yaml
 from checks import run_child
@@ -188,11 +188,10 @@ def test_an_error_while_opening_frees_the_lock(path: Path) -> None:
 
 def test_a_file_system_without_locks_is_an_oserror(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
-        error = OSError(errno.EOPNOTSUPP, "refused")
-        raise portalocker.LockException(error) from error
+        raise OSError(errno.EOPNOTSUPP, "refused")
 
     with PersistedState(path, a=1) as state, monkeypatch.context() as patch:
-        patch.setattr(portalocker, "lock", refuse)
+        patch.setattr(fcntl, "flock", refuse)
         state.a = 2
         with pytest.raises(OSError, match="refused") as caught:
             state.vacuum()
@@ -210,7 +209,6 @@ def test_a_file_system_without_locks_is_an_oserror(path: Path, monkeypatch: pyte
 
 WAITER = """
     import sys
-    import portalocker  # an interrupt within an import need not come out as KeyboardInterrupt
     from persistedstate import PersistedState
     try:
         print("trying", flush=True)

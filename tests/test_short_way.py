@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import oracle
@@ -308,3 +309,21 @@ def test_closed_state_says_so_whatever_is_assigned(path: Path) -> None:
     for name in "n", "new", "items":
         with pytest.raises(StateClosed):
             setattr(state, name, 1)
+
+
+@pytest.mark.leaves("files")
+def test_what_a_vacuum_came_behind_has_no_short_way_that_the_text_knows_nothing_of(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warning of what follows a change is a moment in which the script may change the state."""
+    with PersistedState(path, a=0) as state:
+        path.write_text("a: [unclosed\n")
+        state._tree.journal.due_at = 0.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            monkeypatch.setattr(warnings, "showwarning", lambda *_: state.__setitem__("warned", True))
+            state.a = 1
+        assert state.warned
+        state.a = 2
+        state.vacuum()
+        assert plain(state) == reopened(path) == {"a": 2, "warned": True}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import itertools
 import json
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from persistedstate import PersistedState, plain
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
 STORM = "import runpy, sys; sys.argv[0] = 'storm.py'; runpy.run_path({!r}, run_name='__main__')".format(
@@ -289,6 +291,88 @@ def test_handler_that_removes_what_a_statement_of_a_transaction_is_about_to_chan
             state.numbers.append("x")
 
         assert plain(state) == oracle.read(path) == {}
+
+
+def append_in_transaction(state: Any) -> None:
+    with state.transaction():
+        state.log.append(1)
+        state.log.append(2)
+
+
+COMPLEX: dict[str, Callable[[Any], object]] = {
+    "set in a moving item": lambda state: state["jobs"][1].__setitem__("x", 99),
+    "update": lambda state: state["jobs"][1].update(x=7, y=8),
+    "clear": lambda state: state["jobs"][1].clear(),
+    "pop": lambda state: state["d"].pop("k", None),
+    "popitem": lambda state: state["d"].popitem(),
+    "delete": lambda state: state["d"].__delitem__("k"),
+    "remove": lambda state: state["jobs"].remove({"x": 2}),
+    "setdefault": lambda state: state["d"].setdefault("new", []).append(3),
+    "transaction": lambda state: transact_and(state, lambda: None),
+    "vacuum": lambda state: state.vacuum(),
+    "appends in a transaction": append_in_transaction,
+    "failing transaction": lambda state: transact_and(state, lambda: dict[str, int]()["missing"]),
+    "inner transaction": lambda state: transact_and(
+        state, lambda: transact_and(state, lambda: dict[str, int]()["missing"])
+    ),
+}
+STRIKES: dict[str, Callable[[Any], object]] = {
+    "moves items": lambda state: state["jobs"].pop(0),
+    "removes a key": lambda state: state["d"].pop("k", None),
+    "removes the last key": lambda state: state["d"].popitem(),
+    "removes a container": lambda state: state.pop("d", None),
+    "counts": lambda state: setattr(state, "n", state.n + 100),
+    "adds": lambda state: state.__setitem__("added", [1]),
+    "appends": lambda state: state["log"].append(-1),
+    "vacuums": lambda state: state.vacuum(),
+}
+
+
+def transact_and(state: Any, then: Callable[[], object]) -> None:
+    with state.transaction():
+        state.n += 1
+        state.m = 5
+        then()
+
+
+def strike(number: int, statement: Callable[[], object], handler: Callable[[], object]) -> bool:
+    """Let a handler come where the `number`-th call of a function of the module begins; False if there are fewer."""
+    calls = itertools.count(1)
+
+    def trace(frame: FrameType, event: str, _: object) -> None:
+        is_it = event == "call" and frame.f_code.co_filename == persistedstate.__file__ and next(calls) == number
+        if is_it:
+            sys.settrace(None)
+            with contextlib.suppress(RuntimeError, LookupError, persistedstate.StateError):
+                handler()
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(RuntimeError, LookupError, AssertionError, ValueError, OSError):
+            statement()
+    finally:
+        sys.settrace(before)
+    return next(calls) > number
+
+
+@pytest.mark.parametrize("handler", STRIKES.values(), ids=STRIKES)
+@pytest.mark.parametrize("statement", COMPLEX.values(), ids=COMPLEX)
+def test_handler_where_a_function_begins_leaves_memory_and_file_equal(
+    statement: Callable[[Any], object], handler: Callable[[Any], object]
+) -> None:
+    number, came = 0, True
+    while came:
+        number += 1
+        start: dict[str, Any] = {"jobs": [{"x": 0}, {"x": 1}, {"x": 2}], "d": {"k": 1, "l": {"q": 1}}, "n": 0}
+        with scratch() as path, PersistedState(path, **start, m=0, log=[]) as state:
+            state.n, state.m = 1, 1
+            state.log.append(0)
+            came = strike(number, functools.partial(statement, state), functools.partial(handler, state))
+            assert plain(state) == oracle.read(path), number
+            state.vacuum()
+            assert plain(state) == oracle.read(path), number
+    assert number > 10
 
 
 def test_finalizer_that_writes_leaves_memory_and_file_equal(path: Path) -> None:

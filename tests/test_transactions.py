@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from checks import records, run_child, scratch
+from checks import Hand, records, run_child, scratch
 from disk import abandon
 from processes import WRITE_CALLS, contents_at_each_moment, count_calls, interrupt_after_call, interrupt_at
+from rounds import rounds as sized
 
 import persistedstate
 from persistedstate import PersistedState, StateDict, StateError, StateList, plain
@@ -313,27 +314,15 @@ def test_an_exception_rolls_back_memory_and_file(state: Any, path: Path, error: 
 
 
 def test_rollback_keeps_the_identity_of_nodes(state: Any, path: Path) -> None:
-    nodes = [state.list, state.list[2], state.list[3], state.dict, state.dict["a"], state.dict["a"]["deep"]]
+    hand = Hand(state)
+    places = hand.places()
 
     with pytest.raises(Stop), state.transaction():
         everything(state)
         raise Stop
 
-    assert nodes[0] is state.list
-    assert nodes[1] is state.list[2]
-    assert nodes[2] is state.list[3]
-    assert nodes[3] is state.dict
-    assert nodes[4] is state.dict["a"]
-    assert nodes[5] is state.dict["a"]["deep"]
-    for node in nodes:
-        if isinstance(node, StateDict):
-            node["tracked"] = 1
-        else:
-            assert isinstance(node, StateList)
-            node.append("tracked")
-    assert plain(state) == on_disk(path)
-    assert on_disk(path)["dict"]["a"]["deep"] == [1, 2, "tracked"]
-    assert on_disk(path)["list"][3] == [7, 8, "tracked"]
+    assert hand.places() == places
+    hand.check_tracked(path)
 
 
 @pytest.mark.parametrize(
@@ -366,6 +355,93 @@ def test_a_node_that_was_removed_and_then_changed_comes_back_as_it_was(
     assert ordered(plain(state)) == ordered(START)
     state[place].clear()
     assert plain(state) == on_disk(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda items: items.reverse(),
+        lambda items: items.sort(key=str, reverse=True),
+        lambda items: items.__setitem__(slice(0, 4, 2), ["x", "y"]),
+        lambda items: items.__delitem__(slice(0, 4, 2)),
+        lambda items: items.append(items[2]),
+        lambda items: items.extend(items),
+        lambda items: items.__setitem__(0, items[2]),
+        lambda items: items.__setitem__(slice(0, 4, 2), [items[2], items[3]]),
+        lambda items: items.insert(0, items[3]),
+    ],
+    ids=["reverse", "sort", "scatter", "thin out", "append", "extend", "set", "scatter its own", "insert"],
+)
+def test_a_removed_list_comes_back_as_it_was_with_its_items(
+    state: Any, path: Path, change: Callable[[Any], object]
+) -> None:
+    items = state.list
+    inner, deeper = items[2], items[3]
+    with pytest.raises(Stop), state.transaction():
+        del state.list
+        change(items)
+        raise Stop
+
+    assert plain(state) == on_disk(path) == START
+    assert (state.list, items[2], items[3]) == (items, inner, deeper)
+    inner["n"] = 2
+    deeper.append(9)
+    assert plain(state) == on_disk(path) == {**START, "list": [3, 1, {"n": 2}, [7, 8, 9]]}
+
+
+def test_a_removed_mapping_comes_back_as_it_was_with_its_items(state: Any, path: Path) -> None:
+    with pytest.raises(Stop), state.transaction():
+        removed = state.dict
+        del state.dict
+        removed["again"] = removed["a"]
+        removed.update(more=removed["a"])
+        raise Stop
+
+    state.dict["a"]["deep"].append(3)
+    assert plain(state) == on_disk(path) == {**START, "dict": {"z": 1, "a": {"deep": [1, 2, 3]}, "m": None}}
+
+
+def test_a_node_that_a_removed_list_was_given_stays_part_of_the_state(state: Any, path: Path) -> None:
+    with state.transaction():
+        removed, kept = state.list, state.dict
+        del state.list
+        removed.append(kept)
+        with contextlib.suppress(Stop), state.transaction():
+            removed.pop()
+            raise Stop
+
+    kept["z"] = 2
+    assert plain(state)["dict"] == on_disk(path)["dict"] == {**START["dict"], "z": 2}
+
+
+def test_transactions_that_end_in_another_order_than_they_began_fail_loudly(state: Any, path: Path) -> None:
+    def change(key: str) -> Iterator[None]:
+        with state.transaction():
+            state[key] = 2
+            yield
+
+    first, second = change("a"), change("b")
+    next(first)
+    next(second)
+    for transaction in (first, second):
+        with pytest.raises(StateError, match="ends before one that began inside of it"):
+            next(transaction)
+
+    assert plain(state) == on_disk(path) == START
+    state.counter = 2
+    assert plain(state) == on_disk(path) == {**START, "counter": 2}
+
+
+def test_a_second_object_takes_part_in_a_transaction_that_emptied_the_state(state: Any, path: Path) -> None:
+    with contextlib.suppress(Stop), state.transaction():
+        state.clear()
+        second = PersistedState(path, x=5)
+        assert plain(second) == {"x": 5}
+        assert on_disk(path) == START
+        raise Stop
+
+    second.close()
+    assert plain(state) == on_disk(path) == START
 
 
 def test_work_goes_on_after_a_rollback(state: Any, path: Path) -> None:
@@ -441,7 +517,7 @@ def nested(state: Any) -> None:
         state.list.insert(0, 9)
 
 
-def at_depth(frames: int, function: Callable[[Any], None], state: Any) -> None:
+def at_depth(frames: int, function: Callable[[Any], object], state: Any) -> None:
     if frames:
         at_depth(frames - 1, function, state)
     else:
@@ -472,6 +548,138 @@ def test_a_transaction_that_has_no_stack_left_to_be_undone_is_undone_by_whoever_
         assert found.pop("later", left) == left
         assert is_done or ordered(found) == ordered(START), left
     assert abandoned or block is runaway
+
+
+class Nesting:
+    """Calls, transactions, generators and exceptions in one another; each statement in them sets a key of its own.
+
+    kept: the keys of statements that returned, outside of transactions or in those that returned. undone: those of
+    transactions in which an exception was raised. What comes of an exception at a transaction's own end is open.
+    """
+
+    def __init__(self, state: Any, chance: random.Random) -> None:
+        self.state, self.chance = state, chance
+        self.number = self.open = 0
+        self.kept: list[str] = []
+        self.undone: list[str] = []
+
+    def statement(self) -> list[str]:
+        self.number += 1
+        key = f"k{self.number}"
+        change = self.chance.randrange(4)
+        if change == 0:
+            self.state[key] = self.number
+        elif change == 1:
+            self.state.update({key: [self.number]})
+        elif change == 2:
+            self.state.dict[key] = {"n": self.number}
+        else:
+            self.state.list.append(key)
+        if not self.open:
+            self.kept += [key]  # no call, for which the stack may be too short
+        return [key]
+
+    def step(self, size: int) -> list[str]:
+        kinds = [self.statement, self.statement] if size <= 0 else [self.calls, self.transaction, self.generators]
+        kind: Any = self.chance.choice([self.statement, *kinds, *kinds])
+        return list(kind() if kind == self.statement else kind(size - 1))
+
+    def calls(self, size: int) -> list[str]:
+        made = []
+        for _ in range(self.chance.randrange(1, 4)):
+            if self.chance.random() < 0.1:
+                raise Stop
+            made += self.step(size)
+        return made
+
+    def transaction(self, size: int) -> list[str]:
+        made: list[str] = []
+        is_over, before = False, self.open
+        try:
+            self.open = before + 1
+            with self.state.transaction():
+                for _ in range(self.chance.randrange(1, 4)):
+                    made += self.step(size)
+                    if self.chance.random() < 0.15:
+                        raise Stop
+                is_over = True
+        except BaseException:
+            if not is_over:
+                self.undone += made
+            if self.chance.random() < 0.5:
+                raise
+            return []
+        finally:
+            self.open = before
+        if not before:
+            self.kept += made
+        return made
+
+    def generators(self, size: int) -> list[str]:  # noqa: C901, PLR0915 - one life of a generator
+        """A generator that holds a transaction while it waits: it goes on, is closed, or gets an exception."""
+        made: list[str] = []
+        is_over, before = [False], self.open
+
+        def generator() -> Iterator[None]:
+            with self.state.transaction():
+                made.extend(self.step(size))
+                yield
+                made.extend(self.step(size))
+                is_over[0] = True
+
+        running: Any = generator()
+        try:
+            self.open = before + 1
+            next(running)
+            made += self.step(size)
+            if self.chance.random() < 0.3:
+                running.throw(Stop)
+            if self.chance.random() < 0.3:
+                running.close()
+            for _ in running:
+                pass
+        except BaseException:
+            running.close()
+            if not is_over[0]:
+                self.undone += made
+            raise
+        finally:
+            self.open = before
+        if not is_over[0]:
+            self.undone += made
+            return []
+        if not before:
+            self.kept += made
+        return made
+
+
+@sized(ci=300, nightly=20_000)
+def test_random_nestings_near_the_recursion_limit_lose_nothing_and_leave_nothing_open(
+    path: Path, chance: random.Random, rounds: int
+) -> None:
+    used, hits = len(inspect.stack(0)), 0
+    for number in range(rounds):
+        path.unlink(missing_ok=True)
+        state: Any = PersistedState(path, **copy.deepcopy(START))
+        nesting = Nesting(state, chance)
+        try:
+            at_depth(sys.getrecursionlimit() - used - chance.randrange(5, 120), nesting.calls, 4)
+        except RecursionError:
+            hits += 1
+        except Stop:
+            pass
+        state.later = number
+        found = on_disk(path)
+        memory = plain(state)
+        state.close()
+
+        assert ordered(found) == ordered(memory)
+        assert found["later"] == number
+        keys = {*found, *found["dict"], *(item for item in found["list"] if isinstance(item, str))}
+        assert keys.issuperset(nesting.kept)
+        assert keys.isdisjoint(nesting.undone)
+        assert ordered(on_disk(path)) == ordered(memory)
+    assert hits or rounds < 20
 
 
 # ---- What a transaction costs, and what becomes of removed nodes -----------------------------------------------------
@@ -768,17 +976,19 @@ def check_interrupts(action: Callable[[Any], None], stride: int, interrupt: Call
         number, came = 1, True
         while came:
             state.z = number  # gives a vacuum something to do
-            state.l = ["x", {"n": [number]}]
+            state.update(l=["x", {"n": [number]}], d={"k": []})
             before = plain(state)
             model = _Model(copy.deepcopy(before))
             action(model)
 
+            hand = Hand(state)
             came = interrupt(number, lambda: action(state))
 
             assert plain(state) in (before, vars(model)), number
             assert on_disk(path) == plain(state), number
             state.z = -number
             assert on_disk(path) == plain(state), number
+            hand.check_tracked(path, number)
             number += stride
             if number % 16 == 0:
                 state.vacuum()  # keeps the journal short
