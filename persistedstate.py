@@ -4908,7 +4908,7 @@ class StateList(_Node, MutableSequence[Any]):
         return (self._position(index, "list index out of range"),)
 
     def _take_insert(self, index: int, value: Any) -> tuple[Any, ...]:
-        index, _, _ = slice(index, None).indices(len(self._items))
+        index, _, _ = slice(_index(index), None).indices(len(self._items))
         return index, self._checked(value, index)
 
     def _take_splice(self, start: int, stop: int, values: list[Any]) -> tuple[Any, ...]:

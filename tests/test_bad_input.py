@@ -510,6 +510,8 @@ RECORDS_THAT_CANNOT_BE = [
     '["delete",[]]',
     '["delete",[],"a",1]',
     '["insert",["l"],"x",1]',
+    '["insert",["l"],null,1]',
+    '["insert",["l"],1.0,1]',
     '["insert",["l"],0]',
     '["insert",[],0,1]',
     '["insert",["d"],0,1]',
