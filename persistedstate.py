@@ -3954,7 +3954,10 @@ class _Node(_Holder):
         if self._place is not None:
             return self._place
         parent = self._parent
-        assert parent is not None  # noqa: S101 - the root's place is never unknown
+        if parent is None:
+            raise RuntimeError(
+                "a signal handler or finalizer removed this in the middle of its change; it is a plain one"
+            )
         above, keys = parent._locate()
         key = parent._key_of(self)
         place = (f"{above},{_flow(key)}" if above else _flow(key), (*keys, key))
