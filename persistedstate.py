@@ -3955,9 +3955,7 @@ class _Node(_Holder):
             return self._place
         parent = self._parent
         if parent is None:
-            raise RuntimeError(
-                "a signal handler or finalizer removed this in the middle of its change; it is a plain one"
-            )
+            raise RuntimeError("a signal handler removed this in the middle of its change; it is a plain one now")
         above, keys = parent._locate()
         key = parent._key_of(self)
         place = (f"{above},{_flow(key)}" if above else _flow(key), (*keys, key))
