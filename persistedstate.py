@@ -58,7 +58,7 @@ import stat
 import sys
 import time
 import weakref
-from _thread import RLock, get_ident
+from _thread import TIMEOUT_MAX, RLock, get_ident
 from collections import Counter, deque, namedtuple
 from collections.abc import (
     ItemsView,
@@ -71,7 +71,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache
 from itertools import islice, pairwise, takewhile
@@ -257,8 +257,6 @@ def _warn_afterwards(reason: str) -> None:
 # of it go to ruamel.yaml, one by one where that is safe, else all of them. Rewriting works on the text of one entry
 # at a time (a *piece*: the comments above, the entry, what is nested in it) and keeps all lines that the new value
 # does not change. Whatever goes wrong in that, `_Document.renewed` gives a text with the right values.
-
-Scalar = None | bool | int | float | str | bytes | date | datetime
 
 _WIDE = "\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff"
 _INNER = rf"[A-Za-z0-9_./@%+=()*&$^;,?!|<>'\"\\~\[\]{{}}`{_WIDE}-]*"
@@ -1646,8 +1644,9 @@ def _is_new(part: Any) -> bool:
 
 
 def _with_pools(parts: list[Any]) -> list[Any]:
-    """Return entries, and in the place of new ones those whose place they took."""
-    return [found for part in parts for found in (_with_pools(part.pool) if _is_new(part) else [part])]
+    """Return entries, and in the place of new ones those whose place they took, each once."""
+    found = [old for part in parts for old in (_with_pools(part.pool) if part.was is None else [part])]
+    return [*{id(part): part for part in found}.values()]
 
 
 def _value_of(part: Any) -> Any:
@@ -3412,6 +3411,8 @@ class _Journal:
             else:
                 return
         self._rewrite(data, basis)
+        if not self.is_renamed:
+            self._keep_name()
 
     def _swap(self, data: bytes, basis: _Glance | None, *, is_ours: bool) -> None:
         self._remove_temporary()
@@ -3443,12 +3444,19 @@ class _Journal:
 
     def _hand_over(self, new: int, data: bytes, replaced: int, size: int) -> None:
         """Go on with the new file: an append to the old descriptor would succeed and be lost."""
+        self._go_on_with(new, data)
+        if size and _system.fstat(replaced).st_size != size:  # an editor opened it in the last moment
+            self.displaced = replaced
+        self._keep_name()
+
+    def _go_on_with(self, new: int, data: bytes) -> None:
+        self.is_renamed = False
         self.descriptor, self.inode, self.temporary = new, None, ""
         self._know(data)
         self.unfinished = None
-        if size and _system.fstat(replaced).st_size != size:  # an editor opened it in the last moment
-            self.displaced = replaced
-        self.is_renamed = False
+
+    def _keep_name(self) -> None:
+        """Let the renaming last; until then no sync is worth anything."""
         _sync_folder(os.path.dirname(self.path))
         self.is_renamed = True
 
@@ -3458,9 +3466,8 @@ class _Journal:
         Raises OSError while that cannot be told; what is written meanwhile, to either of them, might be lost.
         """
         if self._is_in_place(new):
-            self.descriptor, self.inode, self.temporary = new, None, ""
-            self._know(data)
-            self.unfinished = None
+            self._go_on_with(new, data)
+            self._keep_name()
             return
         self.unfinished = None
         for descriptor in {new, self.claimed} - {-1}:
@@ -3797,7 +3804,9 @@ class _Tree:
     def __init__(self, path: str = "") -> None:
         self.path = path
         self.lock = RLock()
-        #: None while changes are welcome, else a call, (function, *arguments): what has to be done first, or raises.
+        #: None while changes are welcome, else a call, (function, *arguments), that has to be made first: `_finish` a
+        #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_tell` a late warning,
+        #: or, for ever, `refuse`.
         self.halted: tuple[Any, ...] | None = None
         #: How many snapshots there have been.
         self.generation = 0
@@ -4132,13 +4141,7 @@ class _Node(_Holder):
         raise NotImplementedError
 
 
-class _NoLock:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-_NO_LOCK = _NoLock()
+_NO_LOCK = nullcontext()
 
 
 def _grow(value: Any, tree: _Tree, parent: _Node | None, key: Any) -> Any:
@@ -4568,11 +4571,13 @@ class StateDict(_Node, MutableMapping[Any, Any]):
 
     def _remember(self, operation: str, *arguments: Any) -> None:
         keys = arguments[:1] if operation == "set" else arguments[0] if operation == "update" else None
-        for image in self._keep():
+        self._keep()
+        for level in self._tree.levels if self._tree is not None else ():
+            image = level.images[id(self)]
             if keys is None and not image.extent:
                 whole = self._items.copy()
                 _put_back(whole, image.kept)
-                image.kept, image.extent = whole, True
+                image = level.images[id(self)] = _Image(self, whole, extent=True)
             for key in keys or () if not image.extent else ():
                 if key not in image.kept:
                     image.kept[key] = self._items.get(key, _GONE)
@@ -5245,7 +5250,7 @@ class _LiveTree(_Tree):
                 self._refuse_change()
             self._write_latest()
             sink.append(entry)
-            if sink is not self.batch and self.is_clean:
+            if sink is not self.batch and (self.is_clean or self._separator):
                 self._note_appended(entry)
             apply(*arguments)
             self.halted = None
@@ -5260,7 +5265,7 @@ class _LiveTree(_Tree):
         """Finish a change that was interrupted, if it was noted; may be called twice."""
         is_noted = any(last is entry for last in self.batch[-1:])
         if is_noted if sink is self.batch else self.journal.landed(size, entry):
-            if sink is not self.batch and self.is_clean:
+            if sink is not self.batch and (self.is_clean or self._separator):
                 self._note_appended(entry)
             self.document.doubt()  # whether the change is among the edits is not known
             apply(*arguments)
@@ -5273,7 +5278,8 @@ class _LiveTree(_Tree):
 
     def _note_appended(self, data: bytes) -> None:
         """Note that the file ends in a record; happens before memory changes, because an interrupt may come between."""
-        self._separator, self.is_clean, self.first_record = "", False, _first_record(data.decode())
+        self.first_record = _first_record(data.decode()) if self.is_clean else self.first_record
+        self._separator, self.is_clean = "", False
 
     def resume(self) -> None:
         while self.halted is not None:
@@ -5353,9 +5359,7 @@ class _LiveTree(_Tree):
         """Enter a transaction; inside another one it joins that."""
         if self.levels:
             self._check_task()
-        while self.halted is not None:
-            self.resume()
-        self.halted = self.unclear  # a signal handler's change would be neither before this nor inside of it
+        self._hold()  # a signal handler's change would be neither before this nor inside of it
         if not self.levels:
             self.batch, self.task, self.owner = [], _current_task(), get_ident()
             self.transaction = _Transaction(self.levels, _started_in.get())
@@ -5365,6 +5369,12 @@ class _LiveTree(_Tree):
         self.levels.append(level)
         self.halted = None
         return level
+
+    def _hold(self) -> None:
+        """Let nobody change anything in the middle of a beginning or an end."""
+        if self.halted is not None:
+            raise RuntimeError(f"{self.path}: a signal handler was interrupted at the edge of a transaction; repeat it")
+        self.halted = self.unclear
 
     def _is_in_task(self) -> bool:
         """Tell whether the task runs that opened the transaction."""
@@ -5377,14 +5387,11 @@ class _LiveTree(_Tree):
 
     def end(self, level: _Level) -> None:
         """Leave a transaction; the outermost end writes one record."""
-        self.resume()  # in a forked child it says so
         if self.owner != get_ident():
             raise StateError(self.path, "a transaction ends in another thread than it began in; its changes are undone")
         if not self.levels or self.levels[-1] is not level:
             raise StateError(self.path, "a transaction ends before one that began inside of it; its changes are undone")
-        while self.halted is not None:
-            self.resume()
-        self.halted = self.unclear  # see `begin`
+        self._hold()  # see `begin`
         self._write_latest()
         if len(self.levels) > 1 or not self.batch:
             self.levels.pop()
@@ -5502,7 +5509,8 @@ class _LiveTree(_Tree):
             raise
         finally:
             _surely(self._finish_renewal)
-            if self.journal.is_half_rewritten and self.trouble is None:  # by an interrupt
+            is_open = self.journal.is_half_rewritten or not self.journal.is_renamed
+            if is_open and self.trouble is None:  # by an interrupt
                 self.trouble = OSError(errno.EINTR, os.strerror(errno.EINTR), self.path)
             self._halt(self.trouble)
         for key, reason in lost.items():
@@ -5664,12 +5672,13 @@ class _LiveTree(_Tree):
         """Vacuum and close the file, when the last handle is gone; raises what keeps the changes from being safe."""
         if self not in _open_trees:
             return
+        reason = StateClosed(self.path, "the state was closed; open it again")
         try:
             self._save()
         except Exception:
-            self.shut(StateClosed(self.path, "the state was closed; open it again"))
+            self.shut(reason)
             raise
-        self.shut(StateClosed(self.path, "the state was closed; open it again"))  # not if it was interrupted: try again
+        self.shut(reason)  # not if it was interrupted: try again
 
     def _save(self) -> None:
         try:
@@ -5741,12 +5750,11 @@ class _Edit:
         if self.saved is None:
             return
         text, wholes = self.saved.text, [document.text() for document in known]
-        is_part = not self.saved.first_record and any(
-            whole.startswith(text) and whole.rstrip() != text.rstrip() for whole in wholes
-        )
+        is_whole = self.saved.first_record or any(whole.rstrip() == text.rstrip() for whole in wholes)
+        is_part = not is_whole and any(whole.startswith(text) for whole in wholes)
         is_open = not text.endswith("\n")
         missing = [key for key in known[0].pieces if key not in self.saved.value]
-        is_cut = is_open and (is_part or missing[-1:] == list(known[0].pieces)[-1:])
+        is_cut = is_open and (is_part or (bool(missing) and missing[-1] == list(known[0].pieces)[-1]))
         self.is_doubtful = is_part or is_cut
         if is_cut or (missing and self.saved.has_leftover):
             self.give_up("what was saved there breaks off")
@@ -5761,7 +5769,7 @@ class _Syncer:
     """Lets the file reach the disk at most so many seconds after a change, by a thread."""
 
     def __init__(self, tree: _LiveTree, seconds: float) -> None:
-        self.tree, self.seconds = tree, seconds
+        self.tree, self.seconds = tree, min(seconds, TIMEOUT_MAX)
         #: Something was written since the last sync.
         self.is_needed = False
         self.is_waiting = False
@@ -5866,9 +5874,6 @@ class _Follower(_Tree):
             _followers.pop(number, None)
         _followers[id(self)] = weakref.ref(self)
         self.refresh()
-
-    def begin(self) -> None:
-        self.resume()
 
     def vacuum(self) -> None:
         self.resume()
@@ -6239,6 +6244,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
                 try:
                     level = tree.begin()
                     yield self
+                    if tree.halted is not None:
+                        tree.resume()  # in a forked child it says so
                     tree.end(level)
                 finally:
                     tree.abandon(depth)

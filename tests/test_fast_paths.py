@@ -11,6 +11,7 @@ import oracle
 import pytest
 from oracle import same
 from rounds import rounds
+from workload import Workload
 
 import persistedstate
 from persistedstate import PersistedState, StateCorrupt, StateDict, StateList, plain
@@ -157,6 +158,19 @@ def test_text_that_followed_each_change_holds_what_comparing_all_values_gives(
                     assert same(oracle.read(path, "ruamel"), plain(state))
         path.unlink()
         copied.unlink()
+
+
+@rounds(ci=40, nightly=3_000)
+def test_text_follows_a_long_stream_of_changes(path: Path, chance: random.Random, rounds: int) -> None:
+    for _ in range(rounds):
+        workload = Workload(chance.getrandbits(32), weights={"change": 70, "commit": 12, "abort": 6, "vacuum": 5})
+        with PersistedState(path, **workload.model) as state:
+            for _ in range(200):
+                step = workload.draw()
+                step.perform(state)
+                text = state._tree._renewed().text()
+                assert same(persistedstate._Document.read(text)[1], workload.model), step
+        path.unlink()
 
 
 @rounds(ci=150, nightly=5_000)

@@ -849,3 +849,52 @@ def test_snapshots_of_the_past_take_no_memory_for_the_changes_behind_them(path: 
         finally:
             tracemalloc.stop()
     assert taken[-1] - taken[2] < 300_000  # one tuple for each change would be 1.4 MB
+
+
+# ---- Interrupts between the renaming and its being on the disk -------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_renaming_whose_sync_was_interrupted_is_made_to_last_before_the_next_change_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    sync, interrupts, synced = persistedstate._sync_folder, [KeyboardInterrupt] * times, list[str]()
+
+    def interrupted(folder: str) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        sync(folder)
+        synced.append(folder)
+
+    with PersistedState(path, n=0, _fsync=True) as state:
+        state.n = 1
+        monkeypatch.setattr(persistedstate, "_sync_folder", interrupted)
+        with contextlib.suppress(KeyboardInterrupt):
+            state.vacuum()
+        while interrupts:
+            with contextlib.suppress(KeyboardInterrupt):
+                state.n = 2
+        state.n = 3
+
+        assert synced
+        assert state._tree.trouble is None
+    assert oracle.read(path) == {"n": 3}
+
+
+def test_no_blank_lines_come_between_records_behind_one_without_a_line_feed(path: Path) -> None:
+    path.write_bytes(b'a: 1\n--- ["set",[],"a",2]')
+    with PersistedState(path) as state:
+        state.b = []
+        state.b.append([1])
+        state.c = {}
+        data = path.read_bytes()
+
+    assert b"\n\n" not in data
+    assert data.count(b"\n--- ") == 4
+
+
+def test_a_timer_of_any_length_can_be_waited_for(path: Path) -> None:
+    for seconds in (1e300, float("inf")):
+        with PersistedState(path, n=0, _fsync=seconds) as state:
+            state.n += 1
+            assert state._tree.syncer.seconds <= threading.TIMEOUT_MAX

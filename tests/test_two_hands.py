@@ -1256,6 +1256,39 @@ EDITED_START = {**START, "last_id": 7, "limits": {"soft": 10, "hard": 2000}, "do
 
 
 @pytest.mark.parametrize(
+    ("before", "saved", "expected"),
+    [
+        pytest.param('{"a": 1}\n', '{"a": 2}', {"a": 2}, id="in flow style"),
+        pytest.param("", "a: 1", {"a": 1}, id="nothing before"),
+        pytest.param("{}\n", "a: 1", {"a": 1}, id="empty before"),
+    ],
+)
+def test_a_save_without_a_last_line_feed_over_a_text_without_lines_for_entries_is_merged(
+    path: Path, before: str, saved: str, expected: dict[str, Any]
+) -> None:
+    path.write_text(before)
+    with PersistedState(path) as state:
+        save(path, saved)
+        state.refresh()
+
+        assert plain(state) == expected
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_the_present_text_without_its_last_line_feed_is_whole_though_the_one_before_was_longer(path: Path) -> None:
+    path.write_text("a: 1\nb: 2\n")
+    with PersistedState(path) as state:
+        del state["b"]
+        state.vacuum()
+        save(path, "a: 1")
+        state["c"] = 3
+        state.refresh()
+
+        assert plain(state) == {"a": 1, "c": 3}
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
     ("size", "pause"), [(1, 0.001), (1, 0.003), (7, 0.02), (64, QUIET * 0.9), (10_000, QUIET * 0.9)]
 )
 @pytest.mark.parametrize("look", ["refresh", "change", "vacuum"])
