@@ -3805,8 +3805,8 @@ class _Tree:
         self.path = path
         self.lock = RLock()
         #: None while changes are welcome, else a call, (function, *arguments), that has to be made first: `_finish` a
-        #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_tell` a late warning,
-        #: or, for ever, `refuse`.
+        #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_tell` a late
+        #: warning, or, for ever, `refuse`.
         self.halted: tuple[Any, ...] | None = None
         #: How many snapshots there have been.
         self.generation = 0

@@ -716,7 +716,7 @@ def test_a_transaction_that_deletes_n_entries_takes_memory_in_proportion(
 ) -> None:
     few, many = (most_memory(path, count, change, end) for count in (500, 4000))
 
-    assert many < 12 * few
+    assert many < 20 * few  # 8 times as many; in proportion to their square it would be 64
 
 
 def test_a_node_that_a_failed_transaction_removed_is_part_of_the_state_again(state: Any, path: Path) -> None:
