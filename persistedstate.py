@@ -1728,9 +1728,6 @@ def _piece(part: Any) -> Any:
     return part if type(part) is str else part.was
 
 
-_BEGINS_LOOSE = _pattern(r"[ \t]*[#\r\n]").match
-
-
 class _Item(_Marked):
     """An entry in flow style: lines above, lead, name with its colon, value (`piece`), up to the comma, comment beside.
 
