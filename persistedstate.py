@@ -6483,8 +6483,8 @@ def _is_being_opened(path: str, status: os.stat_result | None) -> bool:
         while frame and (frame.f_code is not _shared_tree.__code__ or frame.f_locals.get("journal") is not journal):
             frame = frame.f_back
         if frame is None:
-            del _opening[journal]
-            if all(tree.journal is not journal for tree in _open_trees.copy()):
+            is_left = _opening.pop(journal, None) is not None  # else its thread has ended that since
+            if is_left and all(tree.journal is not journal for tree in _open_trees.copy()):
                 journal.close()
         elif opening.thread == get_ident() and (journal.path == path or opening.is_of(status)):
             raise StateError(path, "opened while this thread is opening it; do so after that")

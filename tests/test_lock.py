@@ -901,6 +901,43 @@ def test_a_thread_that_opens_a_file_which_another_is_opening_waits_for_that(
     two.close()
 
 
+def test_an_opening_may_end_while_another_thread_looks_who_is_opening_the_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, inside, go_on = persistedstate._read_all, threading.Event(), threading.Event()
+    states: list[PersistedState] = []
+
+    class Openings(dict[Any, Any]):
+        """What is being opened; the first opening ends right behind a look at them."""
+
+        def items(self) -> Any:
+            found = list(super().items())
+            go_on.set()
+            while found and found[0][0] in self:
+                time.sleep(0.001)
+            return found
+
+    def read_when_told(descriptor: int) -> bytes:
+        inside.set()
+        go_on.wait(60)
+        return read(descriptor)
+
+    monkeypatch.setattr(persistedstate, "_read_all", read_when_told)
+    first = threading.Thread(target=lambda: states.append(PersistedState(path, a=[])))
+    first.start()
+    inside.wait(60)
+    with monkeypatch.context() as patched:
+        patched.setattr(persistedstate, "_opening", Openings(persistedstate._opening))
+        states.append(PersistedState(path))
+        first.join(60)
+
+    one, two = states
+    one.a.append(1)
+    assert two.a == [1]
+    one.close()
+    two.close()
+
+
 def test_a_hook_for_the_warnings_of_an_opening_may_open_another_file_and_not_the_same(
     path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
