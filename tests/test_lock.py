@@ -362,6 +362,27 @@ def test_a_forked_child_that_touches_the_state_gets_an_error_with_both_pids(path
     assert on_disk(path) == {"a": 3, "d": {"k": 1}, "l": [1]}
 
 
+def test_threads_of_a_forked_child_open_other_files(path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the parent holds while it forks, the child lets go: its own threads would wait for it for ever."""
+    other = tmp_path_factory.mktemp("other") / "child.state"
+    script = f"""{FORKER}
+    import threading
+    def work():
+        with PersistedState({str(other)!r}, n=0) as other:
+            other.n += 1
+    child = os.fork()
+    if not child:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(30)
+        os._exit(thread.is_alive())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+
+    assert run_child(script, path).splitlines() == ["0"]
+    assert on_disk(other) == {"n": 1}
+
+
 @pytest.mark.parametrize(
     "end",
     [

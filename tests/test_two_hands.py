@@ -550,6 +550,18 @@ def test_records_appended_to_a_save_do_not_tell_of_an_older_text(path: Path, sta
     check_rest(state, path, {key: value for key, value in START.items() if key not in {"done", "name"}})
 
 
+def test_an_entry_less_is_nearer_than_another_value(path: Path, state: Any) -> None:
+    """Of two snapshots that the editor may have read: to change a value takes away the old one and adds a new one."""
+    del state.done
+    state.last_id = 42
+    state.vacuum()
+    save(path, TEXT.replace("done: nope\n", ""))
+
+    state.refresh()
+
+    check_rest(state, path, {key: value for key, value in START.items() if key != "done"} | {"last_id": 42})
+
+
 def test_a_text_from_before_a_vacuum_saved_as_it_was_changes_nothing(path: Path, state: Any) -> None:
     """Whoever leaves an editor by `:wq` has changed nothing against what the editor had read."""
     state.last_id = 42
@@ -760,6 +772,27 @@ def save_within_a_tick(path: Path, old: str, new: str) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = path.stat()
     assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+
+
+def test_a_save_that_is_dated_as_the_latest_change_is_noticed_where_the_clock_was_set(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its date alone it would count as that change, which is not looked at again."""
+    path.write_text(TEXT)
+    with PersistedState(path) as state:
+        state.last_id = 42
+        state.tick = 1
+        wrote_at = path.stat().st_mtime_ns
+        save(path, path.read_text().replace("name: importer", "name: exporter"), "in place")
+        os.utime(path, ns=(wrote_at, wrote_at))
+        now, wall = persistedstate._system.now, persistedstate._system.time
+        monkeypatch.setattr(persistedstate._system, "now", lambda: now() + 10)
+        monkeypatch.setattr(persistedstate._system, "time", lambda: wall() - 60)
+
+        state.tick = 2
+
+        monkeypatch.undo()
+        check_rest(state, path, {**START, "last_id": 42, "tick": 2, "name": "exporter"})
 
 
 @pytest.mark.parametrize("look", ["change", "refresh", "vacuum", "close"])
