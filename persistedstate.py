@@ -1271,30 +1271,37 @@ class _Merge:
 class _Part:
     """An entry of a container: its text, and what of it has other values by now. As it is, in the fast grammar.
 
-    is_stale: all of it is to be compared. changed: keys in it whose values are others. form, inside: its anatomy and
-    the container in it, as soon as they are cut. was: the text that it had in the old container, None if it is new.
-    pool: of a new entry, those whose place it took, together with others.
+    is_stale: all of it is to be compared. given: the value that was put there, if it is a container as it is now.
+    changed: keys in it that were given values, and these. form, inside: its anatomy and the container in it, as soon
+    as they are cut. was: the text that it had in the old container, None if it is new.
     """
 
-    __slots__ = ("changed", "form", "inside", "is_stale", "piece", "pool", "was")
+    __slots__ = ("changed", "form", "given", "inside", "is_stale", "piece", "was")
 
     def __init__(self, piece: str | None = None) -> None:
         self.piece, self.was, self.is_stale = piece or "", piece, piece is None
-        self.changed: dict[Any, None] = {}
+        self.given: Any = _UNDEFINED
+        self.changed: dict[Any, Any] = {}
         self.form: Any = None
         self.inside: Any = None
-        self.pool: list[Any] = []
 
     def opened(self) -> Any:
         """Return the container in it, cut if need be; None where all of that is to be compared."""
-        if self.inside is None and not self.is_stale:
+        if self.is_stale:
+            with _UNFIT:
+                if self.was is not None:
+                    self._become(self._before(self.given), self.given)
+        else:
+            self.is_stale = not self._is_cut()
+        return self.inside if not self.is_stale else None
+
+    def _is_cut(self) -> bool:
+        if self.inside is None:
             with _UNFIT:
                 self.inside = self._cut()
-            if self.inside is None:
-                self.is_stale = True
-            else:
+            if self.inside is not None:
                 self.inside.update(self.changed)
-        return self.inside
+        return self.inside is not None
 
     def text(self, name: Any, value: Any, within: _Cut) -> str:
         """Return the text with the present value; name: (key,), or None for an item of a list."""
@@ -1316,22 +1323,30 @@ class _Part:
         """Return the text with a new value, after a look at what in it is another one."""
         if text := self._with_scalars({}, new):
             return text
-        if self.inside is not None and not (self.inside.parts and type(self.inside.parts) is type(new)):
-            self.inside = None
-        old = self.value() if self.inside is None else self.inside.value()
+        old = self._before(new)
         if self.inside is None and _same(old, new):
             return self.piece
-        self.is_stale = False
-        self.changed.clear()
-        if old and new and type(old) is type(new) and type(new) in (dict, list) and self.opened() is not None:
-            for path, *change in _script(old, new):
-                self.inside.follow(path, *change)
-            text = self._joined(new, within)
-        else:
-            text = self._replaced(old, new, within)
+        text = self._joined(new, within) if self._become(old, new) else self._replaced(old, new, within)
         if not self._holds(text, new):
             raise _Odd
         return text
+
+    def _before(self, new: Any) -> Any:
+        """Return the value so far; what was done in a container does not count where one of another kind comes."""
+        if self.inside is not None and not (self.inside.parts and type(self.inside.parts) is type(new)):
+            self.inside = None
+        return self.value() if self.inside is None else self.inside.value()
+
+    def _become(self, old: Any, new: Any) -> bool:
+        """Follow what makes of one value the other; False where they are no containers of a kind."""
+        self.changed.clear()
+        is_alike = old and new and type(old) is type(new) and type(new) in (dict, list)
+        if not (is_alike and self._is_cut()):
+            return False
+        for path, *change in _script(old, new):
+            self.inside.follow(path, *change)
+        self.is_stale, self.given = False, _UNDEFINED
+        return True
 
     def value(self) -> Any:
         """Return the value that the text means; raises _Odd, _BadText."""
@@ -1484,22 +1499,21 @@ class _Cut:
         cut, last = self, len(path) - 1
         for place, key in enumerate(path):
             part = cut.part(key)
-            if part.is_stale:
+            if part.inside is None and place == last and operation == "set" and not part.is_stale:
+                part.changed[arguments[0]] = arguments[1]
                 return
-            if part.inside is None and place == last and operation == "set":
-                part.changed[arguments[0]] = None
-                return
-            cut = part.inside or part.opened()
+            cut = part.opened()
             if cut is None:
                 return
         getattr(cut, operation)(*arguments)
 
-    def set(self, key: Any, _value: Any = None) -> None:
-        self.part(key).is_stale = True
+    def set(self, key: Any, value: Any) -> None:
+        part = self.part(key)
+        part.is_stale, part.given = True, value
 
-    def update(self, items: Iterable[Any]) -> None:
-        for key in items:
-            self.set(key)
+    def update(self, items: Mapping[Any, Any]) -> None:
+        for key, value in items.items():
+            self.set(key, value)
 
     def delete(self, key: Any) -> None:
         self.is_moved = True
@@ -1522,12 +1536,16 @@ class _Cut:
         self.is_moved = True
 
     def splice(self, start: int, stop: int, values: Sequence[Any]) -> None:
-        """Items in the place of others may be some of them; that is told as soon as all values are known."""
+        """Items have the texts of those in whose place they come, where they are the same or the most alike."""
         self._reach(stop)
-        pool = [self.part(index) for index in range(start, stop)] if values else []
-        self.parts[start:stop] = new = [self.new() for _ in values]
-        for part in new:
-            part.pool = pool
+        old = [self.part(index) for index in range(start, stop)] if values else []
+        was, new = [_value_of(part) for part in old], list[_Part]()
+        for index, value in zip(_origins(was, values) if old else [None] * len(values), values, strict=True):
+            is_known = index is not None and (_same(was[index], value) or _likeness(was[index], value))
+            part = old[index] if index is not None and (is_known or len(old) == len(values)) else self.new()
+            part.is_stale, part.given = True, value if old else _UNDEFINED
+            new.append(part)
+        self.parts[start:stop] = new
         self.is_moved = True
 
     def order(self, keys: Sequence[Any]) -> None:
@@ -1566,7 +1584,6 @@ class _Cut:
             self._reach(len(items))
             if len(self.parts) > len(items):
                 raise _Odd
-            self._claim(items)
             pairs = enumerate(self.parts)
         return [part if type(part) is str else self.text_of(key, part, items) for key, part in pairs]
 
@@ -1578,23 +1595,6 @@ class _Cut:
     def fresh(self, part: _Part, name: Any, new: Any) -> str:
         """Return an entry that is written plainly."""
         raise NotImplementedError
-
-    def _claim(self, items: Any) -> None:
-        """Let new items have the texts of those in whose place they are, where they are the same or the most alike."""
-        pools: dict[int, list[int]] = {}
-        for at, part in enumerate(self.parts):
-            if type(part) is not str and part.pool:
-                pools.setdefault(id(part.pool), []).append(at)
-        taken = {id(part) for part in self.parts} if pools else set()
-        for places in pools.values():
-            old = [part for part in _with_pools(self.parts[places[0]].pool) if id(part) not in taken]
-            values, new = [_value_of(part) for part in old], [_plain(items[at]) for at in places]
-            for at, index, value in zip(places, _origins(values, new), new, strict=True):
-                is_known = index is not None and (_same(values[index], value) or _likeness(values[index], value))
-                if index is not None and (is_known or len(values) == len(new)):
-                    self.parts[at] = old[index]
-                    old[index].is_stale = True
-                    taken.add(id(old[index]))
 
     def _match(self, items: Any) -> None:
         """Put the entries in order; raises _Odd if they are not those of the keys."""
@@ -1643,16 +1643,12 @@ def _is_new(part: Any) -> bool:
     return type(part) is not str and part.was is None
 
 
-def _with_pools(parts: list[Any]) -> list[Any]:
-    """Return entries, and in the place of new ones those whose place they took, each once."""
-    found = [old for part in parts for old in (_with_pools(part.pool) if part.was is None else [part])]
-    return [*{id(part): part for part in found}.values()]
-
-
 def _value_of(part: Any) -> Any:
-    """Return what the text of an entry means, if that can be told."""
+    """Return the value of an entry, as far as that can be told: what it was given, or what its text means."""
+    if _is_new(part) or part.given is not _UNDEFINED:
+        return part.given
     with _UNFIT:
-        return _UNDEFINED if _is_new(part) else part.inside.value() if part.inside is not None else part.value()
+        return part.inside.value() if part.inside is not None else part.value()
     return _UNDEFINED
 
 
@@ -4044,16 +4040,13 @@ class _Node(_Holder):
         """Make the change of which `_heads` tells, unless it was made; see `_redo`."""
         raise NotImplementedError
 
-    @staticmethod
-    def _told(operation: str, *arguments: Any) -> tuple[Any, ...]:
-        """Return of the arguments of an operation what the text has to know: no values."""
-        if operation in ("set", "insert"):
-            return arguments[0], None
-        if operation == "splice":
+    def _told(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
+        """Return of the arguments of an operation what the text has to know: values where they replace containers."""
+        if operation == "insert" or (operation == "set" and not isinstance(self._at(arguments[0]), _Node)):
+            return arguments[0], _UNDEFINED
+        if operation == "splice" and arguments[0] == arguments[1]:
             return arguments[0], arguments[1], range(len(arguments[2]))
-        if operation == "update":
-            return (tuple(arguments[0]),)
-        return arguments[:1]
+        return self._unshared(operation, *arguments[:1] if operation == "order" else arguments)
 
     def _taken(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments that a record has for an operation, if they fit; raises what `_MISFITS` are."""
@@ -4068,6 +4061,10 @@ class _Node(_Holder):
 
     def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments of an operation with nodes in the place of plain containers."""
+        raise NotImplementedError
+
+    def _at(self, key: Any) -> Any:
+        """Return what stands at a key; None in a mapping that lacks it."""
         raise NotImplementedError
 
     @staticmethod

@@ -672,11 +672,7 @@ class Change:
         key = self.data.pick(places)
         inside = self.data.pick(list(self.model[key]))
         value = {**unshare(self.model[key]), inside: self.value(), "more": self.session.number}
-        kid = self.piece.kids[self.piece.index(key)]
-        self.session.set(kid, self.model[key], value)
-        for items in [below.kids for below in kid.walk() if below.keys is None]:
-            for item in items:  # if its list changes after this, likeness tells which item is which
-                item.loose = True
+        self.session.set(self.piece.kids[self.piece.index(key)], self.model[key], value)
         self.both(lambda node: node.__setitem__(key, unshare(value)))
 
     def _merge(self, new: dict[Any, Any]) -> None:

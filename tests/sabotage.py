@@ -274,6 +274,10 @@ FAULTS = [
         ],
     ),
     Fault(
+        "an item in the place of another is taken for that",
+        [("            part.is_stale, part.given = True, value if", "            part.given = value if")],
+    ),
+    Fault(
         "leave half a rewrite without notice",
         [
             (

@@ -7,6 +7,7 @@ is in GOLDEN. Random files and random changes come from handwriting.py.
 
 from __future__ import annotations
 
+import copy
 import pathlib
 import re
 from dataclasses import dataclass
@@ -911,6 +912,75 @@ GOLDEN = [
         "l:\n# about a\n- a  # A\n- 0x1  # B\n",
         [at(do=lambda s: s.__setitem__("l", [*s["l"], "c"]))],
         "l:\n# about a\n- a  # A\n- 0x1  # B\n- c\n",
+    ),
+    Golden(
+        "an assigned mapping is changed further in its list: items go, and one becomes all different",
+        "m:\n  l:\n  - two words  # A\n  # b\n  - k: x  # B\n  - [c]  # C\n  - d  # D\n",
+        [
+            at(
+                do=lambda s: (
+                    s.__setitem__("m", {**copy.deepcopy(s["m"]), "more": 1}),
+                    s["m"]["l"].__delitem__(slice(None, None, 2)),
+                    s["m"]["l"][0].update(k={"p": 1}, o=2),
+                )
+            )
+        ],
+        "m:\n  l:\n  # b\n  - k:  # B\n      p: 1\n    o: 2\n  - d  # D\n  more: 1\n",
+    ),
+    Golden(
+        "an assigned mapping is changed further in its list: that is turned round, and a list in it changes",
+        "m:\n  k: 1\n  l:\n  # a\n  - a  # A\n  - b: 1\n    # c\n    c: [é,\n      0x2,  # X\n    ]  # C\n",
+        [
+            at(
+                do=lambda s: (
+                    s.__setitem__("m", {**copy.deepcopy(s["m"]), "k": []}),
+                    s["m"]["l"].reverse(),
+                    s["m"]["l"][0].update(d=[3, 4]),
+                    s["m"]["l"][0]["c"].__setitem__(1, 5),
+                )
+            )
+        ],
+        "m:\n  k: []\n  l:\n  - b: 1\n    # c\n    c: [é,\n      5,  # X\n    ]  # C\n    d:\n    - 3\n    - 4\n"
+        "  # a\n  - a  # A\n",
+    ),
+    Golden(
+        "an assigned mapping is changed further in a list of its list, and that among the others",
+        "m:\n  l:\n  # a\n  - a  # A\n  # b\n  - [1, 2, {k: 3}, 4]  # B\n  # c\n  - c  # C\n",
+        [
+            at(
+                do=lambda s: (
+                    s["m"]["l"].insert(0, {"c": 1}),
+                    s["m"]["l"][2][2].__setitem__("n", 5),
+                    s.__setitem__("m", {**copy.deepcopy(s["m"]), "more": 1}),
+                    s["m"]["l"][2].__setitem__(slice(None), [2, 4]),
+                    s["m"]["l"].reverse(),
+                    s["m"]["l"].__delitem__(slice(0, None, 2)),
+                )
+            )
+        ],
+        "m:\n  l:\n  # b\n  - [2, 4]  # B\n  - c: 1\n  more: 1\n",
+    ),
+    Golden(
+        "items of a replaced slice are changed further",
+        "l:\n# a\n- a: 1  # A\n# b\n- b: 2  # B\n# c\n- c: 3  # C\n",
+        [
+            at(
+                "l",
+                do=lambda node: (
+                    node.__setitem__(slice(None), [{"c": 3}, {"n": 0}, {"b": 2}]),
+                    node[2].update(b=3),
+                    node[0].update(c=2),
+                    node.pop(1),
+                ),
+            )
+        ],
+        "l:\n# c\n- c: 2  # C\n# b\n- b: 3  # B\n",
+    ),
+    Golden(
+        "lists of an updated mapping are changed further",
+        "m:\n  # l\n  l:  # L\n  - 1  # one\n  - 2  # two\n  - 3  # three\n",
+        [at("m", do=lambda node: (node.update(l=[3, 1, 2]), node["l"].__setitem__(0, 1), node["l"].pop(1)))],
+        "m:\n  # l\n  l:  # L\n  - 1  # three\n  - 2  # two\n",
     ),
     Golden("a scalar becomes a list", "a: 1  # c\nb: 2\n", [put("a", to=[1])], "a:  # c\n- 1\nb: 2\n"),
     Golden("a scalar becomes a mapping", "a: 1  # c\nb: 2\n", [put("a", to={"x": 1})], "a:  # c\n  x: 1\nb: 2\n"),
