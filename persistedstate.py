@@ -949,7 +949,7 @@ class _Loader:
     def block(self, text: str, base: int, node: Any) -> _Block:
         """Cut the text of a block, which begins there in the one that was read."""
         column, parts = _column(text), list[Any]()
-        pieces, tail = _cut(text, self.bounds(text, base, column, node), column)
+        pieces, tail = _in_pieces(text, self.bounds(text, base, column, node), column)
         pairs = node.value if node.id == "mapping" else [(None, item) for item in node.value]
         for piece, (key, value) in zip(pieces, pairs, strict=True):
             parts.append(_Marked(piece, base, key, value, self))
@@ -976,10 +976,6 @@ class _Loader:
             position = _line_end(text, end - base)
             entries.append((start, position))
         return entries
-
-    def flow(self, node: Any) -> _Flow:
-        """Cut a collection in flow style."""
-        return _Flow(node, self)
 
     def _scalar(self, node: Any) -> Any:
         if str(node.tag).endswith((":str", ":value")):
@@ -1128,7 +1124,7 @@ _LOOSE_LINE = _pattern(r"^[ \t]*(?:#.*)?\n", re.MULTILINE)
 _LOOSE = _pattern(r"\n(?=([ \t]*(?:#.*)?\r?\n))")
 
 
-def _cut(text: str, entries: Sequence[tuple[int, int]], column: int) -> tuple[list[str], str]:
+def _in_pieces(text: str, entries: Sequence[tuple[int, int]], column: int) -> tuple[list[str], str]:
     """Cut a block into the pieces of its entries and the lines behind the last; entries: start and end of each.
 
     Comments that follow a nested block and stand deeper than the column belong to it; all other lines between two
@@ -1292,18 +1288,18 @@ class _Part:
                 if self.was is not None:
                     self._become(self._before(self.given), self.given)
         else:
-            self.is_stale = not self._is_cut()
+            self.is_stale = not self._is_open()
         return self.inside if not self.is_stale else None
 
-    def _is_cut(self) -> bool:
+    def _is_open(self) -> bool:
         if self.inside is None:
             with _UNFIT:
-                self.inside = self._cut()
+                self.inside = self._entries()
             if self.inside is not None:
                 self.inside.update(self.changed)
         return self.inside is not None
 
-    def text(self, name: Any, value: Any, within: _Cut) -> str:
+    def text(self, name: Any, value: Any, within: _Entries) -> str:
         """Return the text with the present value; name: (key,), or None for an item of a list."""
         if self.changed and self.inside is None and not self.is_stale:
             if text := self._with_scalars(_held(value)):
@@ -1319,7 +1315,7 @@ class _Part:
                 return self._compared(new, within)
         return within.fresh(self, name, new)
 
-    def _compared(self, new: Any, within: _Cut) -> str:
+    def _compared(self, new: Any, within: _Entries) -> str:
         """Return the text with a new value, after a look at what in it is another one."""
         if text := self._with_scalars({}, new):
             return text
@@ -1341,7 +1337,7 @@ class _Part:
         """Follow what makes of one value the other; False where they are no containers of a kind."""
         self.changed.clear()
         is_alike = old and new and type(old) is type(new) and type(new) in (dict, list)
-        if not (is_alike and self._is_cut()):
+        if not (is_alike and self._is_open()):
             return False
         for path, *change in _script(old, new):
             self.inside.follow(path, *change)
@@ -1355,7 +1351,7 @@ class _Part:
     def anatomy(self) -> _Form:
         return _fast_form(self.piece)
 
-    def _cut(self) -> _Cut | None:
+    def _entries(self) -> _Entries | None:
         self.form = self.anatomy()
         return _fast_block(self.form.below) if not self.form.value else None
 
@@ -1374,19 +1370,16 @@ class _Part:
             piece = _with_scalar(piece, line.start(), values.get(key), is_whole=False) if line else ""
         return piece
 
-    def _joined(self, value: Any, within: _Cut) -> str:
+    def _joined(self, value: Any, within: _Entries) -> str:
         form, inside = self.form, self.inside
-        if type(value) is not type(inside.parts):
-            raise _Odd
-        inside.outer = within
-        text = inside.renewed(value)
+        text = inside.text(value, within)
         if type(inside) is _Block:
             return str(form.joined(text) if value else form.with_value(type(value)(), text, within.style))
         lead = form.value[: len(form.value) - len(form.value.lstrip())]
         beside, lines = inside.comments() if not value else ("", "")
         return f"{form.above}{form.head}{form.props}{lead}{text}{beside}{form.rest}{lines}{form.below}"
 
-    def _replaced(self, old: Any, new: Any, within: _Cut) -> str:
+    def _replaced(self, old: Any, new: Any, within: _Entries) -> str:
         """Return the text with another value, of which nothing is in it yet."""
         form = self.anatomy()
         form.props = ""
@@ -1416,12 +1409,12 @@ class _Marked(_Part):
     def _with_scalars(self, _values: Any, _new: Any = _GONE) -> str:
         return ""
 
-    def _cut(self) -> _Cut | None:
+    def _entries(self) -> _Entries | None:
         self.form, node = self.anatomy(), self.node
         base = self.base + self.form.offset
         if node.id in ("scalar", "alias") or not node.value:
             return None
-        return self.loader.flow(node) if node.flow_style else self.loader.block(self.form.below, base, node)
+        return _Flow(node, self.loader) if node.flow_style else self.loader.block(self.form.below, base, node)
 
     def anatomy(self) -> _Form:
         """Take the text apart."""
@@ -1448,7 +1441,7 @@ class _Marked(_Part):
         return form
 
 
-class _Cut:
+class _Entries:
     """A container that is cut into its entries; it follows what becomes of the container.
 
     parts: a list, or a dict, of entries, or of their texts, if nothing was to be done to them yet. original: what they
@@ -1575,6 +1568,17 @@ class _Cut:
                 part.loader.merge(part.node, 1, merged)
         return merged
 
+    def text(self, items: Any, outer: _Entries) -> str:
+        """Return the text with the present values; raises _Odd where they are another kind of container."""
+        if type(items) is not type(self.parts):
+            raise _Odd
+        self.outer = outer
+        return self.joined(self.texts(items))
+
+    def joined(self, texts: list[str]) -> str:
+        """Put the texts of all entries together."""
+        raise NotImplementedError
+
     def texts(self, items: Any) -> list[Any]:
         """Return the texts of all entries, with the present values."""
         if type(items) is dict:
@@ -1652,7 +1656,7 @@ def _value_of(part: Any) -> Any:
     return _UNDEFINED
 
 
-class _Block(_Cut):
+class _Block(_Entries):
     """A container in block style. tail: lines behind the last entry."""
 
     __slots__ = ("_style", "column", "tail")
@@ -1674,10 +1678,8 @@ class _Block(_Cut):
             self._style = _style("".join(map(_piece, self.original[-50:])), super().style)
         return self._style
 
-    def renewed(self, items: Any) -> str:
-        """Return the text with the present values."""
-        texts = self._laid(self.texts(items))
-        return "".join([*texts, self.tail])
+    def joined(self, texts: list[str]) -> str:
+        return "".join([*self._laid(texts), self.tail])
 
     def fresh(self, part: _Part, name: Any, new: Any) -> str:
         entry = [new] if name is None else {name[0]: new}
@@ -1736,20 +1738,17 @@ class _Item(_Marked):
         super().__init__(piece, 0, None, *(marks or (None, None)))
         self.name, self.above, self.lead, self.gap, self.beside = name, above, lead, "", ""
 
-    def _cut(self) -> _Cut | None:
+    def _entries(self) -> _Entries | None:
         node = self.node
-        return self.loader.flow(node) if node is not None and node.id in ("mapping", "sequence") else None
+        return _Flow(node, self.loader) if node is not None and node.id in ("mapping", "sequence") else None
 
-    def _joined(self, value: Any, within: _Cut) -> str:
-        if type(value) is not type(self.inside.parts):
-            raise _Odd
-        self.inside.outer = within
-        text = self.inside.renewed(value)
+    def _joined(self, value: Any, within: _Entries) -> str:
+        text = str(self.inside.text(value, within))
         if not value:
             self.beside = self.inside.comments()[0] + self.beside
-        return str(text)
+        return text
 
-    def _replaced(self, _old: Any, new: Any, within: _Cut) -> str:
+    def _replaced(self, _old: Any, new: Any, within: _Entries) -> str:
         return _requoted(self.piece, new) or within.fresh(self, None, new)
 
     def replace(self, token: str) -> None:
@@ -1759,7 +1758,7 @@ class _Item(_Marked):
         self.piece = token
 
 
-class _Flow(_Cut):
+class _Flow(_Entries):
     """A container in flow style: opening bracket with the rest of its line, items, a last comma, closing bracket."""
 
     __slots__ = ("closing", "comma", "indent", "opening", "quoted")
@@ -1815,9 +1814,7 @@ class _Flow(_Cut):
         beside = self.opening.beside.rstrip()
         return beside, self._loose(0, len(self.original)) + self.closing.above
 
-    def renewed(self, items: Any) -> str:
-        """Return the text with the present values."""
-        texts = self.texts(items)
+    def joined(self, texts: list[str]) -> str:
         pairs = [*self.parts.items()] if type(self.parts) is dict else [(None, part) for part in self.parts]
         for (key, part), text in zip(pairs, texts, strict=True):
             if _is_new(part) and type(self.parts) is dict:
@@ -2002,7 +1999,7 @@ def _fast_block(text: str) -> _Block:
     """Cut a block in the fast grammar."""
     column = _column(text)
     is_list = _IS_LIST.match(text, _content_start(text)) is not None
-    pieces, tail = _cut(text, _entries(text, column, list if is_list else dict), column)
+    pieces, tail = _in_pieces(text, _bounds(text, column, list if is_list else dict), column)
     if is_list:
         return _Block(pieces, tail, column)
     parts = dict(zip(map(_first_key, pieces), pieces, strict=True))
@@ -2011,7 +2008,7 @@ def _fast_block(text: str) -> _Block:
     return _Block(parts, tail, column)
 
 
-def _entries(text: str, column: int, kind: type) -> list[tuple[int, int]]:
+def _bounds(text: str, column: int, kind: type) -> list[tuple[int, int]]:
     """Find start and end of each entry of a block in the fast grammar."""
     beginning = r"-(?=[ \r\n])" if kind is list else r"(?!-[ \r\n])[^ #\t\r\n]"
     starts = [match.start() for match in re.finditer("\n" + " " * column + beginning, f"\n{text}")]
@@ -2100,22 +2097,21 @@ def _colon(piece: str, start: int, key_end: int) -> tuple[str, int]:
 
 def _on_an_empty_stack(function: Callable[..., _Document], *arguments: Any) -> _Document:
     """Call a function in a thread: the script may be so deep in its stack that there is no room for a text."""
-    found: list[_Document] = []
-    errors: list[Exception] = []
+    found: list[_Document | Exception] = []
 
     def run() -> None:
         try:
             found.append(function(*arguments))
         except Exception as error:  # noqa: BLE001 - handed on
-            errors.append(error)
+            found.append(error)
 
     from threading import Thread
 
     thread = Thread(target=run)
     thread.start()
     thread.join()
-    for error in errors:
-        raise error
+    if isinstance(found[0], Exception):
+        raise found[0]
     return found[0]
 
 
@@ -2234,7 +2230,7 @@ class _Document:
             self.head, self.nothing, self.tail = self.head + empty[1], empty[2] or "", empty[3]
             return {}
         scanner = _Scanner(body)
-        pieces, self.tail = _cut(body, [(entry.start, entry.end) for entry in scanner.entries], 0)
+        pieces, self.tail = _in_pieces(body, [(entry.start, entry.end) for entry in scanner.entries], 0)
         if not any(entry.odd for entry in scanner.entries):
             self.pieces = dict(zip(scanner.root, pieces, strict=True))
             return scanner.root
@@ -2291,7 +2287,7 @@ class _Document:
             bounds = loader.bounds(body, head, self.column)
             keys = [key.start_mark.index - head for key, _ in root.value]
             if not any(_BREAK.search(body, start, key) for key, (start, _) in zip(keys, bounds, strict=True)):
-                pieces, self.tail = _cut(body, bounds, self.column)
+                pieces, self.tail = _in_pieces(body, bounds, self.column)
                 self.head += text[:head]
                 self.pieces = dict(zip(loader.keys, pieces, strict=True))
                 return True
@@ -2328,9 +2324,9 @@ class _Document:
         try:
             twin = self.copied()
             if self.single:
-                twin.single = self._renewed_single(items)
+                twin.single = self._single_text(items)
             else:
-                twin._renew(items, self)
+                twin._rewrite(items, self)
             if twin.is_unusual:
                 twin.check(_plain(items))
         except _ANOTHER_TIME:
@@ -2363,7 +2359,7 @@ class _Document:
         if not _same(_Document.read(self.text())[1], value):
             raise ValueError("the text would hold something else")
 
-    def _renew(self, items: Mapping[Any, Any], before: _Document) -> None:
+    def _rewrite(self, items: Mapping[Any, Any], before: _Document) -> None:
         """Make it the text of the present values; before: what it is a copy of, with the edits."""
         stale = self._unended_no_more(items)
         try:
@@ -2378,16 +2374,16 @@ class _Document:
             stale |= top.shared(items)
         for _ in range(4):  # what is written may change what anchors mean, and what is outside the fast grammar
             top.compare([key for key in self.pieces if key in stale])
-            stale = self._take(top, items)
+            stale = self._write(top, items)
             if not stale:
                 break
             top = _Top(self)
         else:
             top.give_up(stale)
-            self._take(top, items)
+            self._write(top, items)
         self._finish([*items])
 
-    def _take(self, top: _Top, items: Any) -> set[Any]:
+    def _write(self, top: _Top, items: Any) -> set[Any]:
         """Take over the text of the present values; return the keys of what has to be read again."""
         before, tail, was_above = self.pieces, self.tail, self._anchors_text()
         laid = top._laid(top.texts(items))
@@ -2419,12 +2415,6 @@ class _Document:
         [(node, value)] = loader.root.value
         return _Marked(piece, 0, node, value, loader)
 
-    def plainly(self, key: Any, error: Exception) -> None:
-        """Note that an entry is written plainly."""
-        if isinstance(error, RecursionError) or not isinstance(error, (_Odd, _BadText)):
-            self.lost.setdefault(key, error)
-        self.unended.pop(key, None)
-
     def _anchors_text(self, key: Any = _GONE) -> str:
         """Return the text of the entries, or of those above that of a key, in which there may be anchors."""
         keys = [*self.pieces] if self.anchored else []
@@ -2440,7 +2430,7 @@ class _Document:
             self.known = (text, loader.anchors)
         return self.known[1]
 
-    def _renewed_single(self, items: Mapping[Any, Any]) -> str:
+    def _single_text(self, items: Mapping[Any, Any]) -> str:
         """Return the text of a root in flow style with the present values."""
         value = _plain(items)
         for is_stale in [False, True] if not self.is_doubtful else [True]:
@@ -2452,7 +2442,7 @@ class _Document:
                 entry.is_stale = is_stale
                 for path, *edit in self.edits if not is_stale else ():
                     entry.opened().follow(path, *edit)
-                text = entry.text(None, items, loader.flow(loader.root))
+                text = entry.text(None, items, _Flow(loader.root, loader))
                 if not value:
                     text = text + "\n" * self.single.endswith("\n")
                 if _same(_Loader(text, self.version).mapping(), value):
@@ -2519,7 +2509,9 @@ class _Top(_Block):
         except _ANOTHER_TIME:
             raise
         except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
-            document.plainly(key, error)
+            if isinstance(error, RecursionError) or not isinstance(error, (_Odd, _BadText)):
+                document.lost.setdefault(key, error)
+            document.unended.pop(key, None)
             return _lines_above(part.piece) + _block({key: _plain(items[key])}, self.column)
 
     def give_up(self, keys: Iterable[Any]) -> None:
@@ -2580,7 +2572,7 @@ def _without_hole(data: bytes) -> bytes:
 
 
 #: Stands for the first half of a character at the end of a file.
-_CUT = "\ufffe"
+_HALF_CHARACTER = "\ufffe"
 
 
 class _Stream:
@@ -2596,7 +2588,7 @@ class _Stream:
         self.text = self._without_torn_tail(self._decoded(whole))
         if not self.is_half_rewritten:
             self.torn = len(data) - len(self.text.encode())
-        if self.text.endswith(_CUT):
+        if self.text.endswith(_HALF_CHARACTER):
             raise _BadText("not UTF-8; the file ends in the middle of a character", len(self.text) - 1)
         self.document, self.value, marks = self._first_document(self.text)
         self.records = _own_records(self.text, marks)
@@ -2610,7 +2602,7 @@ class _Stream:
             return data.decode()
         except UnicodeDecodeError as error:
             if error.end == len(data) and error.reason == "unexpected end of data":
-                return data[: error.start].decode() + _CUT  # may be in the torn tail
+                return data[: error.start].decode() + _HALF_CHARACTER  # may be in the torn tail
             before = len(data[: error.start].decode(errors="replace"))
             raise _BadText("not UTF-8; save the file in that encoding", before) from None
 
