@@ -1267,7 +1267,7 @@ class _Merge:
 class _Part:
     """An entry of a container: its text, and what of it has other values by now. As it is, in the fast grammar.
 
-    is_stale: all of it is to be compared. given: the value that was put there, if it is a container as it is now.
+    is_stale: all of it is to be compared. given: its value, as far as that is known; of a stale container exactly.
     changed: keys in it that were given values, and these. form, inside: its anatomy and the container in it, as soon
     as they are cut. was: the text that it had in the old container, None if it is new.
     """
@@ -1341,7 +1341,7 @@ class _Part:
             return False
         for path, *change in _script(old, new):
             self.inside.follow(path, *change)
-        self.is_stale, self.given = False, _UNDEFINED
+        self.is_stale = False
         return True
 
     def value(self) -> Any:
@@ -1493,11 +1493,12 @@ class _Entries:
         for place, key in enumerate(path):
             part = cut.part(key)
             if part.inside is None and place == last and operation == "set" and not part.is_stale:
-                part.changed[arguments[0]] = arguments[1]
+                part.changed[arguments[0]], part.given = arguments[1], _UNDEFINED
                 return
-            cut = part.opened()
-            if cut is None:
+            inside, part.given = part.opened(), _UNDEFINED
+            if inside is None:
                 return
+            cut = inside
         getattr(cut, operation)(*arguments)
 
     def set(self, key: Any, value: Any) -> None:
@@ -1649,11 +1650,10 @@ def _is_new(part: Any) -> bool:
 
 def _value_of(part: Any) -> Any:
     """Return the value of an entry, as far as that can be told: what it was given, or what its text means."""
-    if _is_new(part) or part.given is not _UNDEFINED:
-        return part.given
-    with _UNFIT:
-        return part.inside.value() if part.inside is not None else part.value()
-    return _UNDEFINED
+    if part.given is _UNDEFINED and not part.is_stale:
+        with _UNFIT:
+            part.given = part.inside.value() if part.inside is not None else part.value()
+    return part.given
 
 
 class _Block(_Entries):
@@ -1969,8 +1969,8 @@ def _plain(value: Any) -> Any:
     """Return a plain, deep copy."""
     content = _held(value)
     if type(content) is dict:
-        return {key: _plain(item) for key, item in content.items()}
-    return [_plain(item) for item in content] if type(content) is list else content
+        return {key: item if type(item) in _SIMPLE else _plain(item) for key, item in content.items()}
+    return [item if type(item) in _SIMPLE else _plain(item) for item in content] if type(content) is list else content
 
 
 def _is_empty(node: Any) -> bool:
@@ -4036,6 +4036,8 @@ class _Node(_Holder):
         """Return of the arguments of an operation what the text has to know: values where they replace containers."""
         if operation == "insert" or (operation == "set" and not isinstance(self._at(arguments[0]), _Node)):
             return arguments[0], _UNDEFINED
+        if operation == "set":
+            return arguments[0], _unshared(arguments[1])
         if operation == "splice" and arguments[0] == arguments[1]:
             return arguments[0], arguments[1], range(len(arguments[2]))
         return self._unshared(operation, *arguments[:1] if operation == "order" else arguments)
