@@ -32,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS, README = HERE / "results", ROOT / "README.md"
 ENVIRONMENT, OLD_ENVIRONMENT = ".venvs/bench", ".venvs/bench-26.1"
+PACKAGES = ["-e", ".", "--group", "bench"]
 OLD_PACKAGES = ["persistedstate==26.1", "pytest>=8.2", "pytest-benchmark>=5.0"]
 #: pytest's exit code where no benchmark has the name that was asked for.
 NOTHING_TO_RUN = 5
@@ -89,7 +90,7 @@ def _scratch() -> Path:
 def _measure(scratch: Path, *arguments: str) -> list[dict[str, Any]]:
     """Make the environments and run everything in both."""
     reports = []
-    for folder, path, packages in (ENVIRONMENT, [ROOT], ["-e", ".[bench]"]), (OLD_ENVIRONMENT, [], OLD_PACKAGES):
+    for folder, path, packages in (ENVIRONMENT, [ROOT], PACKAGES), (OLD_ENVIRONMENT, [], OLD_PACKAGES):
         environment = {**os.environ, "PYTHON": sys.executable}
         subprocess.run([ROOT / ".ci/venv", folder, *packages], cwd=ROOT, env=environment, check=True)
         reports.append(_run(str(ROOT / folder / "bin/python"), path, scratch, *arguments))

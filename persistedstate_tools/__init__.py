@@ -14,7 +14,8 @@
 | `commands.py`     | the other commands: one function for each                                  |
 | `command_line.py` | the table of commands, their arguments, help, and how a command runs       |
 
-Each file uses only those above it. They use names of the module that begin with an underscore: both are of one version.
+Each file uses only those above it; `wheel/` has what only the wheel has. They use names of the module that begin with
+an underscore: both are of one version.
 """
 
 import persistedstate

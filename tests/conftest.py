@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import oracle
 import pytest
 from hypothesis import settings
+from rounds import SHARE, sample
 
 import persistedstate
 from persistedstate import PersistedState
@@ -49,6 +50,17 @@ def _heed_signals() -> None:
     for number, handler in ((getattr(signal, name, None), handler) for name, handler in wanted.items()):
         if number is not None and signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.hookimpl(trylast=True)  # of what -k and -m leave
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where a share of the tests is run, take a sample of the cases of each; not where a test was named."""
+    if any("::" in argument for argument in config.args):
+        return
+    taken = sample([item.nodeid for item in items], SHARE, os.environ[SEED])
+    left_out = [item for item in items if item.nodeid not in taken]
+    items[:] = [item for item in items if item.nodeid in taken]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_report_header() -> str:

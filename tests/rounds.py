@@ -1,18 +1,22 @@
-"""How long the random tests run, and where their chances come from.
+"""How much of the random tests and of tests with many cases is run, and where chances come from.
 
-A random test takes `@rounds(ci=…, nightly=…)` and runs `rounds` times in CI; the long run is
-`.ci/test -m campaign`. `PERSISTEDSTATE_SHARE=0.1` makes the short run shorter still. A random test draws from
-the fixture `chance` or by Hypothesis; conftest.py gives both the seed of the run, which `PERSISTEDSTATE_SEED=…` sets.
+A random test takes `@rounds(ci=…, nightly=…)` and runs `rounds` times in CI; the long run is `make campaign`.
+`PERSISTEDSTATE_SHARE=0.1` takes a tenth of these rounds, and of a test with many cases a tenth, or `FEW` of them. A
+random test draws from the fixture `chance` or by Hypothesis; conftest.py gives both the seed of the run, which
+`PERSISTEDSTATE_SEED=…` sets. The seed tells which cases are taken, too.
 """
 
 from __future__ import annotations
 
 import os
+import random
 
 import pytest
 
 #: The part of CI's rounds that is run.
 SHARE = float(os.environ.get("PERSISTEDSTATE_SHARE", "1"))
+#: Of a test with more cases, so many are run whatever the share.
+FEW = 20
 
 
 def rounds(*, ci: int, nightly: int) -> pytest.MarkDecorator:
@@ -20,3 +24,15 @@ def rounds(*, ci: int, nightly: int) -> pytest.MarkDecorator:
     campaign = [pytest.mark.campaign, pytest.mark.timeout(0)]
     short = pytest.param(max(1, round(ci * SHARE)), id="ci")
     return pytest.mark.parametrize("rounds", [short, pytest.param(nightly, id="nightly", marks=campaign)])
+
+
+def sample(cases: list[str], share: float, seed: str) -> set[str]:
+    """Return which cases are run, of all that were collected: node ids, such as `tests/test_x.py::test_x[a-1]`."""
+    tests: dict[str, list[str]] = {}
+    for case in cases:
+        tests.setdefault(case.partition("[")[0], []).append(case)
+    taken: set[str] = set()
+    for test, its_cases in tests.items():
+        count = max(FEW, round(share * len(its_cases)))
+        taken.update(random.Random(f"{seed} {test}").sample(its_cases, min(count, len(its_cases))))
+    return taken

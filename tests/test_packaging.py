@@ -140,7 +140,7 @@ def test_editable_installation_reaches_the_file_in_the_tree(tmp_path: Path) -> N
 
 
 def test_source_archive_is_complete(sdist: Path) -> None:
-    expected = {"persistedstate.py", "pyproject.toml", "README.md", "LICENSE", ".ci/run", ".ci/test", ".ci/demo"}
+    expected = {"persistedstate.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", ".ci/run", ".ci/venv"}
     expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/**/*.py")}
     expected |= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("persistedstate_tools/*.*")}
 

@@ -36,6 +36,8 @@ import pytest
 
 import persistedstate
 
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make")
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
@@ -132,16 +134,56 @@ def test_readme_shows_code_and_the_file_it_leaves_on_the_first_screen() -> None:
     assert shown[1][1] < 40
 
 
-@pytest.mark.parametrize("command", [".ci/test", ".ci/demo"])
-def test_readme_names_the_two_commands_and_they_are_executable(command: str) -> None:
-    assert re.search(rf"^{re.escape(command)}\b", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert (ROOT / command).stat().st_mode & 0o111
+#: What the Makefile offers, by its own words.
+OFFERED = set(re.findall(r"^([a-z]+):$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def make(*arguments: str) -> str:
+    """Run make, as from a shell of its own; return what it printed."""
+    own = ("MAKE", "MFLAGS", "PERSISTEDSTATE_", "PYTHON")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    done = subprocess.run(["make", *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_readme_names_the_commands_that_there_are() -> None:
+    text = README.read_text(encoding="utf-8")
+
+    assert {"make test", "make demo"} <= set(re.findall(r"^make \w+$", text, re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)) <= OFFERED
 
 
 def test_ci_runs_the_commands_of_the_readme() -> None:
     script = (ROOT / ".ci/run").read_text(encoding="utf-8")
 
-    assert {".ci/test", ".ci/demo"} <= set(re.findall(r"\.ci/\w+", script))
+    assert {"test", "check", "demo", "bench"} <= set(re.findall(r"make (\w+)", script)) <= OFFERED
+
+
+@needs_make
+def test_bare_make_prints_every_command() -> None:
+    assert {"help", *re.findall(r"^make (\w+)  ", make(), re.MULTILINE)} == OFFERED
+
+
+@needs_make
+@pytest.mark.parametrize("command", sorted(OFFERED))
+def test_command_of_the_makefile_comes_to_what_can_be_run(command: str) -> None:
+    """`make -n` prints each line of its recipe; what they start is in the tree, or in an environment that it makes."""
+    lines = make("-n", command, "ARGS=-k some", "VENV=x", "PYTHON=y").splitlines()
+
+    started = {line.split()[0] for line in lines}
+    assert started <= {"echo", ".ci/venv", "x/bin/persistedstate", "x/bin/python", "y"}
+    assert all((ROOT / path).is_file() for line in lines for path in re.findall(r"[\w.]+/\w+\.py", line))
+    assert any("-k some" in line for line in lines) == (command in {"test", "campaign", "bench"})
+
+
+@needs_make
+def test_tests_say_first_how_long_they_take() -> None:
+    set_up, said, run = make("-n", "test").splitlines()
+
+    assert "venv" in set_up
+    assert re.search(r"0\.05 takes about \d minutes on 2 cores", said)
+    assert "pytest" in run
 
 
 def test_relative_links_lead_somewhere() -> None:

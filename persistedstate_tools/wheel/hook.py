@@ -15,6 +15,6 @@ class Wheel(BuildHookInterface):  # type: ignore[type-arg]  # generic in hatchli
     """Add the module to a wheel; an editable one reaches it through the path."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Name the module ``persistedstate/__init__.py``, beside ``__main__.py`` and ``py.typed``."""
+        """Name the module ``persistedstate/__init__.py``, beside ``__main__.py`` and ``py.typed``, which lie here."""
         if version != "editable":
             build_data["force_include"]["persistedstate.py"] = "persistedstate/__init__.py"
