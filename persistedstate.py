@@ -3858,6 +3858,15 @@ class _Tree:
         self.primed.clear()
 
 
+class _Repr:
+    """The `__repr__` of a holder. Asked of the class, it is that of dict or list: pprint lays out what has this one."""
+
+    def __get__(self, holder: Any, kind: type) -> Callable[..., str]:
+        if holder is None:
+            return list.__repr__ if issubclass(kind, MutableSequence) else dict.__repr__
+        return holder._text  # type: ignore[no-any-return]
+
+
 class _Holder:
     """What can be taken for the dict or list that it holds."""
 
@@ -3885,8 +3894,20 @@ class _Holder:
     def __eq__(self, other: object) -> bool:
         return bool(self._items == _content(other))
 
+    __repr__ = _Repr()
+
+    def _text(self) -> str:
+        return repr(self._items)
+
     def __rich__(self) -> Any:
         return _copy(self)  # rich shows that
+
+    def __rich_repr__(self) -> Iterator[Any]:
+        yield self.__rich__()  # and shows this inside of something else
+
+    def _repr_pretty_(self, printer: Any, *_: Any) -> None:
+        shown = self.__rich__()
+        (printer.text if type(shown) is str else printer.pretty)(shown)  # as IPython shows it
 
 
 #: What a node knows that is not primed; never changed.
@@ -3921,12 +3942,6 @@ class _Node(_Holder):
     def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
         self._items, self._tree, self._parent, self._key, self._place = items, tree, parent, key, None
         self._heads = _NO_HEADS
-
-    def __repr__(self) -> str:
-        return repr(self._items)
-
-    def _repr_pretty_(self, printer: Any, *_: Any) -> None:
-        printer.pretty(_copy(self))  # as IPython shows it
 
     def __copy__(self) -> Any:
         return _copy(self)
@@ -6377,14 +6392,11 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a PersistedState cannot be pickled, it is an open file; pickle its copy()")
 
-    def __repr__(self) -> str:
-        return f"<closed state {self._refusal.path}>" if hasattr(self, "_refusal") else repr(self._items)
+    def _text(self) -> str:
+        return f"<closed state {self._refusal.path}>" if hasattr(self, "_refusal") else super()._text()
 
-    def _repr_pretty_(self, printer: Any, *_: Any) -> None:
-        if hasattr(self, "_refusal"):
-            printer.text(repr(self))
-        else:
-            printer.pretty(_copy(self))
+    def __rich__(self) -> Any:
+        return self._text() if hasattr(self, "_refusal") else super().__rich__()
 
 
 _METHODS = frozenset(name for name in dir(PersistedState) if not name.startswith("_"))

@@ -13,6 +13,7 @@
 | `demo.py`         | the demo                                                                   |
 | `commands.py`     | the other commands: one function for each                                  |
 | `command_line.py` | the table of commands, their arguments, help, and how a command runs       |
+| `completion.py`   | what a shell completes at TAB                                              |
 
 Each file uses only those above it; `wheel/` has what only the wheel has. They use names of the module that begin with
 an underscore: both are of one version.

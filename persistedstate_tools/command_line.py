@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import REMAINDER, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -94,6 +94,12 @@ _COMMANDS = {
         "demo", "", "run a script in a temporary folder, stop it twice, and see it go on",
         "persistedstate demo",
     ),
+    "completion": _Command(
+        "completion", "SHELL [WORD]", "print what makes TAB complete commands, options, files and paths in a shell",
+        "source <(persistedstate completion bash)    in ~/.bashrc\n"
+        "  source <(persistedstate completion zsh)     in ~/.zshrc, below compinit\n"
+        "  persistedstate completion fish | source     in ~/.config/fish/config.fish",
+    ),
 }  # fmt: skip
 
 
@@ -115,6 +121,12 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "metavar": "PATH",
         "nargs": "?",
         "help": "a part of it, such as jobs[3].name; persistedstate --help tells more",
+    },
+    "SHELL": {"metavar": "SHELL", "choices": ["bash", "zsh", "fish"], "help": "bash, zsh or fish"},
+    "[WORD]": {
+        "metavar": "WORD",
+        "nargs": REMAINDER,
+        "help": "what was typed so far: print what may follow; this is what such a script asks",
     },
     "VALUE": {"metavar": "VALUE", "help": "YAML: 42, text, [a, b], {name: a}; an empty one is null"},
     "--string": {"action": "store_true", "help": "VALUE is text exactly as it stands, no YAML; it comes last"},
@@ -157,7 +169,7 @@ def _parser(words: Sequence[str] = ()) -> ArgumentParser:
 
 def _options(words: Sequence[str]) -> Namespace:
     """Parse the words; behind --string, the last one is VALUE, also where it looks like an option."""
-    is_text = "--string" in words[1:-1] and words[-1].startswith("-")
+    is_text = "--string" in words[1:-1] and words[-1].startswith("-") and words[0] != "completion"
     options = _parser(words).parse_args([*words[:-1], "-"] if is_text else words)
     if is_text:
         options.value = words[-1]
@@ -185,6 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         words = sys.argv[1:] if arguments is None else arguments
+        if not words:
+            _parser().print_help(sys.stderr)
+            return ERROR
         options = _options(words)
     except SystemExit as end:
         return int(end.code or 0)

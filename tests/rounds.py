@@ -16,7 +16,7 @@ import pytest
 #: The part of CI's rounds that is run.
 SHARE = float(os.environ.get("PERSISTEDSTATE_SHARE", "1"))
 #: Of a test with more cases, so many are run whatever the share.
-FEW = 20
+FEW = 12
 
 
 def rounds(*, ci: int, nightly: int) -> pytest.MarkDecorator:

@@ -6,6 +6,7 @@ import atexit
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -534,7 +535,6 @@ def test_text_of_a_shell_variable_that_is_empty(config: Path, on_disk: Callable[
         (["diff", "X", "none.state"], "none.state: No such file or directory", 2),
         (["get", "X"], "the following arguments are required: PATH; see persistedstate get --help", 2),
         (["frobnicate"], "invalid choice: 'frobnicate'", 2),
-        ([], "required: COMMAND; see persistedstate --help", 2),
     ],
 )
 def test_mistake_is_told_in_one_line(arguments: list[str], said: str, code: int, config: Path) -> None:
@@ -1209,14 +1209,14 @@ def test_help_of_each_command_has_an_example(command: str, capsys: pytest.Captur
     assert main([command, "--help"]) == 0
 
     shown = capsys.readouterr().out
-    assert "example:\n  persistedstate " in shown or "example:\n  last=$(persistedstate" in shown
+    assert re.search(r"example:\n  (last=\$\(|source <\()?persistedstate ", shown)
 
 
 def test_examples_are_commands() -> None:
     lines = [line for command in _COMMANDS.values() for line in command.example.splitlines()]
 
     for line in lines:
-        words = shlex.split(line.strip().removeprefix("last=$(").removesuffix(")"))
+        words = shlex.split(re.sub(r"^(last=\$\(|source <\()(.*?)\).*", r"\2", line.strip()))
         words = words[: words.index("|")] if "|" in words else words
         assert words[0] == "persistedstate"
         assert _parser().parse_args(words[1:]).command in _COMMANDS
@@ -1228,6 +1228,12 @@ def test_help_of_all_explains_paths_and_exit_codes() -> None:
     assert "jobs[3].name" in shown
     assert "exit codes: 0 done" in shown
     assert all(f"\n    {command}" in shown for command in _COMMANDS)
+
+
+def test_bare_command_shows_the_help_and_is_no_success() -> None:
+    done = subprocess.run(COMMAND, env=ENVIRON, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", printed("--help"))
 
 
 def test_command_without_arguments_from_sys_argv(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from decimal import Decimal
 from fractions import Fraction
+from pprint import pformat
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import oracle
@@ -749,7 +750,23 @@ class Printer:
 
 
 class TestShown:
-    """IPython and rich show nodes as what they hold, and IPython completes their keys."""
+    """pprint, IPython and rich show nodes as what they hold, and IPython completes their keys."""
+
+    def test_by_pprint(self, state: PersistedState) -> None:
+        state.d = {"b": [{"name": "n" * 30, "number": number} for number in range(4)], "a": ["text " * 30]}
+
+        for node in (state, state.d, state.d["b"], [state.d]):
+            for options in ({}, {"sort_dicts": False}, {"width": 30, "compact": True}):
+                assert pformat(node, **options) == pformat(unwrap(node), **options)
+            assert "\n" in pformat(node)
+
+    def test_by_repr_in_a_class_of_ones_own(self, path: Path) -> None:
+        class Own(PersistedState):
+            def __repr__(self) -> str:
+                return f"Own({super().__repr__()})"
+
+        with Own(path, a=[1]) as state:
+            assert repr(state) == "Own({'a': [1]})"
 
     def test_in_ipython(self, state: PersistedState) -> None:
         state.update({"d": {"a": [1], 5: 0}, "l": [{}]})
@@ -791,6 +808,15 @@ class TestShown:
                 console.print(plain(node))
             assert shown.get() == expected.get()
             assert shown.get().count("\n") > 4
+
+    def test_by_rich_inside_of_something_else(self, state: PersistedState) -> None:
+        state.d = {"a": [1]}
+        assert [oracle.same(shown, {"a": [1]}) for shown in state.d.__rich_repr__()] == [True]
+
+        pretty_repr = pytest.importorskip("rich.pretty").pretty_repr
+        assert pretty_repr([state.d, state.d["a"]]) == "[StateDict({'a': [1]}), StateList([1])]"
+        state.close()
+        assert pretty_repr(state, max_width=1_000) == f"PersistedState({str(state)!r})"
 
 
 class TestAttributes:
