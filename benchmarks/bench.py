@@ -11,6 +11,8 @@ README.md between `<!-- benchmark -->` and `<!-- end of benchmark -->`, if there
     python benchmarks/bench.py -k counter --renew     also puts them into `results/`, in the place of what is there
     python benchmarks/bench.py --quick          of small sizes, in the same environments: shows only that all works
     python benchmarks/bench.py --render         measures nothing: writes pages and charts anew from `results.json`
+
+`make bench ARGS=…` does the same. The charts are drawn by charts.py, in the environment with the peers.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import Figures, Row, rows_of
-from rendering import bars_page, bars_table, chart, page, short_table
+from rendering import bars_page, bars_table, page, short_table
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -37,17 +39,13 @@ OLD_PACKAGES = ["persistedstate==26.1", "pytest>=8.2", "pytest-benchmark>=5.0"]
 #: pytest's exit code where no benchmark has the name that was asked for.
 NOTHING_TO_RUN = 5
 
-CHARTS = {
-    "counter": "STATE.counter += 1: time per change, shorter is better (logarithmic)",
-    "open 1 MB": "Opening a file of 1 MB, shorter is better (logarithmic)",
-}
-
 
 def main() -> int:
     """Run what the command line asks for."""
     options = _parser().parse_args()
     if options.render:
         write(RESULTS, *read_results())
+        draw(RESULTS)
         return 0
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=_scratch()) as name:
         reports = _measure(Path(name), *(["--tiny"] if options.quick else []), "-k", options.k)
@@ -55,6 +53,7 @@ def main() -> int:
         caption = caption_of(reports[0]["machine_info"]) if reports else ""
         if options.quick:
             write(Path(name), figures, caption)
+            draw(Path(name))
             print(f"The benchmarks work: {len(figures.rows)} figures, of sizes too small to mean anything.")
         elif options.k and not options.renew:
             print(page(figures, caption))
@@ -62,6 +61,7 @@ def main() -> int:
             RESULTS.mkdir(exist_ok=True)
             figures = renewed(figures) if options.k else figures
             write(RESULTS, figures, caption)
+            draw(RESULTS)
             renew_readme(figures, caption)
             print(bars_table(figures))
     return 0
@@ -91,10 +91,15 @@ def _measure(scratch: Path, *arguments: str) -> list[dict[str, Any]]:
     """Make the environments and run everything in both."""
     reports = []
     for folder, path, packages in (ENVIRONMENT, [ROOT], PACKAGES), (OLD_ENVIRONMENT, [], OLD_PACKAGES):
-        environment = {**os.environ, "PYTHON": sys.executable}
-        subprocess.run([ROOT / ".ci/venv", folder, *packages], cwd=ROOT, env=environment, check=True)
-        reports.append(_run(str(ROOT / folder / "bin/python"), path, scratch, *arguments))
+        reports.append(_run(_prepare(folder, packages), path, scratch, *arguments))
     return [report for report in reports if report]
+
+
+def _prepare(folder: str, packages: list[str]) -> str:
+    """Make an environment, unless it is there; return its interpreter."""
+    environment = {**os.environ, "PYTHON": sys.executable}
+    subprocess.run([ROOT / ".ci/venv", folder, *packages], cwd=ROOT, env=environment, check=True)
+    return str(ROOT / folder / "bin/python")
 
 
 def _run(python: str, path: list[Path], scratch: Path, *arguments: str) -> dict[str, Any]:
@@ -135,16 +140,17 @@ def caption_of(machine: dict[str, Any]) -> str:
 
 
 def write(folder: Path, figures: Figures, caption: str) -> None:
-    """Write the tables, the charts and the figures themselves into a folder."""
+    """Write the tables and the figures themselves into a folder."""
     (folder / "table.md").write_text(page(figures, caption), "utf-8")
     (folder / "bars.md").write_text(bars_page(figures, caption), "utf-8")
     content = {"caption": caption, "rows": [vars(row) for row in figures.rows]}
     (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    for case, title in CHARTS.items():
-        rows = figures.of_case(case)
-        if rows:
-            name = case.replace(" ", "-").lower()
-            (folder / f"{name}.svg").write_text(chart(title, rows, caption), "utf-8")
+
+
+def draw(folder: Path) -> None:
+    """Draw the charts of the figures in a folder, in the environment that has matplotlib."""
+    python = _prepare(ENVIRONMENT, PACKAGES)
+    subprocess.run([python, HERE / "charts.py", folder], cwd=folder, check=True)
 
 
 def read_results() -> tuple[Figures, str]:

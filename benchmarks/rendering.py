@@ -1,4 +1,4 @@
-"""Figures as Markdown and SVG."""
+"""Figures as Markdown."""
 
 # ruff: noqa: RUF001 - multiplication signs and dashes are meant
 
@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
 
 from figures import BARS, OLD, OURS, TITLES, Figures, Row
 
@@ -105,85 +104,3 @@ def short_table(figures: Figures) -> str:
     rows = sorted(figures.of_case("counter"), key=lambda row: row.median)
     lines = [_store_line(row, None) for row in rows]
     return table(["`STATE.counter += 1`", "survives", "per change"], [line[:3] for line in lines])
-
-
-# ---- SVG -------------------------------------------------------------------------------------------------------------
-
-#: Colours that keep their distance from white and from black alike: the page may be either.
-TEXT, GRID = "#6e7781", "#7d859055"
-COLOURS = {"memory": "#9a8c98", "process crash": "#3b82f6", "power loss": "#16a34a", "": "#d97706"}
-LEGEND = {"memory": "memory only", "process crash": "survives a process crash", "power loss": "survives a power loss"}
-WIDTH, LEFT, RIGHT, TOP, STEP, BAR = 840, 225, 90, 88, 26, 16
-#: How wide a character is at the most, about.
-LETTER = 8.5
-
-
-def chart(title: str, rows: Iterable[Row], caption: str) -> str:
-    """Return an SVG: a bar for each row, on a logarithmic scale of seconds, the limit among them.
-
-    The shortest stands at the top, so that a line of the scale can end where it meets the first bar that is as long.
-    """
-    bars = sorted(_bars(list(rows)), key=lambda bar: bar[1])
-    low = math.floor(math.log10(bars[0][1]) - 0.05)
-    high = math.ceil(math.log10(bars[-1][1]))
-    scale = (WIDTH - LEFT - RIGHT) / max(1, high - low)
-    bottom = TOP + STEP * len(bars)
-    parts = [_text(0, 18, title, weight="bold", size=16), *_legend({bar[2] for bar in bars})]
-    widths = [(math.log10(bar[1]) - low) * scale for bar in bars]
-    ends = [LEFT + width + 6 + LETTER * len(amount(bar[1], "s")) for bar, width in zip(bars, widths, strict=True)]
-    parts += [_grid(power, LEFT + (power - low) * scale, ends) for power in range(low, high + 1)]
-    for index, (bar, width) in enumerate(zip(bars, widths, strict=True)):
-        parts += _bar(bar, TOP + STEP * index, width)
-    parts += [_text(0, bottom + 20, caption, size=12)]
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 32}" width="{WIDTH}" '
-        f'font-family="system-ui, sans-serif" role="img">\n<title>{escape(title)}</title>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )
-
-
-def _bars(rows: list[Row]) -> list[tuple[str, float, str]]:
-    """Return label, seconds and durability of each bar."""
-    found = [(row.store, row.median, row.durability) for row in rows]
-    limit = next((row for row in rows if row.store == OURS and row.limit_median), None)
-    if limit is not None:
-        found.append((f"{limit.limit.replace('`', '')} (the limit)", limit.limit_median or 0.0, _limit_class(limit)))
-    return found
-
-
-def _limit_class(row: Row) -> str:
-    return "process crash" if "write" in row.limit else ""
-
-
-def _legend(present: set[str]) -> list[str]:
-    x, parts = 0, []
-    for durability, text in LEGEND.items():
-        if durability in present:
-            parts.append(f'<rect x="{x}" y="30" width="12" height="12" rx="2" fill="{COLOURS[durability]}"/>')
-            parts.append(_text(x + 18, 41, text, size=13))
-            x += 40 + 7 * len(text)
-    return parts
-
-
-def _grid(power: int, x: float, ends: Sequence[float]) -> str:
-    """Return a line of the scale with its figure; ends: how far each bar reaches with its label."""
-    rows = next((index for index, end in enumerate(ends) if end >= x), len(ends))
-    line = f'<line x1="{x:.1f}" y1="{TOP - 12}" x2="{x:.1f}" y2="{TOP + STEP * rows - 6}" stroke="{GRID}"/>'
-    return line + _text(x, TOP - 18, amount(10.0**power, "s").replace(".00", "").replace(".0", ""), anchor="middle")
-
-
-def _bar(bar: tuple[str, float, str], y: int, width: float) -> list[str]:
-    label, value, durability = bar
-    weight, opacity = ("bold", 1) if label.startswith(OURS) and label != OLD else ("normal", 0.5)
-    middle, fill = y + BAR - 3, f'fill="{COLOURS[durability]}" opacity="{opacity}"'
-    return [
-        _text(LEFT - 8, middle, label, anchor="end", weight=weight),
-        f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR}" rx="2" {fill}/>',
-        _text(LEFT + width + 6, middle, amount(value, "s"), weight=weight),
-    ]
-
-
-def _text(x: float, y: float, text: str, *, anchor: str = "start", weight: str = "normal", size: int = 13) -> str:
-    style = f'fill="{TEXT}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'

@@ -14,11 +14,15 @@ import json
 import os
 import shelve
 import sqlite3
+import threading
 from itertools import count as natural_numbers
 from itertools import repeat
+from os import write
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from figures import FLOOR
 from harness import IS_OLD, OURS, Entrant
 
 from persistedstate import PersistedState
@@ -103,6 +107,103 @@ class Synced(Transacting):
 
     entrant = Entrant(f"{OURS}, _fsync=True", POWER)
     options = {"_fsync": True}  # noqa: RUF012 - nobody changes it
+
+
+class FloorItems(dict[str, Any]):
+    """A mapping of `Floor`."""
+
+    __slots__ = ("floor",)
+    floor: Floor
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Format, lock, look at the clock, write, store."""
+        line = f'--- ["set",["a"],"{key}",{value}]\n'.encode()
+        floor = self.floor
+        with floor.lock:
+            floor.time = monotonic()
+            write(floor.descriptor, line)
+            dict.__setitem__(self, key, value)
+
+
+class FloorList(list[Any]):
+    """A list of `Floor`."""
+
+    __slots__ = ("floor",)
+    floor: Floor
+
+    def append(self, value: Any) -> None:
+        """Format, lock, look at the clock, write, store."""
+        line = f'--- ["insert",["processed"],{len(self)},{value}]\n'.encode()
+        floor = self.floor
+        with floor.lock:
+            floor.time = monotonic()
+            write(floor.descriptor, line)
+            list.append(self, value)
+
+
+class FloorState:
+    """What holds the state of `Floor`."""
+
+    floor: Floor
+
+    def __init__(self, floor: Floor) -> None:
+        self.__dict__["floor"] = floor
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Format, lock, look at the clock, write, store; in a transaction, all are written at its end."""
+        line = f'--- ["set",[],"{name}",{value}]\n'.encode()
+        floor = self.floor
+        with floor.lock:
+            floor.time = monotonic()
+            if floor.batch is None:
+                write(floor.descriptor, line)
+            else:
+                floor.batch.append(line)
+            self.__dict__[name] = value
+
+
+class Floor(Store):
+    """The floor that Python itself sets for a change that lasts, and which another thread may make, too."""
+
+    entrant = Entrant(FLOOR, PROCESS, "formats, locks, looks at the clock, writes, stores; no more")
+
+    def open(self) -> None:
+        self.descriptor = os.open(self.folder / "floor", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self.lock, self.time = threading.RLock(), monotonic()
+        self.batch: list[bytes] | None = None
+        self.db = FloorState(self)
+
+    def fill(self, content: dict[str, Any]) -> None:
+        for key, value in content.items():
+            held = FloorItems(value) if type(value) is dict else FloorList(value) if type(value) is list else value
+            if held is not value:
+                held.floor = self
+            self.db.__dict__[key] = held
+
+    def count(self, count: int) -> None:
+        state = self.db
+        for _ in repeat(None, count):
+            state.counter += 1
+
+    def count_nested(self, count: int) -> None:
+        state = self.db
+        for _ in repeat(None, count):
+            state.a["b"] += 1
+
+    def append(self, count: int) -> None:
+        state = self.db
+        for number in range(count):
+            state.processed.append(number)
+
+    def transact(self, count: int) -> None:
+        with self.lock:
+            self.batch = []
+            self.count(count)
+            write(self.descriptor, b"".join(self.batch))
+            self.batch = None
+
+    def close(self) -> None:
+        os.close(self.descriptor)
 
 
 class PlainDict(Store):
@@ -448,7 +549,7 @@ class PickleDb(Store):
 
 PEERS: list[type[Store]] = [ReadDict, JsonFile, Lmdb, Sqlite, DiskCache, SqliteDict, Shelve, PickleDb, TinyDb]
 #: In the environment of 26.1 there is only that; the others have been measured by then.
-STORES: list[type[Store]] = [Persisted] if IS_OLD else [Transacting, *PEERS]
+STORES: list[type[Store]] = [Persisted] if IS_OLD else [Transacting, Floor, *PEERS]
 SYNCED: list[type[Store]] = [] if IS_OLD else [Synced, SyncedSqlite, SyncedLmdb]
 
 

@@ -46,7 +46,11 @@ def _heed_signals() -> None:
 
     Below nohup, the end of the terminal shall still not end the tests.
     """
-    wanted = {"SIGINT": signal.default_int_handler, "SIGHUP": lambda *_: None, "SIGQUIT": signal.SIG_DFL}
+    wanted: dict[str, Any] = {
+        "SIGHUP": lambda *_: None,
+        "SIGINT": signal.default_int_handler,
+        "SIGQUIT": signal.SIG_DFL,
+    }
     for number, handler in ((getattr(signal, name, None), handler) for name, handler in wanted.items()):
         if number is not None and signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)

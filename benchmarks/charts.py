@@ -1,0 +1,140 @@
+"""Draws the charts of a folder with results.json, as SVG.
+
+    python benchmarks/charts.py FOLDER
+
+bench.py runs it in its environment, which has matplotlib. Text stays text, in colours that can be read on a light and
+on a dark page; what is behind the charts shines through. The same figures give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from figures import OLD, OURS, Figures, Row
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from rendering import amount
+
+mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "persistedstate"})
+
+TEXT, GRID = "#727b84", "#7d859066"
+COLOURS = {"memory": "#9a8c98", "process crash": "#3b82f6", "power loss": "#16a34a", "": "#d97706"}
+#: Those of the others, which nothing shines through.
+PALE = {"memory": "#a39ba1", "process crash": "#8fabd9", "power loss": "#84b899", "": "#d3a570"}
+LEGEND = {"memory": "memory only", "process crash": "survives a process crash", "power loss": "survives a power loss"}
+STEPS = {"interpreter": "#7d8590", "import": "#3b82f6", "open": "#16a34a", "change": "#d97706", "end": "#9a8c98"}
+
+#: Charts of a case in all stores, on a logarithmic scale.
+COMPARISONS = {
+    "counter": "STATE.counter += 1: time per change, shorter is better (logarithmic)",
+    "open 1 MB": "Opening a file of 1 MB: time, shorter is better (logarithmic)",
+}
+START = "steps of such a process"
+START_TITLE = "A script that opens a small state, changes it and ends: time, shorter is better"
+
+
+def main() -> None:
+    """Draw the charts of the folder that the command line names."""
+    folder = Path(sys.argv[1])
+    content = json.loads((folder / "results.json").read_bytes())
+    figures, caption = Figures(Row(**row) for row in content["rows"]), content["caption"]
+    for case, title in COMPARISONS.items():
+        if rows := figures.of_case(case):
+            save(comparison(rows), title, caption, folder / f"{case.replace(' ', '-').lower()}.svg")
+    if rows := figures.of_case(START):
+        save(start(rows), START_TITLE, caption, folder / "start.svg")
+
+
+def save(drawing: Any, title: str, caption: str, path: Path) -> None:
+    """Add what all charts have, and write one."""
+    [axes] = drawing.axes
+    inch = 1 / drawing.get_figheight()
+    drawing.text(0.01, 1 - 0.1 * inch, title, size=12, weight="bold", va="top", color=TEXT)
+    drawing.text(0.01, 0.1 * inch, caption, size=8, color=TEXT)
+    axes.set_axisbelow(True)  # the lines of the scale stand behind the bars
+    axes.grid(axis="x", color=GRID)
+    axes.tick_params(colors=TEXT, length=0)
+    axes.xaxis.set_major_formatter(lambda value, _: re.sub(r"\.0+ ", " ", amount(value, "s")) if value else "0")
+    axes.xaxis.set_tick_params(labelsize=8)
+    axes.minorticks_off()
+    axes.invert_yaxis()
+    axes.spines[:].set_visible(False)
+    drawing.savefig(path, transparent=True, metadata={"Title": title, "Date": None, "Creator": None})
+    # matplotlib ends some lines with blanks
+    path.write_text("".join(f"{line.rstrip()}\n" for line in path.read_text("utf-8").splitlines()), "utf-8")
+
+
+def canvas(bars: int) -> tuple[Any, Any]:
+    """Return an empty drawing for so many bars, and its axes."""
+    inches = 1.35 + 0.3 * bars
+    drawing = Figure(figsize=(9, inches))
+    axes = drawing.add_axes((0.25, 0.6 / inches, 0.66, 0.3 * bars / inches))
+    return drawing, axes
+
+
+def legend(axes: Any, colours: dict[str, str]) -> None:
+    """Tell above the bars what their colours mean."""
+    patches = [Patch(color=colour, label=text) for text, colour in colours.items()]
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.37, 1.0)}
+    axes.legend(handles=patches, ncols=len(patches), fontsize=9, frameon=False, labelcolor=TEXT, **place)
+
+
+def label(axes: Any, place: int, value: float, weight: str = "normal") -> None:
+    """Write a figure at the right, where no bar and no line of the scale comes."""
+    at = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center"}
+    axes.annotate(amount(value, "s"), (1.12, place), size=9, color=TEXT, weight=weight, **at)
+
+
+def comparison(rows: list[Row]) -> Any:
+    """Draw a bar for each row, and one for the limit, the shortest at the top."""
+    bars = [(row.store, row.median, row.durability) for row in rows]
+    limit = next((row for row in rows if row.store == OURS and row.limit_median), None)
+    if limit is not None and limit.limit_median:
+        durability = "process crash" if "write" in limit.limit else ""
+        bars.append((f"{limit.limit.replace('`', '')} (the limit)", limit.limit_median, durability))
+    bars.sort(key=lambda bar: bar[1])
+    drawing, axes = canvas(len(bars))
+    axes.set_xscale("log")
+    axes.set_xlim(bars[0][1] / 3, bars[-1][1] * 1.5)
+    axes.set_ylim(-0.5, len(bars) - 0.5)
+    axes.set_yticks(range(len(bars)), [name for name, *_ in bars], size=9)
+    for place, ((name, value, durability), tick) in enumerate(zip(bars, axes.get_yticklabels(), strict=True)):
+        is_ours = name.startswith(OURS) and name != OLD
+        weight = "bold" if is_ours else "normal"
+        axes.barh(place, value, height=0.62, color=(COLOURS if is_ours else PALE)[durability])
+        label(axes, place, value, weight)
+        tick.set_fontweight(weight)
+    present = {durability for *_, durability in bars}
+    legend(axes, {text: COLOURS[name] for name, text in LEGEND.items() if name in present})
+    return drawing
+
+
+def start(rows: list[Row]) -> Any:
+    """Draw what such a script takes, step by step, with this module and with 26.1."""
+    steps = {name: [row for row in rows if row.store.rpartition(", ")[0] == name] for name in (OURS, OLD)}
+    bars = {name: found for name, found in steps.items() if found}
+    drawing, axes = canvas(len(bars) + 1)
+    bare = rows[0].limit_median or 0.0
+    axes.set_yticks(range(len(bars) + 1), [rows[0].limit.replace("`", ""), *bars], size=9)
+    axes.barh(0, bare, height=0.62, color=PALE["memory"])
+    label(axes, 0, bare)
+    for place, found in enumerate(bars.values(), 1):
+        left = 0.0
+        for row in found:
+            axes.barh(place, row.median, left=left, height=0.62, color=STEPS[row.store.rpartition(", ")[2]])
+            left += row.median
+        label(axes, place, left, "bold" if place == 1 else "normal")
+    axes.get_yticklabels()[1].set_fontweight("bold")
+    axes.set_xlim(0, 1.02 * max(sum(row.median for row in found) for found in bars.values()))
+    axes.set_ylim(-0.5, len(bars) + 0.5)
+    legend(axes, STEPS)
+    return drawing
+
+
+if __name__ == "__main__":
+    main()
