@@ -12,10 +12,14 @@ import venv
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import persistedstate
+
+if TYPE_CHECKING:
+    from email.message import Message
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULE = ROOT / "persistedstate.py"
@@ -70,6 +74,12 @@ def contents(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+def metadata_of(wheel: Path) -> Message:
+    """Return what a wheel tells about itself."""
+    [text] = [text for name, text in contents(wheel).items() if name.endswith(".dist-info/METADATA")]
+    return message_from_bytes(text)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("wheel", tmp_path_factory.mktemp("wheel"))
@@ -119,8 +129,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 
 def test_wheel_metadata_tells_version_python_licence_and_two_dependencies(wheel: Path) -> None:
-    files = contents(wheel)
-    [metadata] = [message_from_bytes(files[name]) for name in files if name.endswith(".dist-info/METADATA")]
+    metadata = metadata_of(wheel)
 
     requirements = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
 
@@ -128,6 +137,29 @@ def test_wheel_metadata_tells_version_python_licence_and_two_dependencies(wheel:
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "MIT"
     assert sorted(re.split(r"[^\w.-]", line)[0] for line in requirements) == ["portalocker", "ruamel-yaml"]
+
+
+def test_description_has_no_links_that_lead_nowhere(wheel: Path) -> None:
+    """An index shows README.md without the files around it. The words stay, and what is in the code blocks."""
+    metadata = metadata_of(wheel)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    described = metadata.get_payload(decode=True).decode()  # type: ignore[union-attr]  # it has one part
+
+    targets = re.findall(r"\]\(([^)]*)\)", described)
+
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert [target for target in targets if not target.startswith(("http", "#"))] == []
+    assert "tests/README.md tells which" in described
+    assert re.findall(r"^```.*?^```$", described, re.DOTALL | re.MULTILINE) == re.findall(
+        r"^```.*?^```$", readme, re.DOTALL | re.MULTILINE
+    )
+
+
+def test_only_what_a_user_may_want_is_published_as_an_extra(wheel: Path) -> None:
+    """What tests and benchmarks need are dependency groups, which stay in the tree."""
+    metadata = metadata_of(wheel)
+
+    assert metadata.get_all("Provides-Extra") == ["constelite", "key-value", "pystator"]
 
 
 def test_editable_installation_reaches_the_file_in_the_tree(tmp_path: Path) -> None:
