@@ -2,9 +2,10 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# The tests take this part of the rounds and cases that the full sizes have.
+# The tests take this part of the rounds and cases that the full sizes have; see tests/rounds.py.
 PERSISTEDSTATE_SHARE ?= 0.05
-export PYTHON PERSISTEDSTATE_SHARE
+PERSISTEDSTATE_CASES ?= $(PERSISTEDSTATE_SHARE)
+export PYTHON PERSISTEDSTATE_SHARE PERSISTEDSTATE_CASES
 
 SET_UP = .ci/venv $(VENV) -e . --group dev
 
@@ -33,6 +34,7 @@ test:
 	@$(VENV)/bin/python -m pytest -n auto $(ARGS)
 
 .PHONY: campaign
+campaign: PERSISTEDSTATE_CASES = 1
 campaign:
 	@$(SET_UP)
 	@echo 'The nightly sizes of the random tests: this takes hours.'

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import oracle
 import pytest
 from hypothesis import settings
-from rounds import SHARE, sample
+from rounds import CASES, sample
 
 import persistedstate
 from persistedstate import PersistedState
@@ -58,10 +58,10 @@ def _heed_signals() -> None:
 
 @pytest.hookimpl(trylast=True)  # of what -k and -m leave
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where a share of the tests is run, take a sample of the cases of each; not where a test was named."""
+    """Take a sample of the cases of each test, where a share of them is wanted; not where a test was named."""
     if any("::" in argument for argument in config.args):
         return
-    taken = sample([item.nodeid for item in items], SHARE, os.environ[SEED])
+    taken = sample([item.nodeid for item in items], CASES, os.environ[SEED])
     left_out = [item for item in items if item.nodeid not in taken]
     items[:] = [item for item in items if item.nodeid in taken]
     config.hook.pytest_deselected(items=left_out)

@@ -1,9 +1,9 @@
 """How much of the random tests and of tests with many cases is run, and where chances come from.
 
 A random test takes `@rounds(ci=…, nightly=…)` and runs `rounds` times in CI; the long run is `make campaign`.
-`PERSISTEDSTATE_SHARE=0.1` takes a tenth of these rounds, and of a test with many cases a tenth, or `FEW` of them. A
-random test draws from the fixture `chance` or by Hypothesis; conftest.py gives both the seed of the run, which
-`PERSISTEDSTATE_SEED=…` sets. The seed tells which cases are taken, too.
+`PERSISTEDSTATE_SHARE=0.1` takes a tenth of these rounds, `PERSISTEDSTATE_CASES=0.1` a tenth of the cases of a test that
+has many, at least `FEW`; `make test` sets both. A random test draws from the fixture `chance` or by Hypothesis;
+conftest.py gives both the seed of the run, which `PERSISTEDSTATE_SEED=…` sets. It tells which cases are taken, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import pytest
 
 #: The part of CI's rounds that is run.
 SHARE = float(os.environ.get("PERSISTEDSTATE_SHARE", "1"))
+#: The part of the cases of a test that is run.
+CASES = float(os.environ.get("PERSISTEDSTATE_CASES", "1"))
 #: Of a test with more cases, so many are run whatever the share.
 FEW = 12
 

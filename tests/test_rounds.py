@@ -46,7 +46,7 @@ def test_a_test_that_is_named_runs_with_all_its_cases(asked: str, run: int, tmp_
     shutil.copy(TESTS.parent / "pyproject.toml", tmp_path)
     text = f"import pytest\n@pytest.mark.parametrize('x', range({2 * FEW}))\ndef test_many(x): pass\n"
     (tmp_path / "tests/test_many.py").write_text(text, "utf-8")
-    environ = {**os.environ, "PERSISTEDSTATE_SHARE": "0.05", "PYTHONPATH": str(TESTS.parent)}
+    environ = {**os.environ, "PERSISTEDSTATE_CASES": "0.05", "PYTHONPATH": str(TESTS.parent)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", asked]
 
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
