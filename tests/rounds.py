@@ -18,7 +18,7 @@ SHARE = float(os.environ.get("PERSISTEDSTATE_SHARE", "1"))
 #: The part of the cases of a test that is run.
 CASES = float(os.environ.get("PERSISTEDSTATE_CASES", "1"))
 #: Of a test with more cases, so many are run whatever the share.
-FEW = 12
+FEW = 8
 
 
 def rounds(*, ci: int, nightly: int) -> pytest.MarkDecorator:
