@@ -14,7 +14,7 @@ help:
 	@echo 'make demo      a script is killed, started again, interrupted, and goes on, before your eyes'
 	@echo 'make test      the tests in their quick sizes: 3 to 4 minutes on 2 cores'
 	@echo 'make check     lint, format and types'
-	@echo 'make bench     measures everything and writes benchmarks/results/: about 15 minutes'
+	@echo 'make bench     measures everything and writes benchmarks/results/: a few minutes, on a quiet machine'
 	@echo 'make campaign  the random tests in their nightly sizes: hours'
 	@echo
 	@echo 'ARGS goes to what is run:     make test ARGS="-k transaction"    make bench ARGS=--quick'
