@@ -100,9 +100,9 @@ class PersistedStateStore(StateStoreClient):
     lends no SQLAlchemy session, so `runtime.list_transitions` and `subscribe` refuse.
 
     The state and the context of one transition are one record in the file. An orchestrator gives the state first, and
-    the context after the actions; the store keeps the state in memory until then (whoever asks sees it already). If
-    the process dies between the two, or the context cannot be stored, the entity is where it was before the event.
-    A transition out of a parallel state is the exception: it has no context, and is in the file at once.
+    the context after the actions; the store keeps the state back until then, or until somebody asks for it: what a
+    call has told is in the file. If the process dies before that, or the context cannot be stored, the entity is where
+    it was before the event. A transition out of a parallel state has no context, and is in the file at once.
 
     Context, payloads and metadata may hold what YAML can, and what becomes it without loss of meaning: Decimal,
     Fraction, UUID, paths and times become str, timedelta seconds, sets and tuples lists, enums their value,
@@ -219,16 +219,15 @@ class PersistedStateStore(StateStoreClient):
                 )
             _advance(entry, state, metadata or {})
             if _awaits_context(metadata or {}):
-                self._begin(entity_id, entry)
+                self._begun[entity_id] = _Begun(_maker(), entry)
             else:
                 self._write({entity_id: entry})
-                self._begun.pop(entity_id, None)
             return int(entry["version"])
 
     def get_context(self, entity_id: str) -> dict[str, Any]:
         """Return a copy of the entity's context; empty if there is none."""
         with self._open():
-            return dict(self._entry(entity_id)["context"])
+            return dict(self._stored(entity_id)["context"])
 
     def set_context(self, entity_id: str, context: dict[str, Any]) -> None:
         """Replace the entity's context; completes the transition that came before.
@@ -237,10 +236,10 @@ class PersistedStateStore(StateStoreClient):
         """
         with self._open():
             begun = self._begun.get(entity_id)
-            if begun is None or begun.maker != _maker():
-                entry = self._stored(entity_id)
-            else:
+            if begun is not None and begun.maker == _maker():
                 entry = self._begun.pop(entity_id).entry
+            else:
+                entry = self._stored(entity_id)
             self._write({entity_id: {**entry, "context": _storable(context)}})
 
     def get_is_terminal(self, entity_id: str) -> bool | None:
@@ -256,9 +255,9 @@ class PersistedStateStore(StateStoreClient):
     def delete_entity(self, entity_id: str) -> bool:
         """Remove state, version and context; tell whether there were any. The entity's events and history stay."""
         with self._open() as state:
-            is_begun = self._begun.pop(entity_id, None) is not None
+            self._tell(entity_id)
             entities = _section(state, "entities")
-            return (entity_id in entities and entities.pop(entity_id) is not None) or is_begun
+            return entity_id in entities and entities.pop(entity_id) is not None
 
     # ---- Many entities ----
 
@@ -274,8 +273,6 @@ class PersistedStateStore(StateStoreClient):
             for entity_id, state in updates.items():
                 _advance(entries[entity_id], state, metadata or {})
             self._write(entries)
-            for entity_id in entries:
-                self._begun.pop(entity_id, None)
 
     def list_entities(self, state: str | None = None, limit: int = 100, offset: int = 0) -> list[str]:
         """Return the ids of the entities that have a state (this one), in the order of the file."""
@@ -371,22 +368,24 @@ class PersistedStateStore(StateStoreClient):
     # ---- Entries ----
 
     def _entry(self, entity_id: str) -> dict[str, Any]:
-        """Return a copy of what is known of an entity, with nothing missing."""
-        begun = self._begun.get(entity_id)
-        return dict(begun.entry) if begun else self._stored(entity_id)
+        """Return a copy of what is known of an entity, with nothing missing; from then on it is in the file."""
+        self._tell(entity_id)
+        return self._stored(entity_id)
+
+    def _tell(self, *entity_ids: str) -> None:
+        """Write transitions that were kept back, beside the present contexts: somebody asks for them."""
+        kept = {
+            entity_id: {**self._begun[entity_id].entry, "context": self._stored(entity_id)["context"]}
+            for entity_id in entity_ids
+            if entity_id in self._begun
+        }
+        if kept:
+            self._write(kept)
+            for entity_id in kept:
+                del self._begun[entity_id]
 
     def _stored(self, entity_id: str) -> dict[str, Any]:
         return _complete(entity_id, _section(self._connection, "entities").get(entity_id))
-
-    def _begin(self, entity_id: str, entry: dict[str, Any]) -> None:
-        """Keep a transition until its context comes.
-
-        One that another task or thread has begun goes into the file first, so that its context does not join this one.
-        """
-        begun = self._begun.get(entity_id)
-        if begun is not None and begun.maker != _maker():
-            self._write({entity_id: begun.entry})
-        self._begun[entity_id] = _Begun(_maker(), entry)
 
     def _metadata(self, entity_id: str) -> dict[str, Any]:
         with self._open():
@@ -394,12 +393,11 @@ class PersistedStateStore(StateStoreClient):
 
     def _states(self, state: PersistedState) -> Iterator[tuple[str, str]]:
         """Yield the entities that have a state, with it, without copying the rest of them."""
-        entities = _section(state, "entities")
-        for entity_id in dict.fromkeys([*entities, *self._begun]):
-            known = self._begun[entity_id].entry if entity_id in self._begun else entities.get(entity_id)
-            is_in = known.get("state") if isinstance(known, dict | StateDict) else None
+        self._tell(*self._begun)
+        for entity_id, known in _section(state, "entities").items():
+            is_in = known.get("state") if isinstance(known, StateDict) else None
             if not isinstance(is_in, str):  # there is none, or a person made it unusable, which is told
-                is_in = self._entry(entity_id)["state"]
+                is_in = self._stored(entity_id)["state"]
             if is_in is not None:
                 yield entity_id, is_in
 

@@ -452,17 +452,61 @@ def test_file_never_shows_the_state_of_one_event_with_the_context_of_another(pat
                 assert entry["state"] == entry["context"]["step"]
 
 
-def test_action_sees_the_new_state_before_it_is_in_the_file(store: PersistedStateStore, path: Path) -> None:
+ASKED: dict[str, tuple[Callable[[PersistedStateStore], Any], Any]] = {
+    "get_state": (lambda store: store.get_state("a"), "paid"),
+    "get_state_versioned": (lambda store: store.get_state_versioned("a"), ("paid", 1)),
+    "get_states_batch": (lambda store: store.get_states_batch(["a"]), {"a": "paid"}),
+    "list_entities": (lambda store: store.list_entities("paid"), ["a"]),
+    "count_by_state": (lambda store: store.count_by_state(), {"paid": 1}),
+    "get_is_terminal": (lambda store: store.get_is_terminal("a"), False),
+    "get_workflow_status": (lambda store: store.get_workflow_status("a"), "active"),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_what_is_told_of_an_event_that_is_in_its_actions_is_in_the_file(
+    store: PersistedStateStore, path: Path, asked: str
+) -> None:
+    ask, expected = ASKED[asked]
     seen: list[Any] = []
 
     def charge(_context: dict[str, Any]) -> None:
-        seen.append((store.get_state("a"), store.list_entities(), store.count_by_state(), store.get_is_terminal("a")))
-        seen.append(reopened(path))
+        seen.extend([reopened(path), ask(store), reopened(path)["entities"]["a"]["state"]])
 
-    orchestrator(store, charge=charge).process_event("a", "pay")
+    orchestrator(store, charge=charge).process_event("a", "pay", {"amount": 1})
 
-    assert seen == [("paid", ["a"], {"paid": 1}, False), {}]
-    assert reopened(path)["entities"]["a"]["state"] == "paid"
+    assert seen == [{}, expected, "paid"]
+    assert reopened(path)["entities"]["a"]["context"]["amount"] == store.get_context("a")["amount"] == 1
+
+
+@pytest.mark.parametrize("asked", [*ASKED, None])
+def test_what_is_told_of_an_event_that_ran_out_of_time_stays(path: Path, asked: str | None) -> None:
+    """And what was not told is as before it."""
+
+    async def charge(_context: dict[str, Any]) -> None:
+        await asyncio.Event().wait()
+
+    with PersistedStateStore(path) as store:
+        event = orchestrator(store, charge=charge).async_process_event("a", "pay", {"amount": 1})
+        with pytest.raises(asyncio.TimeoutError):
+            asyncio.run(asyncio.wait_for(event, 0.01))
+        told = asked and ASKED[asked][0](store) == ASKED[asked][1]
+    with PersistedStateStore(path) as store:
+        assert told == (asked and True)
+        assert store.get_state_versioned("a") == (("paid", 1) if asked else (None, None))
+        assert orchestrator(store).process_event("a", "ship" if asked else "pay", {"amount": 2}).success
+
+
+def test_what_is_told_of_an_event_that_ctrl_c_ended_stays(path: Path) -> None:
+    def charge(_context: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with PersistedStateStore(path) as store:
+        with pytest.raises(KeyboardInterrupt):
+            orchestrator(store, charge=charge).process_event("a", "pay", {"amount": 1})
+        assert store.get_state("a") == "paid"
+    with PersistedStateStore(path) as store:
+        assert (store.get_state("a"), store.get_context("a")) == ("paid", {})
 
 
 def test_event_whose_process_ends_by_kill_in_an_action_did_not_happen(path: Path) -> None:
@@ -583,6 +627,19 @@ def test_context_that_another_thread_sets_does_not_complete_a_transition(
 
     assert seen == [{"context": {"note": 1}}]
     assert reopened(path)["entities"]["a"]["state"] == "paid"
+
+
+def test_context_that_another_thread_sets_stays_when_the_transition_is_told(
+    store: PersistedStateStore, path: Path
+) -> None:
+    def charge(_context: dict[str, Any]) -> None:
+        thread = threading.Thread(target=store.set_context, args=("a", {"note": 1}))
+        thread.start()
+        thread.join()
+        assert store.get_state("a") == "paid"
+        assert reopened(path)["entities"]["a"]["context"] == {"note": 1}
+
+    assert orchestrator(store, charge=charge).process_event("a", "pay", {"amount": 1}).success
 
 
 def test_other_change_of_an_entity_in_transition_wins_over_it(store: PersistedStateStore, path: Path) -> None:
