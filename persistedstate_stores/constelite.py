@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ForwardRef, NamedTuple
 from uuid import UUID, uuid4
 
 from persistedstate import PersistedState, StateDict, StateList, plain
-from persistedstate_stores._ids import warn_of_ids
+from persistedstate_stores._warn import warn_of_ids
 
 try:
     from constelite.guid_map import AsyncGUIDMap
@@ -117,6 +117,17 @@ class _Operation(NamedTuple):
     #: The records as the steps leave them; None for a deleted one.
     left: dict[str, dict[str, Any] | None]
 
+
+class _Found(NamedTuple):
+    """What the file has of a state: its model, its record, and the relationships, as pairs of uid and model."""
+
+    model: Any
+    record: dict[str, Any]
+    refs: dict[str, list[tuple[str, str]] | None]
+
+
+#: By relationship and uid: which records lead there. A query that asks for all of them looks at each record once.
+_Leading = dict[str, dict[str, list[str]]]
 
 #: The operation that the present task, or the one that started it, is in.
 _operation: ContextVar[_Operation | None] = ContextVar("_operation", default=None)
@@ -278,17 +289,25 @@ class PersistedStateStore(AsyncBaseStore):
 
     async def get_state_by_uid(self, uid: str, model_type: Any) -> StateModel:
         """Return the state of a record, which tells by itself of what model it is."""
-        record = self._read(uid)
         with self._file.section("records") as records:
-            model = _model(record, uid, model_type)
-            leads_to = {name: _targets(records, field, record) for name, field in _fields(model, *_RELATIONSHIPS)}
-            leads_from = {name: _sources(records, field, uid) for name, field in _fields(model, Backref)}
-        for name, _ in _fields(model, Dynamic):
+            found = self._found(records, uid, model_type, {})
+        return await self._resolved(found)
+
+    def _found(self, records: Any, uid: str, model_type: Any, leading: _Leading) -> _Found:
+        record = self._read(uid)
+        model = _model(record, uid, model_type)
+        leads_to = {name: _targets(records, field, record) for name, field in _fields(model, *_RELATIONSHIPS)}
+        leads_from = {name: _sources(records, field, uid, leading) for name, field in _fields(model, Backref)}
+        return _Found(model, record, {**leads_to, **leads_from})
+
+    async def _resolved(self, found: _Found) -> StateModel:
+        record = found.record
+        for name, _ in _fields(found.model, Dynamic):
             record[name] = {"points": record[name]} if record.get(name) is not None else None
-        for name, targets in {**leads_to, **leads_from}.items():
+        for name, targets in found.refs.items():
             if targets is not None:
                 record[name] = [await self.generate_ref(uid=to, state_model_name=kind) for to, kind in targets]
-        return resolve_model(values=record, model_type=model)
+        return resolve_model(values=record, model_type=found.model)
 
     async def execute_query(self, query: Any, model_type: Any, include_states: bool) -> dict[str, Any]:  # noqa: FBT001
         """Return the uids of a model's records, with their states or None; ValueError for a query it cannot do.
@@ -306,7 +325,10 @@ class PersistedStateStore(AsyncBaseStore):
                 for uid, record in records.items()
                 if model_type.__name__ in _lineage(record) and _has_properties(model_type, record, wanted)
             ]
-        return {uid: await self.get_state_by_uid(uid, model_type) if include_states else None for uid in found}
+            leading: _Leading = {}
+            states = [self._found(records, uid, model_type, leading) for uid in found] if include_states else []
+        resolved = [await self._resolved(state) for state in states] or [None] * len(found)
+        return dict(zip(found, resolved, strict=True))
 
 
 class PersistedStateGUIDMap(AsyncGUIDMap):
@@ -446,9 +468,9 @@ def _remove(uid: str, records: Any) -> None:
                 record[name].remove(uid)
 
 
-def _leads_to(record: Mapping[str, Any], name: str | None, uid: str) -> bool:
+def _leads_to(record: Mapping[str, Any], name: str, uid: str) -> bool:
     """Tell whether a relationship leads to a record; what a person made something else than a list does not."""
-    found = record.get(name) if name is not None else None
+    found = record.get(name)
     return isinstance(found, list | StateList) and uid in found
 
 
@@ -469,15 +491,23 @@ def _targets(records: Mapping[str, Any], field: Any, record: Mapping[str, Any]) 
     return [(uid, to.get("model_name", declared) if isinstance(to, StateDict) else declared) for uid, to in found]
 
 
-def _sources(records: Mapping[str, Any], field: Any, uid: str) -> list[tuple[str, str]] | None:
+def _sources(records: Mapping[str, Any], field: Any, uid: str, leading: _Leading) -> list[tuple[str, str]] | None:
     """Return uid and model of the records that lead to this one by a backref's relationship; None if there are none."""
     name, declared = field.field_info.extra.get("from_field"), _model_name(field.type_.model())
-    found = [
-        (source, record["model_name"])
-        for source, record in records.items()
-        if isinstance(record, StateDict) and _leads_to(record, name, uid) and declared in _lineage(record)
-    ]
-    return found or None
+    if name not in leading:
+        leading[name] = _all_leading(records, name)
+    sources = [source for source in leading[name].get(uid, ()) if declared in _lineage(records[source])]
+    return [(source, records[source]["model_name"]) for source in sources] or None
+
+
+def _all_leading(records: Mapping[str, Any], name: str | None) -> dict[str, list[str]]:
+    """Return the uids of the records that lead to others by a relationship of that name, by the uid of those."""
+    leading: dict[str, list[str]] = {}
+    for source, record in records.items():
+        found = record.get(name) if isinstance(record, StateDict) and name is not None else None
+        for uid in dict.fromkeys(to for to in found if isinstance(to, str)) if isinstance(found, StateList) else ():
+            leading.setdefault(uid, []).append(source)
+    return leading
 
 
 def _points(props: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,13 +20,13 @@ import json
 import math
 import threading
 import time
-import warnings
 from contextlib import nullcontext
 from datetime import date, datetime, timezone
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from persistedstate import PersistedState, StateDict, StateError, StateReadOnly, plain
+from persistedstate_stores._warn import warn_of_places
 
 try:
     from key_value.aio._utils.managed_entry import ManagedEntry  # BaseStore's methods take it; no public name has it
@@ -58,8 +58,6 @@ _PURGE_SHARE = 0.01
 _PURGED_AT_ONCE = 100
 #: What JSON gives back just as it is, besides lists and dicts.
 _JSON, _NAMES = frozenset({str, int, float, bool, type(None)}), frozenset({str})
-#: So many unusable places are named in a warning.
-_NAMED = 3
 
 
 class PersistedStateStore(
@@ -362,11 +360,8 @@ class PersistedStateStore(
         places = [self._place(str(name)) for name in self._root() if not isinstance(name, str)]
         for name, node in self._collections():
             places += [self._place(name, str(key)) for key, entry in node.items() if not _is_usable(key, entry)]
-        if places:
-            more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
-            advice = 'a name is a string (write "1", not 1), an entry has a `value` and maybe `expires_at`'
-            shown = "; ".join(places[:_NAMED])
-            warnings.warn(f"no entry of the store: {shown}{more}; {advice}", RuntimeWarning, stacklevel=2)
+        advice = '; a name is a string (write "1", not 1), an entry has a `value` and maybe `expires_at`'
+        warn_of_places(places, "no entry of the store:", advice, separator="; ")
 
 
 def _check_options(state: object, max_entries: int | None, options: Mapping[str, Any]) -> None:

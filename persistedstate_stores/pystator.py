@@ -36,7 +36,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from persistedstate import PersistedState, StateDict, StateList, plain
-from persistedstate_stores._ids import warn_of_ids
+from persistedstate_stores._warn import warn_of_ids
 
 try:
     from pystator.errors import StaleVersionError

@@ -555,6 +555,35 @@ def test_backrefs_are_only_those_of_the_model_that_they_name(store: PersistedSta
     assert get(store, r_kim).pets is None
 
 
+def calls_of_a_query(store: PersistedStateStore) -> int:
+    """Return how many Python functions are called to get all keepers, with their backrefs."""
+    counted = 0
+
+    def count(_frame: object, event: str, _arg: object) -> None:
+        nonlocal counted
+        counted += event == "call"
+
+    sys.setprofile(count)
+    try:
+        found = run(store.query("Keeper", include_states=True))
+    finally:
+        sys.setprofile(None)
+    assert all(len(keeper.pets) == 1 for keeper in found)
+    return counted
+
+
+def test_query_with_backrefs_takes_work_in_proportion_to_the_records(store: PersistedStateStore) -> None:
+    def put_keepers(count: int) -> int:
+        for _ in range(count):
+            put(store, Pet(carer=[put(store, Keeper())]))
+        return calls_of_a_query(store)
+
+    put_keepers(1)  # imports
+    few, many = put_keepers(19), put_keepers(60)
+
+    assert many / few < 4.4  # for four times as many
+
+
 def test_relationship_that_must_be_there_is_empty_where_the_file_lacks_it(path: Path) -> None:
     path.write_text("records:\n  w:\n    model_name: Ward\n", encoding="utf-8")
 
@@ -950,9 +979,13 @@ def test_unusable_record_is_named_and_left_alone(path: Path, text: str, problem:
 def test_uids_without_quotes_that_are_no_strings_are_named(path: Path) -> None:
     path.write_text("records:\n  7: {model_name: Toy}\n  seven: {model_name: Toy}\n", encoding="utf-8")
 
+    async def look() -> bool:
+        return await store.uid_exists("seven", Toy)
+
     with contextlib.closing(open_store(path)) as store:
-        with pytest.warns(RuntimeWarning, match=r'records\.7: an id is a string, write "1", not 1'):
-            assert run(store.uid_exists("seven", Toy)) is True
+        with pytest.warns(RuntimeWarning, match=r'records\.7: an id is a string, write "1", not 1') as told:
+            assert run(look()) is True
+        assert [warning.filename for warning in told] == [__file__]
         assert run(store.uid_exists("7", Toy)) is False
 
 

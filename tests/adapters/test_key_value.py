@@ -767,8 +767,22 @@ def test_names_without_quotes_that_are_no_strings_are_named(path: Path) -> None:
         async with PersistedStateStore(path) as store:
             return [await store.keys("c"), await store.collections(), await store.get("1", collection="c")]
 
-    with pytest.warns(RuntimeWarning, match=r"550; .*c → 1; a name is a string"):
+    with pytest.warns(RuntimeWarning, match=r"550; .*c → 1; a name is a string") as told:
         assert run(visit()) == [["yes"], ["c"], None]
+    assert [warning.filename for warning in told] == [__file__]
+
+
+def test_warning_of_a_file_that_a_task_opens_points_to_what_runs_the_tasks(path: Path) -> None:
+    write(path, "c:\n  1: {value: {}}\n")
+    store = PersistedStateStore(path)
+
+    async def visit() -> None:
+        await asyncio.gather(store.get("k"), store.get("l"))
+
+    with pytest.warns(RuntimeWarning, match="c → 1") as told:
+        asyncio.run(visit())
+    assert [warning.filename for warning in told] == [__file__]
+    run(store.close())
 
 
 def test_typo_refuses_the_file_with_line_and_leaves_it(path: Path) -> None:

@@ -1121,7 +1121,14 @@ def test_ids_without_quotes_that_are_no_strings_are_named(path: Path) -> None:
 
     store = PersistedStateStore(path)
 
-    with pytest.warns(RuntimeWarning, match=r'entities\.42, events\.True: an id is a string, write "1", not 1'):
+    for connect in store.connect, store.__enter__:
+        with pytest.warns(
+            RuntimeWarning, match=r'entities\.42, events\.True: an id is a string, write "1", not 1'
+        ) as told:
+            connect()
+        assert [warning.filename for warning in told] == [__file__]
+        store.disconnect()
+    with pytest.warns(RuntimeWarning, match="42"):
         store.connect()
 
     assert (store.get_state("42"), store.get_state("no")) == (None, "new")
