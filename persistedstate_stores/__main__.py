@@ -7,16 +7,33 @@ import argparse
 import asyncio
 import shutil
 import sys
+import warnings
+from typing import TYPE_CHECKING
+
+from persistedstate_stores._addresses import is_of_pystator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0, or 1 with the reason on stderr when the copy is not complete."""
     chosen = _parser().parse_args(arguments)
-    try:
-        return asyncio.run(_copy(chosen.source, chosen.target))
-    except KeyboardInterrupt:
-        print("\nstopped; run it again to go on", file=sys.stderr)
-        return 130
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # the frameworks warn their developers, of beartype or of stores that may change
+        warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = _show_warning
+        try:
+            return _copy(chosen.source, chosen.target)
+        except KeyboardInterrupt:
+            print("\nstopped; run it again to go on", file=sys.stderr)
+            return 130
+
+
+def _show_warning(message: Warning | str, *_where: object, **_more: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,33 +42,47 @@ def _parser() -> argparse.ArgumentParser:
     copying = commands.add_parser(
         "copy",
         help="copy all entries, with what remains of their lives, and read them back",
-        description="Copy all entries of a store to another one, with what remains of their lives, and read them back. "
-        "What the target has already is not written again: after an interruption, run it again.",
-        epilog="A store is the path of a state file, or redis://HOST/DB, rediss://…, valkey://HOST/DB, "
-        "memcached://HOST:PORT, dynamodb://TABLE?region_name=…, mongodb://HOST/DB, "
-        "elasticsearch+http://HOST:PORT/PREFIX, disk:FOLDER, filetree:FOLDER.",
+        description="Copy all entries of a store to another one, with what remains of their lives, or all machines of "
+        "pystator, with versions, events and history; then read them back. What the target has already is not written "
+        "again: after an interruption, run it again.",
+        epilog="A store is the path of a state file, or FILE#KEY for what is under a key of it, or redis://HOST/DB, "
+        "rediss://…, valkey://HOST/DB, memcached://HOST:PORT, dynamodb://TABLE?region_name=…, mongodb://HOST/DB, "
+        "elasticsearch+http://HOST:PORT/PREFIX, disk:FOLDER, filetree:FOLDER. Those of pystator are sqlite:///FILE, "
+        "postgresql://HOST/DB, pystator+mongodb://HOST/DB, pystator+redis://HOST/DB.",
     )
     copying.add_argument("source", help="where to copy from; it is not changed, and a state file may be in use")
     copying.add_argument("target", help="where to copy to; a state file must not be in use")
     return parser
 
 
-async def _copy(source: str, target: str) -> int:
+def _copy(source: str, target: str) -> int:
     is_shown = sys.stderr.isatty()
     try:
-        from persistedstate_stores.copy import copy  # noqa: PLC0415 - to show the help, no framework is needed
-
-        done = await copy(source, target, progress=show if is_shown else None)
+        said = _result(source, target, show if is_shown else None)
     except Exception as error:  # noqa: BLE001 - each client of a server has its own
-        print(f"\nerror: {error}" if is_shown else f"error: {error}", file=sys.stderr)
+        reason = str(error) or type(error).__name__
+        print(f"\nerror: {reason}" if is_shown else f"error: {reason}", file=sys.stderr)
         return 1
     if is_shown:
         print(file=sys.stderr)
-    print(
-        f"{done.entries} entries in {done.collections} collections, {done.written} of them written, "
-        "all read back from the target"
-    )
+    print(said)
     return 0
+
+
+def _result(source: str, target: str, progress: Callable[[str, int, int], object] | None) -> str:
+    """Copy, and return what to say of it; to show the help, no framework is needed."""
+    if is_of_pystator(source) or is_of_pystator(target):
+        from persistedstate_stores import copy_machines  # noqa: PLC0415
+
+        made = copy_machines.copy(source, target, progress=progress)
+        left = f"; {made.left} left behind, for which the target has no place" if made.left else ""
+        found = f"{made.entities} entities, {made.events} events and {made.transitions} transitions"
+        return f"{found}, {made.written} of them written, all read back from the target{left}"
+    from persistedstate_stores.copy import copy  # noqa: PLC0415
+
+    done = asyncio.run(copy(source, target, progress=progress))
+    found = f"{done.entries} entries in {done.collections} collections"
+    return f"{found}, {done.written} of them written, all read back from the target"
 
 
 def show(stage: str, done: int, total: int) -> None:

@@ -3,14 +3,16 @@
 `python -m persistedstate_stores copy SOURCE TARGET` does it on the command line, `copy()` in Python. A store is named
 by an address:
 
-    example.state                                   a state file
+    example.state                                   a state file; example.state#KEY: what is under a key of it
     redis://localhost:6379/0                        also rediss:// and valkey://
-    memcached://localhost:11211
+    memcached://localhost:11211                     entries that live beyond the 19th January 2038 end there
     dynamodb://table?region_name=eu-central-1       also &endpoint_url=…; credentials as usual for AWS
     mongodb://localhost/database                    also mongodb+srv://
     elasticsearch+http://localhost:9200/prefix      also elasticsearch+https://
     disk:folder
     filetree:folder
+
+Those of pystator are copied by `persistedstate_stores.copy_machines`.
 
 What the target has already, value and expiry alike, is not written again; so a copy that was killed goes on where it
 was, and one that has finished is verified by reading everything back. Other entries of the target stay.
@@ -22,18 +24,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from persistedstate import StateError
+from persistedstate_stores._addresses import CopyError, described, is_of_pystator, patient, shown
 from persistedstate_stores.key_value import PersistedStateStore
 
 # Without the framework, the import above tells what to install.
 # isort: split
+from key_value.aio.errors import DeserializationError
 from key_value.aio.protocols.key_value import (
     AsyncEnumerateCollectionsProtocol,
     AsyncEnumerateKeysProtocol,
@@ -55,12 +61,10 @@ _PASSES, _PAUSE = 4, 1.0
 _TOLERANCE = 2.0
 #: Seconds that an entry must have left to be worth copying; most stores know no less.
 _LEAST_TTL = 1.0
+#: Memcached takes larger numbers of seconds for a point in time.
+_LONGEST_EXPTIME = 30 * 24 * 3600
 #: The stores of py-key-value list no more names than that.
 _PAGE_LIMIT = 10_000
-
-
-class CopyError(Exception):
-    """The copy is not complete; the text says why. Nothing is lost, and another run goes on from here."""
 
 
 class Copied(NamedTuple):
@@ -100,20 +104,22 @@ async def copy(
             tell them, such as one behind a wrapper.
         progress: called with the present stage ("copying", "reading back"), the number of entries done, and of all.
 
-    Raises CopyError, if names cannot be listed, if an entry cannot be written, or does not come back as it was
-    written; ValueError for an address that is none; OSError, py-key-value's and the servers' errors when a store
-    cannot be reached. Whatever happened, calling it again goes on from there.
+    Raises CopyError, if names cannot be listed, if a store does not answer, if an entry cannot be written, or does not
+    come back as it was written; ValueError for an address that is none; OSError and py-key-value's errors for a file
+    that cannot be opened. Whatever happened, calling it again goes on from there.
     """
     async with AsyncExitStack() as stack:
         origin = await _opened(source, stack, is_source=True)
-        goal = await _opened(target, stack, is_source=False)
-        todo = {name: list(dict.fromkeys(keys)) for name, keys in (names or await list_names(origin)).items()}
+        todo = {name: list(dict.fromkeys(keys)) for name, keys in (names or await _listed(origin)).items()}
+        goal = await _opened(target, stack, is_source=False)  # not before: where nothing is to be copied, none is made
+        await goal.check(next(iter(todo), None))
         return await _copy_all(origin, goal, todo, progress or (lambda *_: None))
 
 
 async def list_names(store: Store) -> dict[str, list[str]]:
-    """Return the keys of a store, by collection; raises CopyError, if it cannot tell all of them."""
+    """Return the keys of a store, by collection; raises CopyError, if it cannot tell all of them, or is no store."""
     await _set_up(store)
+    _check_file(store)
     found: dict[str, dict[str, None]] = {}
     async for collection, key in _lister(store)(store):
         found.setdefault(collection, {})[key] = None
@@ -125,24 +131,61 @@ def open_store(address: str, *, is_source: bool = False) -> Store:
 
     is_source: True: do not create what is not there, and do not lock a state file.
     """
-    scheme, _, rest = address.partition(":")
-    if scheme in _OPENERS:
+    if is_of_pystator(address):
+        raise ValueError(f"{shown(address)} is a store of pystator; persistedstate_stores.copy_machines copies those")
+    scheme, colon, rest = address.partition(":")
+    if colon and scheme in _OPENERS:
         return _OPENERS[scheme](_Address(address, is_source))
     if rest.startswith("//"):
-        raise ValueError(f"{address} is no address of a store; there are {', '.join(_OPENERS)}, and paths")
-    return PersistedStateStore(address, _readonly=is_source)
+        raise ValueError(f"{shown(address)} is no address of a store; there are {', '.join(_OPENERS)}, and paths")
+    if scheme in _OPENERS:
+        raise ValueError(f"{address} is no address; write {address}:… as in `copy --help`, or ./{address} for a file")
+    path, sharp, under = address.rpartition("#")
+    if not sharp or os.path.lexists(address):
+        return PersistedStateStore(address, _readonly=is_source)
+    return PersistedStateStore(path, under=under, _readonly=is_source)
 
 
-# ---- Passes ----
+# ---- The two ends of a copy ----
 
 
-async def _opened(store: Store | str | Path, stack: AsyncExitStack, *, is_source: bool) -> Store:
-    if isinstance(store, (str, Path)):
-        opened = open_store(str(store), is_source=is_source)
-        if isinstance(opened, AbstractAsyncContextManager):
-            await stack.enter_async_context(opened)
-        return opened
-    return store
+class _End(NamedTuple):
+    """A store, and how messages name it."""
+
+    store: Store
+    label: str
+
+    async def check(self, collection: str | None) -> None:
+        """Read what is not there; raises CopyError if the store does not answer at all, whatever it is asked for."""
+        try:
+            await _set_up(self.store)
+            await self.store.get("persistedstate", collection=collection)
+        except Exception as error:  # noqa: BLE001 - each client of a server has its own
+            self.blame(error)
+
+    def blame(self, error: Exception) -> None:
+        """Raise CopyError, unless the store did answer: what a person wrote into a file is told with its place."""
+        if not isinstance(error, (CopyError, DeserializationError, StateError)):
+            raise CopyError(f"{self.label} does not answer: {described(error)}") from error
+
+
+async def _opened(store: Store | str | Path, stack: AsyncExitStack, *, is_source: bool) -> _End:
+    if not isinstance(store, (str, Path)):
+        return _End(store, type(store).__name__)
+    opened = open_store(str(store), is_source=is_source)
+    if isinstance(opened, PersistedStateStore):
+        await stack.enter_async_context(opened)
+    elif isinstance(opened, AbstractAsyncContextManager):
+        stack.push_async_exit(opened)  # check() enters it, and tells if that fails
+    return _End(opened, shown(str(store)))
+
+
+async def _listed(end: _End) -> dict[str, list[str]]:
+    try:
+        return await list_names(end.store)
+    except Exception as error:
+        end.blame(error)
+        raise
 
 
 async def _set_up(store: Any) -> None:
@@ -150,7 +193,16 @@ async def _set_up(store: Any) -> None:
         await store.setup()
 
 
-async def _copy_all(source: Store, target: Store, names: dict[str, list[str]], progress: Progress) -> Copied:
+def _check_file(store: Store) -> None:
+    """Raise CopyError for a state file that holds something else than collections."""
+    if isinstance(store, PersistedStateStore) and store._root() and not any(store._collections()):
+        raise CopyError(f"{store._place()} holds no collections of entries; FILE#KEY names those under a key")
+
+
+# ---- Passes ----
+
+
+async def _copy_all(source: _End, target: _End, names: dict[str, list[str]], progress: Progress) -> Copied:
     written = 0
     for number in range(_PASSES):
         stage = "reading back" if number else "copying"
@@ -168,7 +220,7 @@ async def _copy_all(source: Store, target: Store, names: dict[str, list[str]], p
 
 
 async def _pass(
-    source: Store, target: Store, names: dict[str, list[str]], tell: Callable[[int, int], object]
+    source: _End, target: _End, names: dict[str, list[str]], tell: Callable[[int, int], object]
 ) -> tuple[int, list[tuple[str, str]]]:
     """Write what differs; return how many entries the source has, and the places that were written."""
     total, done, entries = sum(map(len, names.values())), 0, 0
@@ -183,17 +235,19 @@ async def _pass(
     return entries, changed
 
 
-async def _transfer(source: Store, target: Store, collection: str, keys: Sequence[str]) -> tuple[int, list[str]]:
+async def _transfer(source: _End, target: _End, collection: str, keys: Sequence[str]) -> tuple[int, list[str]]:
     """Write what differs; return how many of the keys the source has, and those that were written."""
     try:
-        wanted = await _read(source, collection, keys)
-        found = await _read(target, collection, list(wanted))
+        wanted = await _read(source.store, collection, keys)
+        found = await _read(target.store, collection, list(wanted))
         different = {key: entry for key, entry in wanted.items() if not entry.is_same(found.get(key))}
-        await _write(target, collection, different)
+        await _write(target.store, collection, different)
         return len(wanted), list(different)
     except Exception as error:
+        for end in source, target:
+            await end.check(collection)
         if len(keys) == 1:
-            raise CopyError(f"cannot copy {collection} → {keys[0]}: {type(error).__name__}: {error}") from error
+            raise CopyError(f"cannot copy {collection} → {keys[0]}: {described(error)}") from error
     parts = [await _transfer(source, target, collection, [key]) for key in keys]  # to tell which one it is
     return sum(present for present, _ in parts), [key for _, different in parts for key in different]
 
@@ -379,8 +433,12 @@ class _Address(NamedTuple):
 
 def _open_redis(address: _Address) -> Store:
     from key_value.aio.stores.redis import RedisStore
+    from redis.asyncio import Redis
 
-    return RedisStore(url=address.text)
+    client: Any = Redis.from_url(address.text, decode_responses=True)  # py-key-value would not decode %40
+    store: Any = RedisStore(client=client)
+    store._exit_stack.push_async_callback(client.aclose)
+    return cast("Store", store)
 
 
 def _open_valkey(address: _Address) -> Store:
@@ -388,14 +446,26 @@ def _open_valkey(address: _Address) -> Store:
 
     url = urlsplit(address.text)
     host, port, database = url.hostname or "localhost", url.port or 6379, int(url.path.strip("/") or 0)
-    return ValkeyStore(host=host, port=port, db=database, username=url.username, password=url.password)
+    username, password = (text and unquote(text) for text in (url.username, url.password))
+    return ValkeyStore(host=host, port=port, db=database, username=username, password=password)
 
 
 def _open_memcached(address: _Address) -> Store:
     from key_value.aio.stores.memcached import MemcachedStore
 
     url = urlsplit(address.text)
-    return MemcachedStore(host=url.hostname or "127.0.0.1", port=url.port or 11211)
+    store = MemcachedStore(host=url.hostname or "127.0.0.1", port=url.port or 11211)
+    client: Any = store._client
+    client.set = partial(_set_in_memcached, client.set)
+    return store
+
+
+async def _set_in_memcached(plainly: Callable[..., Any], key: bytes, value: bytes, exptime: int = 0) -> Any:
+    """Memcached takes more than 30 days for seconds since 1970; py-key-value knows since 0.5."""
+    now = time.time()
+    if _LONGEST_EXPTIME < exptime < now - _LONGEST_EXPTIME:
+        exptime = min(int(now) + exptime, 2**31 - 1)
+    return await plainly(key=key, value=value, exptime=exptime)
 
 
 def _open_dynamodb(address: _Address) -> Store:
@@ -415,7 +485,7 @@ def _open_mongodb(address: _Address) -> Store:
     from key_value.aio.stores.mongodb import MongoDBStore
 
     database = urlsplit(address.text).path.strip("/") or None
-    return MongoDBStore(url=address.text, db_name=database, auto_create=not address.is_source)
+    return MongoDBStore(url=patient(address.text), db_name=database, auto_create=not address.is_source)
 
 
 def _open_elasticsearch(address: _Address) -> Store:

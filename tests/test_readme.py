@@ -1,6 +1,6 @@
-"""README.md and the docstrings tell the truth: every example in them is run.
+"""The READMEs and the docstrings tell the truth: every example in them is run.
 
-The README is a script, read from top to bottom in one namespace and in a new, empty folder. Invisible HTML comments
+A README is a script, read from top to bottom in one namespace and in a new, empty folder. Invisible HTML comments
 say what a reader need not see:
 
 - a ```` ```python ```` block is run;
@@ -10,7 +10,8 @@ say what a reader need not see:
 - ``<!-- prints -->`` before a block: the Python since the last such block must have printed exactly that text;
 - a ```` ```console ```` block is a session in a shell: what stands below each ``$ `` line must be what it prints,
   errors included, with 4711 for the number of any process;
-- ``<!-- not run: REASON -->`` before a ```` ```python ```` block: it is not run.
+- ``<!-- not run: REASON -->`` before a ```` ```python ```` block: it is not run;
+- ``<!-- needs: MODULE -->`` below a heading: its section is a script of its own, skipped where that is missing.
 
 Only blank lines may stand between such a comment and its block. States still open at the end are closed.
 """
@@ -40,6 +41,10 @@ needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make")
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+READMES = [README, ROOT / "persistedstate_stores/README.md"]
+
+#: A section that is a script of its own, up to the next heading of its level or above.
+NEEDING = re.compile(r"^##(#?) .*\n<!-- needs: (?P<module>\w+) -->\n(?s:.*?)(?=^##?(?!#)|\Z)", re.MULTILINE)
 
 #: A hidden Python comment, or a fenced block with the comment that steers it.
 STEP = re.compile(
@@ -48,6 +53,17 @@ STEP = re.compile(
     r"^```(?P<language>\w*)\n(?P<block>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
+
+
+def scripts() -> list[tuple[Path, str, str]]:
+    """Return the file, the needed module and the text of each script, with its lines where they are in the file."""
+    found = []
+    for file in READMES:
+        text = file.read_text(encoding="utf-8")
+        for section in NEEDING.finditer(text):
+            found.append((file, section["module"], "\n" * text.count("\n", 0, section.start()) + section[0]))
+        found.append((file, "persistedstate", NEEDING.sub(lambda section: "\n" * section[0].count("\n"), text)))
+    return found
 
 
 def steps(text: str) -> list[tuple[str, str, str, int]]:
@@ -64,22 +80,23 @@ def steps(text: str) -> list[tuple[str, str, str, int]]:
 class Story:
     """What the README's steps have made so far: a namespace, files in the present folder, printed text."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path) -> None:
+        self.file = file
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
         self.printed = io.StringIO()
 
     def take(self, verb: str, name: str, text: str, line: int) -> None:
         if verb in {"run", "hidden"}:
             with contextlib.redirect_stdout(self.printed):
-                exec(compile("\n" * line + text, str(README), "exec", dont_inherit=True), self.namespace)  # noqa: S102  # our own README
+                exec(compile("\n" * line + text, str(self.file), "exec", dont_inherit=True), self.namespace)  # noqa: S102  # our own
         elif verb == "write":
             Path(name).write_text(text, encoding="utf-8")
         elif verb == "file":
-            assert Path(name).read_text(encoding="utf-8") == text, f"README.md:{line}: {name} differs"
+            assert Path(name).read_text(encoding="utf-8") == text, f"{self.file}:{line}: {name} differs"
         elif verb == "console":
-            assert session(text) == text, f"README.md:{line}: the session went differently"
+            assert session(text) == text, f"{self.file}:{line}: the session went differently"
         elif verb == "prints":
-            assert self.printed.getvalue() == text, f"README.md:{line}: what was printed differs"
+            assert self.printed.getvalue() == text, f"{self.file}:{line}: what was printed differs"
             self.printed = io.StringIO()
 
     def close(self) -> None:
@@ -113,16 +130,26 @@ def close_states(namespace: dict[str, Any]) -> None:
             value.close()
 
 
-def test_readme_examples_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("file", "needed", "text"), scripts(), ids=[needed for _, needed, _ in scripts()])
+def test_readme_examples_do_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: Path, needed: str, text: str
+) -> None:
+    pytest.importorskip(needed, reason=f"{needed} is not installed")
     monkeypatch.chdir(tmp_path)
-    story = Story()
-    todo = steps(README.read_text(encoding="utf-8"))
+    story = Story(file)
 
     with contextlib.closing(story):
-        for step in todo:
+        for step in steps(text):
             story.take(*step)
 
-    assert {"run", "file", "console"} <= {verb for verb, *_ in todo}
+
+def test_examples_are_found() -> None:
+    verbs = {needed: {verb for verb, *_ in steps(text)} for _, needed, text in scripts() if needed != "persistedstate"}
+    (main,) = (text for file, needed, text in scripts() if file == README)
+
+    assert {"run", "file", "console", "write", "prints"} <= {verb for verb, *_ in steps(main)}
+    assert verbs.keys() == {"key_value", "pystator", "constelite"}
+    assert all({"run", "file", "prints"} <= found for found in verbs.values())
 
 
 def test_readme_shows_code_and_the_file_it_leaves_on_the_first_screen() -> None:
@@ -186,16 +213,18 @@ def test_tests_say_first_how_long_they_take() -> None:
     assert "pytest" in run
 
 
-def test_relative_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", README.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("file", READMES, ids=lambda file: file.parent.name)
+def test_relative_links_lead_somewhere(file: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", file.read_text(encoding="utf-8"))
 
-    missing = [target for target in targets if "://" not in target and not (ROOT / target).exists()]
+    missing = [target for target in targets if "://" not in target and not (file.parent / target).exists()]
 
     assert missing == []
 
 
-def test_links_within_the_readme_lead_to_a_heading() -> None:
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", READMES, ids=lambda file: file.parent.name)
+def test_links_within_the_readme_lead_to_a_heading(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     headings = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 

@@ -10,14 +10,15 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 #: Seconds in which a server must accept connections.
 PATIENCE = 60.0
@@ -54,28 +55,29 @@ class Kind(NamedTuple):
     command: Callable[[int, Path], list[str]] = lambda _port, _folder: []
 
 
+#: A password that must be quoted in an address.
+PASSWORD = "p@ss/w:rd"  # noqa: S105 - of a server that lives for a second
+QUOTED = urllib.parse.quote(PASSWORD, safe="")
+
+
+def redis(port: int, folder: Path) -> list[str]:
+    options = {"bind": "127.0.0.1", "port": str(port), "save": "", "dir": str(folder), "requirepass": PASSWORD}
+    return ["redis-server", *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
 KINDS: dict[str, Kind] = {
     "state": Kind("{folder}/target.state", "persistedstate"),
     "disk": Kind("disk:{folder}/disk", "diskcache"),
     "filetree": Kind("filetree:{folder}/tree", "aiofile"),
-    "redis": Kind(
-        "redis://127.0.0.1:{port}/3", "redis", "redis-server",
-        lambda port, folder: [
-            "redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder),
-        ],
-    ),
-    "valkey": Kind(
-        "valkey://127.0.0.1:{port}/3", "glide", "redis-server",  # it speaks the same protocol
-        lambda port, folder: [
-            "redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(folder),
-        ],
-    ),
+    "redis": Kind(f"redis://:{QUOTED}@127.0.0.1:{{port}}/3", "redis", "redis-server", redis),
+    "valkey": Kind(f"valkey://:{QUOTED}@127.0.0.1:{{port}}/3", "glide", "redis-server", redis),  # the same protocol
     "memcached": Kind(
         "memcached://127.0.0.1:{port}", "aiomcache", "memcached",
         lambda port, _folder: ["memcached", "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-u", "nobody"],
     ),
     "dynamodb": Kind(
-        "dynamodb://t{unique}?region_name=eu-central-1&endpoint_url=http://127.0.0.1:{port}", "aioboto3", "moto.server",
+        "dynamodb://t{unique}?region_name=eu-central-1&endpoint_url=http://127.0.0.1:{port}",
+        "aiobotocore", "moto.server",
         lambda port, _folder: [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
     ),
     "mongodb": Kind(
@@ -90,19 +92,55 @@ KINDS: dict[str, Kind] = {
     ),
 }  # fmt: skip
 
+
+def postgres(port: int, folder: Path) -> list[str]:
+    """Make a database below the folder, which must be open for everybody; the server refuses to run as root."""
+    data = folder / "data"
+    if port and not data.exists():
+        subprocess.run(
+            as_nobody("initdb", "--encoding=UTF8", "--auth=trust", "--username=me", "--no-sync", "--pgdata", str(data)),
+            stdout=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"}, check=True,
+        )  # fmt: skip
+    settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off", "port": str(port)}
+    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+    return as_nobody("postgres", "-D", str(data), *options)
+
+
+def as_nobody(program: str, *words: str) -> list[str]:
+    somebody_else = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    return [*somebody_else, installed(program) or program, *words]
+
+
+def installed(program: str) -> str | None:
+    """Return the path of a program; Debian keeps some of PostgreSQL's apart, a folder for each version."""
+    apart = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
+    return str(apart[-1]) if apart else shutil.which(program)
+
+
+#: pystator's own stores.
+OF_PYSTATOR: dict[str, Kind] = {
+    "sqlite": Kind("sqlite:///{folder}/pystator.db", "sqlalchemy"),
+    "postgresql": Kind("postgresql://me@127.0.0.1:{port}/postgres", "psycopg", "postgres", postgres),
+    "mongodb": Kind(
+        "pystator+mongodb://127.0.0.1:{port}/machines", "pymongo", "mongod" if MONGOD else "mongoeco", mongodb
+    ),
+    "redis": Kind(f"pystator+redis://:{QUOTED}@127.0.0.1:{{port}}/3", "redis", "redis-server", redis),
+}  # fmt: skip
+
 #: The modules of those servers that are written in Python.
 MODULES = {"moto.server": ("moto", "flask", "flask_cors"), "mongoeco": ("mongoeco",)}
 
 
 @contextlib.contextmanager
-def running(name: str, folder: Path) -> Iterator[str]:
+def running(name: str, folder: Path, kinds: dict[str, Kind] = KINDS) -> Iterator[str]:
     """Start the server of a kind of store, if it has one; give the address of an empty store."""
-    kind = KINDS[name]
+    kind = kinds[name]
     pytest.importorskip(kind.client, reason=f"{kind.client}, the client of {name}, is not installed")
     if not is_installed(kind.program):
         pytest.skip(f"{kind.program}, the server of {name}, is not installed")
     data = folder / "server"
-    data.mkdir(mode=0o777)
+    data.mkdir()
+    data.chmod(0o777)
     with started(lambda port: kind.command(port, data)) as port:
         yield kind.address.format(folder=folder, port=port, unique=uuid.uuid4().hex)
 
@@ -111,7 +149,7 @@ def is_installed(program: str) -> bool:
     modules = MODULES.get(program)
     if modules:
         return all(importlib.util.find_spec(name) for name in modules)
-    return not program or shutil.which(program) is not None
+    return not program or installed(program) is not None
 
 
 def free_port() -> int:

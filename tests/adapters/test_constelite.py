@@ -22,7 +22,6 @@ import pytest
 from checks import records, reopened, run_child
 from processes import PATIENCE, Child, contents_at_each_moment
 
-from adapters.sections import run_section
 from persistedstate import PersistedState, StateCorrupt, StateLocked
 
 if sys.version_info < (3, 11) or sys.version_info >= (3, 14):
@@ -1132,9 +1131,3 @@ def test_walk_of_using_stores_line_by_line_with_the_server_killed_in_the_middle(
 
 def until_restart(client: Child) -> list[str]:
     return list(iter(client.line, "restart"))
-
-
-def test_readme_section_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    run_section("constelite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from persistedstate_stores.copy import Copied, CopyError, copy, list_names, open
 from persistedstate_stores.key_value import PersistedStateStore
 
 from .conftest import run
-from .servers import KINDS, running
+from .servers import KINDS, QUOTED, free_port, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,7 @@ SAMPLE: dict[str, dict[str, Any]] = {
     "default_collection": {f"k{number}": {"n": number} for number in range(101)},
 }
 #: Seconds that some entries live.
-LIVES = {"alice": 5000.5, "k7": 90.0}
+LIVES = {"alice": 5000.5, "k7": 90.0, "k9": 40 * 86_400.0}
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,7 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +138,16 @@ def seconds(when: str | None) -> float:
 
 
 @RUNTIMES_STAY
+def test_more_than_a_server_tells_at_once_goes_there_and_back(path: Path, tmp_path: Path, address: str) -> None:
+    """A page is 1 MB in DynamoDB, some hundred entries elsewhere."""
+    with PersistedState(path) as state:
+        state["c"] = {f"k{number}": {"value": {"text": f"{number:04}" * 1000}} for number in range(450)}
+
+    assert run(copy(path, address)) == Copied(450, 450, 1)
+    assert run(copy(address, tmp_path / "back.state")) == Copied(450, 450, 1)
+
+
+@RUNTIMES_STAY
 def test_changed_entries_are_copied_again_and_those_of_the_target_stay(source: Path, address: str) -> None:
     run(copy(source, address))
     with PersistedState(source) as state:
@@ -187,6 +199,34 @@ def test_entry_that_is_about_to_expire_is_not_copied(path: Path) -> None:
         state["c"] = {"soon": {"value": {}, "expires_at": soon.isoformat()}, "later": {"value": {}}}
 
     assert run(copy(path, MemoryStore())) == Copied(1, 1, 1)
+
+
+def test_entry_that_is_about_to_expire_lives_for_a_second_in_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zero or less would be an error, or for ever."""
+    clock = time.time()
+    lives: list[Any] = []
+    monkeypatch.setattr("persistedstate_stores.copy.time.time", lambda: clock)
+
+    class Source(BaseWrapper):
+        key_value: Any = MemoryStore()
+
+        async def ttl_many(self, keys: Any, *, collection: str | None = None) -> Any:  # noqa: ARG002
+            return [({"n": 1}, 1.0) for _ in keys] if not lives else [(None, None) for _ in keys]
+
+    class Slow(BaseWrapper):
+        key_value: Any = MemoryStore()
+
+        async def ttl_many(self, keys: Any, *, collection: str | None = None) -> Any:  # noqa: ARG002
+            nonlocal clock
+            clock += 5
+            return [(None, None) for _ in keys]
+
+        async def put(self, key: str, value: Any, *, collection: str | None = None, ttl: Any = None) -> None:  # noqa: ARG002
+            lives.append(ttl)
+
+    run(copy(Source(), Slow(), names={"c": ["k"]}))
+
+    assert lives == [1.0]
 
 
 def test_store_that_cannot_tell_its_names_is_refused_until_they_are_given(path: Path) -> None:
@@ -278,7 +318,7 @@ def test_two_names_that_the_target_takes_for_one_are_told(tmp_path: Path, path: 
 def test_target_that_shortens_lives_is_told(source: Path) -> None:
     target: Any = TTLClampWrapper(MemoryStore(), min_ttl=1, max_ttl=10)
 
-    with pytest.raises(CopyError, match="2 of 105 entries are not in the target"):
+    with pytest.raises(CopyError, match="3 of 105 entries are not in the target"):
         run(copy(source, target))
 
 
@@ -335,6 +375,68 @@ def test_progress_tells_stage_and_numbers(source: Path) -> None:
     assert [step[1] for step in told[: len(told) // 2]] == [0, 4, 104, 105]
 
 
+# ---- What is no store, or does not answer ----
+
+
+@pytest.mark.parametrize("text", ["last_id: 41\nprocessed: [a]\n", "last_id: 41\n"])
+def test_file_that_is_no_store_is_refused_and_no_target_made(path: Path, tmp_path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(CopyError, match="holds no collections of entries; FILE#KEY names those under a key"):
+        run(copy(path, tmp_path / "target.state"))
+    assert not (tmp_path / "target.state").exists()
+
+
+def test_empty_store_is_one(path: Path, tmp_path: Path) -> None:
+    PersistedState(path).close()
+
+    assert run(copy(path, tmp_path / "target.state")) == Copied(0, 0, 0)
+
+
+def down(kind: str, tmp_path: Path) -> str:
+    """Return an address at which no server is."""
+    pytest.importorskip(KINDS[kind].client, reason=f"{KINDS[kind].client} is not installed")
+    return KINDS[kind].address.format(port=free_port(), folder=tmp_path, unique="x")
+
+
+SERVERS = [kind for kind in KINDS if KINDS[kind].program]
+
+
+@RUNTIMES_STAY
+@pytest.mark.parametrize("kind", SERVERS)
+def test_server_that_is_down_is_named_and_no_key_is_blamed(source: Path, tmp_path: Path, kind: str) -> None:
+    address, other = down(kind, tmp_path), tmp_path / "other.state"
+
+    for pair in (source, address), (address, other):
+        with pytest.raises(CopyError, match=f"^{kind}.* does not answer: ") as caught:
+            run(copy(*pair))
+        assert QUOTED not in str(caught.value)
+        assert "k0" not in str(caught.value)
+    assert not other.exists()
+
+
+def test_server_that_goes_down_in_the_middle_is_named(source: Path, tmp_path: Path) -> None:
+    redis = pytest.importorskip("redis", reason="redis is not installed")
+    with running("redis", tmp_path) as address:
+
+        def end(_stage: str, done: int, _total: int) -> None:
+            if done:
+                client = redis.Redis.from_url(address)
+                client.shutdown(nosave=True)
+                client.close()
+
+        with pytest.raises(CopyError, match=r"^redis://….* does not answer: ConnectionError"):
+            run(copy(source, address, progress=end))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", 5), ("?serverSelectionTimeoutMS=700", 0.7)])
+def test_mongodb_may_take_5_seconds_to_answer_or_what_the_address_says(text: str, seconds: float) -> None:
+    pytest.importorskip("pymongo", reason="pymongo is not installed")
+    store: Any = open_store(f"mongodb://localhost/database{text}")
+
+    assert store._client.options.server_selection_timeout == seconds
+
+
 def test_names_are_listed_by_collection(source: Path) -> None:
     store = PersistedStateStore(source, _readonly=True)
 
@@ -386,7 +488,7 @@ def test_killed_copy_goes_on_where_it_was(path: Path, tmp_path: Path, kind: str)
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-W", "ignore", "-m", "persistedstate_stores", *map(str, arguments)]
+    return [sys.executable, "-m", "persistedstate_stores", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -405,6 +507,24 @@ def test_command_copies_and_shows_no_bar_in_a_file(source: Path, path: Path) -> 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "105 entries in 2 collections, 105 of them written, all read back from the target\n"
     assert values(path) == SAMPLE
+
+
+@RUNTIMES_STAY
+def test_command_says_nothing_but_its_result(source: Path, address: str) -> None:
+    """Neither what the frameworks tell developers."""
+    done = call("copy", source, address)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "105 entries in 2 collections, 105 of them written, all read back from the target\n"
+
+
+def test_command_tells_what_is_no_entry(path: Path, tmp_path: Path) -> None:
+    path.write_text("c:\n  k: {value: {n: 1}}\n  1: {value: {n: 2}}\n", encoding="utf-8")
+
+    done = call("copy", path, tmp_path / "target.state")
+
+    assert done.returncode == 0
+    assert re.fullmatch(r"warning: no entry of the store: .* c → 1; .*\n", done.stderr)
 
 
 def test_command_shows_a_bar_on_a_terminal(source: Path, path: Path) -> None:
@@ -532,7 +652,7 @@ def test_command_explains_itself() -> None:
         ("rediss://localhost:1/2", "RedisStore", "redis"),
         ("valkey://user:word@localhost:1/2", "ValkeyStore", "glide"),
         ("memcached://localhost", "MemcachedStore", "aiomcache"),
-        ("dynamodb://table?region_name=eu-central-1", "DynamoDBStore", "aioboto3"),
+        ("dynamodb://table?region_name=eu-central-1", "DynamoDBStore", "aiobotocore"),
         ("mongodb://localhost/database", "MongoDBStore", "pymongo"),
         ("elasticsearch+http://localhost:9200/prefix", "ElasticsearchStore", "elasticsearch"),
         ("disk:folder", "DiskStore", "diskcache"),
@@ -550,6 +670,37 @@ def test_address_names_a_store(
     assert type(store).__name__ == name
 
 
+@pytest.mark.parametrize("name", ["app.state", "a#b.state"])
+def test_address_names_a_key_of_a_file(tmp_path: Path, name: str) -> None:
+    file, other = tmp_path / name, tmp_path / "other.state"
+    file.write_text("retries: 3  # at most\ncache:\n  c:\n    k: {value: {n: 1}}\n", encoding="utf-8")
+    before = oracle.read(file)
+
+    assert run(copy(f"{file}#cache", other)) == Copied(1, 1, 1)
+    assert run(copy(other, f"{file}#more")) == Copied(1, 1, 1)
+    assert run(copy(f"{file}#more", f"{file}#cache")) == Copied(1, 0, 1)
+
+    assert values(other) == {"c": {"k": {"n": 1}}}
+    assert oracle.read(file).items() >= before.items()
+    assert oracle.read(file)["more"]["c"]["k"]["value"] == {"n": 1}
+
+
+def test_file_whose_name_looks_like_one_with_a_key_is_that_file(path: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd#name"
+    odd.write_text("c:\n  k: {value: {n: 1}}\n", encoding="utf-8")
+
+    assert run(copy(odd, path)) == Copied(1, 1, 1)
+
+
+def test_name_of_a_server_alone_is_no_file(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    for word in "redis", "mongodb", "disk":
+        with pytest.raises(ValueError, match=f"^{word} is no address; write {word}:"):
+            run(copy(source, word))
+    assert run(copy(source, "./redis")).entries == TOTAL
+
+
 @pytest.mark.parametrize("text", ["disk:folder", "filetree:folder"])
 def test_folder_to_copy_from_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     pytest.importorskip("diskcache" if "disk" in text else "aiofile", reason="its package is not installed")
@@ -560,7 +711,7 @@ def test_folder_to_copy_from_is_not_made(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["postgresql://localhost/x", "Redis://localhost", "file:///tmp/x.state"])
+@pytest.mark.parametrize("text", ["mysql://localhost/x", "Redis://localhost", "file:///tmp/x.state"])
 def test_address_of_an_unknown_kind_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.chdir(tmp_path)
 
@@ -569,10 +720,15 @@ def test_address_of_an_unknown_kind_is_no_path(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+def test_address_of_a_store_of_pystator_says_who_copies_it() -> None:
+    with pytest.raises(ValueError, match=r"^sqlite:///x.db is a store of pystator; .*copy_machines"):
+        open_store("sqlite:///x.db")
+
+
 @pytest.mark.parametrize(
     ("text", "client", "reason"),
     [
-        ("dynamodb://table?secret=1", "aioboto3", "secret is unknown"),
+        ("dynamodb://table?secret=1", "aiobotocore", "secret is unknown"),
         ("elasticsearch+http://localhost:9200", "elasticsearch", "names no prefix"),
         ("disk:", "diskcache", "names no folder"),
         ("filetree:", "aiofile", "names no folder"),

@@ -19,7 +19,6 @@ import pytest
 from checks import records, reopened, run_child
 from processes import Child, contents_at_each_moment
 
-from adapters.sections import run_section
 from persistedstate import PersistedState, StateCorrupt, StateLocked, StateReadOnly, plain
 
 pytest.importorskip("sqlalchemy", reason="pystator is not installed as `pystator[api]`: it cannot be imported without")
@@ -1140,9 +1139,3 @@ def test_log_that_is_no_list_is_named(path: Path) -> None:
 
     with PersistedStateStore(path) as store, pytest.raises(ValueError, match=r"^events\.a: 'pay' in the file"):
         store.append_event("a", "pay")
-
-
-def test_readme_section_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    run_section("pystator")
