@@ -104,7 +104,7 @@ def copy(source: str | Path, target: str | Path, *, progress: Progress | None = 
             tell("copying", 0, len(wanted))
             different = _different(wanted, goal.read(ids))
             goal.write(different)
-            tell("reading back", 0, len(wanted))
+            tell("copying", len(wanted), len(wanted))
             missing = _different(wanted, goal.read(ids))
             tell("reading back", len(wanted) - len(missing), len(wanted))
     if missing:
@@ -144,7 +144,8 @@ def _entity_of(key: Key, record: Record) -> str:
 
 
 def _entity(entity_id: str, told: Record) -> tuple[Key, Record]:
-    record = {**told, "metadata": _something(told["metadata"])}
+    metadata = {name: value for name, value in told["metadata"].items() if (name, value) != ("status", "active")}
+    record = {**told, "metadata": _something(metadata)}
     return ("entity", entity_id), _something({**record, "version": record.get("version") or None})
 
 
@@ -153,7 +154,7 @@ def _event(told: Record) -> tuple[Key, Record]:
 
 
 def _transition(told: Record) -> tuple[Key, Record]:
-    record = _something({name: told.get(name) for name in adapter._HISTORY})
+    record = _something({"success": True, **{name: told.get(name) for name in adapter._HISTORY if name in told}})
     if isinstance(record.get("duration_ms"), float):
         record["duration_ms"] = int(record["duration_ms"])  # as pystator's own stores do
     try:
@@ -161,6 +162,13 @@ def _transition(told: Record) -> tuple[Key, Record]:
     except (KeyError, TypeError, ValueError, AttributeError):  # a person wrote it
         record["id"] = str(uuid.uuid5(uuid.NAMESPACE_OID, repr(sorted(record.items()))))
     return ("transition", record["id"]), record
+
+
+def _all_fields(key: Key, record: Record) -> Record:
+    """Return a record of a log with what it does not tell, but for the time: a database may have had it."""
+    names = _EVENT if key[0] == "event" else adapter._HISTORY
+    blank = {name: "" if name == "source" else None for name in names if name != "created_at"}
+    return {**blank, **record}
 
 
 def _something(record: Record) -> Record:
@@ -204,6 +212,8 @@ class _Store(Protocol):
 @contextmanager
 def _opened(address: str, *, is_source: bool) -> Iterator[_Store]:
     if not is_of_pystator(address):
+        if "#" in address and not Path(address).exists():
+            raise ValueError(f"{address}: pystator's machines are at the top of a file, not below a key")
         with PersistedStateStore(address, _readonly=is_source) as opened:
             yield _File(opened)
         return
@@ -357,8 +367,8 @@ class _Database(_Columns):
 
         for model, record_of in self._models().values():
             for batch in _batches(ids):
-                asked = select(model) if batch is None else select(model).where(model.entity_id.in_(batch))
-                for row in session.scalars(asked):
+                asked = select(model).order_by(model.created_at)
+                for row in session.scalars(asked if batch is None else asked.where(model.entity_id.in_(batch))):
                     yield (*record_of(row), row)
 
     def _models(self) -> dict[str, tuple[Any, Callable[[Any], tuple[Key, Record]]]]:
@@ -383,7 +393,8 @@ class _Database(_Columns):
 
     def _columns(self, key: Key, record: Record) -> Record:
         if key[0] != "entity":
-            return {"payload_json" if name == "payload" else name: value for name, value in record.items()}
+            told = _all_fields(key, record)
+            return {"payload_json" if name == "payload" else name: value for name, value in told.items()}
         metadata = {_COLUMNS[name]: value for name, value in record.get("metadata", {}).items()}
         version = {"version": record["version"]} if "version" in record else {}
         told = {"entity_id": key[1], "current_state": record["state"], "context_json": record.get("context")}
@@ -392,7 +403,6 @@ class _Database(_Columns):
 
 def _entity_of_row(row: Any) -> tuple[Key, Record]:
     metadata = {name: getattr(row, column) for name, column in _COLUMNS.items()}
-    metadata["status"] = None if row.status == "active" else row.status
     told = {"state": row.current_state, "version": row.version, "context": row.context_json}
     return _entity(row.entity_id, {**told, "metadata": metadata})
 
@@ -434,9 +444,9 @@ def _change(key: Key, record: Record) -> tuple[Record, Record]:
         told |= {name: value for name, value in record.items() if name == "version"} | record.get("metadata", {})
     elif key[0] == "event":
         which, fresh = {"entity_id": key[1], "sequence": key[2]}, {"created_at": now, "id": str(uuid.uuid4())}
-        told = record
+        told = _all_fields(key, record)
     else:
-        which, fresh, told = {"id": key[1]}, {"created_at": now}, record
+        which, fresh, told = {"id": key[1]}, {"created_at": now}, _all_fields(key, record)
     fresh = {name: value for name, value in fresh.items() if name not in told}
     return which, {"$set": told, **({"$setOnInsert": fresh} if fresh else {})}
 

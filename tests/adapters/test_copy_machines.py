@@ -183,7 +183,8 @@ def test_pystator_goes_on_from_what_was_copied(source: Path, tmp_path: Path, add
         if kind != "redis":
             assert store.get_state_versioned("a") == ("shipped", 4)
             assert [event["sequence"] for event in store.get_events("a")] == [1, 2, 3, 4]
-            drive(store, "c2", "pay")
+            driver = Orchestrator(StateMachine.from_dict(ORDER), store, event_store=store)
+            assert [result.target_state for result in driver.replay("a")] == ["paid", "new", "paid", "shipped"]
             assert store.append_event("a", "late") == 5
 
 
@@ -199,6 +200,20 @@ def test_what_changed_is_copied_again_and_the_rest_of_the_target_stays(source: P
     assert copied.written == (1 if kind == "redis" else 3)
     with connected(address) as store:
         assert (store.get_state("a"), store.get_state("other")) == ("shipped", "paid")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mongodb"], indirect=True)
+def test_what_the_source_no_longer_tells_goes_from_the_target(source: Path, address: str) -> None:
+    copy(source, address)
+    with PersistedState(source) as state:
+        state["entities"]["a"]["metadata"]["status"] = "active"  # is as good as none
+        del state["entities"]["a"]["context"], state["events"]["a"][0]["machine_name"]
+        del state["transitions"]["c"][0]["error_type"]
+
+    assert copy(source, address) == ALL._replace(written=3)
+    with connected(address) as store:
+        assert (store.get_context("a"), store.get_events("a")[0]["machine_name"]) == ({}, None)
+        assert store.get_transition_history("c")[0]["error_type"] is None
 
 
 def test_copy_into_a_file_keeps_what_a_person_wrote(source: Path, address: str) -> None:
@@ -252,7 +267,7 @@ def test_what_a_person_wrote_by_hand_is_copied(path: Path, tmp_path: Path) -> No
     path.write_text(
         "entities:\n  a: {state: paid}\n  b:\n    context: {n: 1}\n"
         "events:\n  a:\n  - {sequence: 4, trigger: pay}\n"
-        "transitions:\n  a:\n  - {source_state: new, trigger: pay, target_state: paid, success: true}\n",
+        "transitions:\n  a:\n  - {source_state: new, trigger: pay, target_state: paid}\n",
         encoding="utf-8",
     )
     url = f"sqlite:///{tmp_path}/x.db"
@@ -262,6 +277,7 @@ def test_what_a_person_wrote_by_hand_is_copied(path: Path, tmp_path: Path) -> No
     with connected(url) as store:
         assert store.get_state_versioned("a") == ("paid", 1)
         assert [event["sequence"] for event in store.get_events("a")] == [4]
+        assert [step["success"] for step in store.get_transition_history("a")] == [True]
         now = datetime.now(timezone.utc).replace(tzinfo=None)
         assert now - store.get_events("a")[0]["created_at"] < timedelta(hours=1)
 
@@ -338,6 +354,19 @@ def test_source_may_be_in_use_and_the_target_must_not(source: Path, tmp_path: Pa
         assert copy(source, url) == ALL
         with pytest.raises(StateLocked, match=str(child.pid)):
             copy(url, source)
+
+
+def test_key_of_a_file_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at the top of a file, not below a key"):
+        copy(f"{source}#machines", f"sqlite:///{tmp_path}/x.db")
+
+
+def test_progress_tells_stage_and_numbers(source: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    copy(source, f"sqlite:///{tmp_path}/x.db", progress=lambda *what: told.append(what))
+
+    assert told == [("copying", 0, 14), ("copying", 14, 14), ("reading back", 14, 14)]
 
 
 def test_command_copies_machines(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

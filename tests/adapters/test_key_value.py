@@ -366,6 +366,27 @@ def test_refusal_names_the_place(store: PersistedStateStore, path: Path) -> None
         run(store.put_many(["k", "l"], [{}, {"of": {1}}], collection="c"))
 
 
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Tokyo"])
+def test_time_without_offset_is_utc_wherever_the_program_runs(
+    path: Path, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    in_an_hour = dt.datetime.now(dt.timezone.utc) + dt.timedelta(hours=1)
+    write(path, entry(in_an_hour.strftime("%Y-%m-%d %H:%M:%S")))
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+
+    async def look() -> Any:
+        async with PersistedStateStore(path) as store:
+            return await store.ttl("k", collection="c")
+
+    try:
+        _, left = run(look())
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert 3500 < left <= 3600
+
+
 @pytest.mark.parametrize("written", ["tomorrow", "7", "[2026]"])
 def test_what_is_no_time_is_told_with_one_that_is(path: Path, written: str) -> None:
     write(path, entry(written))
