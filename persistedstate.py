@@ -10,7 +10,9 @@ A script keeps its state in a file that a person can read, comment and edit:
 >>> print(open(path).read(), end="")
 last_id: 0
 processed: []
+--- ["was",["last_id"],0]
 --- ["set",[],"last_id",1]
+--- ["was",["processed"],[]]
 --- ["insert",["processed"],0,"a.csv"]
 >>> STATE.close()
 >>> print(open(path).read(), end="")
@@ -32,7 +34,12 @@ from the root:
 | ``["update",path,mapping]``        | ``mapping.update(mapping)``                                                 |
 | ``["clear",path]``                 | ``container.clear()``                                                       |
 | ``["transaction",records]``        | all of the records                                                          |
+| ``["was",[key],value]``            | nothing: the snapshot has this value under the key, or without one, nothing |
+| ``["hash",[key],crc]``             | nothing: the CRC-32 of the long text that the snapshot has for the key      |
 | a mapping                          | replaces the state                                                          |
+
+In front of the first record that changes a top-level entry, a ``was`` or ``hash`` tells of that entry. By it, opening
+the file of a killed script notices what a person changed in the snapshot below the records: their value wins.
 
 A record is complete when its list is closed; what follows the last complete record is a *torn tail*, which a killed
 writer or a power cut leaves. It was never acknowledged and is dropped. A *vacuum* replaces snapshot and records by a
@@ -2301,6 +2308,22 @@ class _Document:
         start, end = root.start_mark.index, root.end_mark.index
         self.head, self.single, self.tail = self.head + text[:start], text[start:end] or "{}", text[end:]
 
+    def fact(self, key: Any, value: Any) -> str:
+        """Return the record that tells what it has under a key; the value, or node, is that, `_GONE` for nothing."""
+        text = self.pieces.get(key, self.single)
+        if value is _GONE:
+            return f'["was",[{_flow(key)}]]'
+        if len(text) > _MOST_TOLD:
+            return f'["hash",[{_flow(key)}],"{_crc(text)}"]'
+        return f'["was",[{_flow(key)}],{_flow(_plain(value))}]'
+
+    def is_told(self, fact: list[Any], value: Any) -> bool:
+        """Tell whether a record tells of the entry that it has, with that value."""
+        if fact[0] == "was":
+            return _same(fact[2] if len(fact) > _BARE else _GONE, value)
+        [key] = fact[1]
+        return value is not _GONE and fact[2] == _crc(self.pieces.get(key, self.single))
+
     def doubt(self) -> None:
         """Compare all values with the text, at the next renewal: what happened to them may not all be in `edits`."""
         self.is_doubtful = True
@@ -2521,6 +2544,41 @@ class _Top(_Block):
             part.is_stale = True
 
 
+#: The text of an entry may be this long for a record to tell its value; of a longer one it tells the CRC.
+_MOST_TOLD = 1000
+#: The length of a record that tells of a key with nothing.
+_BARE = 2
+
+
+def _crc(text: str) -> str:
+    """Return the CRC-32 of the text of an entry, without comments above and below it."""
+    from binascii import crc32
+
+    lines = text[len(_lines_above(text)) :].rstrip().split("\n")
+    while lines[-1].lstrip()[:1] in ("", "#") and len(lines) > 1:
+        del lines[-1]
+    content = "\n".join(lines).encode()
+    return f"{crc32(content):08x}"
+
+
+def _is_fact(record: Any) -> bool:
+    """Tell whether a record only tells what the snapshot has."""
+    if type(record) is not list or record[:1] not in (["was"], ["hash"]) or len(record) not in (_BARE, _BARE + 1):
+        return False
+    is_path = type(record[1]) is list and len(record[1]) == 1 and _is_key(record[1][0])
+    return is_path and (record[0] == "was" or type(record[-1]) is str)
+
+
+def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
+    """Return the keys of the top-level entries that an operation changes.
+
+    keys: what leads to its node. present: those that there are.
+    """
+    if keys:
+        return keys[:1]
+    return present if operation == "clear" else arguments[0] if operation == "update" else arguments[:1]
+
+
 #: What a rewrite within the file writes in front of the new content; and what 26.1 writes there.
 _MARK = "--- # LAST VALID STATE: "
 _REWRITE = _pattern(rb"^%b([0-9]+) bytes\n" % _MARK.encode(), re.MULTILINE)
@@ -2585,7 +2643,7 @@ class _Stream:
         whole, self.needed = _without_half_rewrite(data)
         self.is_half_rewritten = bool(self.needed)
         whole = _without_hole(whole.rstrip(b"\0"))
-        self.text = self._without_torn_tail(self._decoded(whole))
+        self.text = self._without_lone_facts(self._without_torn_tail(self._decoded(whole)))
         if not self.is_half_rewritten:
             self.torn = len(data) - len(self.text.encode())
         if self.text.endswith(_HALF_CHARACTER):
@@ -2595,6 +2653,24 @@ class _Stream:
         for mark, end in pairwise([*marks, len(self.text)]) if not self.records else ():
             if not self._read_chunk(self.text[mark + 3 : end], mark + 3):
                 break
+        #: What records tell of the snapshot, by key; and of those the ones that a person has changed there since.
+        self.facts = self._told(self.text[marks[0] :]) if marks else {}
+        self.edited = [
+            key for key, fact in self.facts.items() if not self.document.is_told(fact, self.value.get(key, _GONE))
+        ]
+        #: Those of them of which no value is told.
+        self.undecided = [key for key in self.edited if self.facts[key][0] == "hash"]
+
+    def _told(self, journal: str) -> dict[Any, list[Any]]:
+        """Return the first record that tells of each key."""
+        facts: dict[Any, list[Any]] = {}
+        for record, _ in self.records if '--- ["was",' in journal or '--- ["hash",' in journal else ():
+            if len(record) <= _BARE + 1 and _is_fact(record):
+                facts.setdefault(record[1][0], record)
+        if facts and '["clear",[]]' in journal:  # in front of which all keys were told that there were
+            for key in self.value:
+                facts.setdefault(key, ["was", [key]])
+        return facts
 
     @staticmethod
     def _decoded(data: bytes) -> str:
@@ -2617,6 +2693,13 @@ class _Stream:
             return text[:start]
         if line.startswith("--- [") and not _is_record(line[4:]):
             return text[:start]
+        return text
+
+    @staticmethod
+    def _without_lone_facts(text: str) -> str:
+        """Cut the records at the end that tell of the snapshot: they came with another, of which nothing arrived."""
+        while text.startswith(('--- ["was",', '--- ["hash",'), start := text.rfind("\n", 0, len(text) - 1) + 1):
+            text = text[:start]
         return text
 
     def _first_document(self, text: str) -> tuple[_Document, dict[Any, Any], list[int]]:
@@ -2738,7 +2821,7 @@ def _unglued(text: str) -> str:
 
 
 #: A record that lacks dashes; a string that was cut off and what JSON allows behind it; what only a person writes.
-_HEADLESS = _pattern(r'-{0,2} ?\["(?:set|delete|insert|splice|order|update|clear|transaction)",\[.*\]\s*')
+_HEADLESS = _pattern(r'-{0,2} ?\["(?:set|delete|insert|splice|order|update|clear|transaction|was|hash)",\[.*\]\s*')
 _CUT_STRING = _pattern(r'(?:[^"\\]|\\.)*"[,:\]}]')
 _BY_HAND = _pattern(r" *(?:- |[^\W\d][\w-]*:(?: |$))")
 
@@ -3753,12 +3836,12 @@ def _step(key: Any) -> str:
 
 
 class _Level:
-    """An open transaction: how many records and edits there were before it, and what nodes that it changes were."""
+    """An open transaction: how many records, edits and facts there were before it, and what nodes it changes were."""
 
-    __slots__ = ("edits", "images", "records")
+    __slots__ = ("edits", "facts", "images", "records")
 
-    def __init__(self, records: int, edits: int) -> None:
-        self.records, self.edits = records, edits
+    def __init__(self, records: int, edits: int, facts: int = 0) -> None:
+        self.records, self.edits, self.facts = records, edits, facts
         self.images: dict[int, _Image] = {}
 
 
@@ -5082,6 +5165,11 @@ class _LiveTree(_Tree):
         self.renewal: tuple[_Document, bytes, Any, _Saved | None] | None = None
         #: How often what a person saved changed the state.
         self.merges = 0
+        #: The keys of which records tell what the snapshot has, and the records that are to be written yet. No record
+        #: does where old ones do not, or where one has to complete the snapshot's last entry.
+        self.attested: set[Any] = set()
+        self.facts: dict[Any, str] = {}
+        self.has_facts = True
         #: Why vacuums failed since the last that did not, each told once.
         self.told: set[int | type] = set()
         self.journal = journal
@@ -5094,7 +5182,11 @@ class _LiveTree(_Tree):
         self.document = stream.document
         _Root(stream.value, self)
         self.generation = 1
-        _replay(self.root, stream, self.path)
+        for reason in _replay(self.root, stream, self.path):
+            kept = self.journal.keep_aside(data, "edited") if stream.undecided else ""
+            _warn(f"{self.path}: {reason}" + f"; the file as it was is kept in {kept}" * bool(kept))
+        self.attested = {*stream.facts}
+        self.has_facts = not self.document.unended and (bool(stream.facts) or not stream.records)
         if stream.torn:
             reason = f"{self.path}: dropped {stream.torn} bytes at the end that never became a complete record"
             _warn(f"{reason} ({len(sound)} bytes are sound)")
@@ -5105,7 +5197,7 @@ class _LiveTree(_Tree):
         self.first_record = _first_record(stream.text)
         self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)
         self._separator = self._separator_behind(self.document, sound)
-        if stream.is_half_rewritten:
+        if stream.is_half_rewritten or stream.edited:
             self._renew(self._renewed(), self.journal.basis)
 
     def _separator_behind(self, document: _Document, data: bytes) -> str:
@@ -5115,6 +5207,10 @@ class _LiveTree(_Tree):
         return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
 
     def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
+        for key in _touched(keys, operation, arguments, self.root._items):
+            if key not in self.attested and self.has_facts:
+                self.facts[key] = self.document.fact(key, self.root._items.get(key, _GONE))
+                self.attested.add(key)
         if self.levels:
             self._check_task()
             self._make(self.batch, record, node._perform, len(node._items), keys, operation, *arguments)
@@ -5124,7 +5220,8 @@ class _LiveTree(_Tree):
             self._after_append()
 
     def _framed(self, record: str) -> bytes:
-        return f"{self._separator}--- {record}\n".encode()
+        facts = "".join([f"--- {fact}\n" for fact in self.facts.values()]) if self.facts else ""
+        return f"{self._separator}{facts}--- {record}\n".encode()
 
     def turn(self) -> Any:
         """Return the lock; raises StateError in a thread for which the transaction that holds it seems to wait."""
@@ -5253,7 +5350,7 @@ class _LiveTree(_Tree):
                 self._refuse_change()
             self._write_latest()
             sink.append(entry)
-            if sink is not self.batch and (self.is_clean or self._separator):
+            if sink is not self.batch and (self.is_clean or self._separator or self.facts):
                 self._note_appended(entry)
             apply(*arguments)
             self.halted = None
@@ -5268,7 +5365,7 @@ class _LiveTree(_Tree):
         """Finish a change that was interrupted, if it was noted; may be called twice."""
         is_noted = any(last is entry for last in self.batch[-1:])
         if is_noted if sink is self.batch else self.journal.landed(size, entry):
-            if sink is not self.batch and (self.is_clean or self._separator):
+            if sink is not self.batch and (self.is_clean or self._separator or self.facts):
                 self._note_appended(entry)
             self.document.doubt()  # whether the change is among the edits is not known
             apply(*arguments)
@@ -5283,6 +5380,7 @@ class _LiveTree(_Tree):
         """Note that the file ends in a record; happens before memory changes, because an interrupt may come between."""
         self.first_record = _first_record(data.decode()) if self.is_clean else self.first_record
         self._separator, self.is_clean = "", False
+        self.facts.clear()
 
     def resume(self) -> None:
         while self.halted is not None:
@@ -5368,7 +5466,7 @@ class _LiveTree(_Tree):
             self.transaction = _Transaction(self.levels, _started_in.get())
             _started_in.set(self.transaction)
         self._write_latest()
-        level = _Level(len(self.batch), len(self.edits))
+        level = _Level(len(self.batch), len(self.edits), len(self.facts))
         self.levels.append(level)
         self.halted = None
         return level
@@ -5435,6 +5533,9 @@ class _LiveTree(_Tree):
         if len(self.levels) > depth:
             self.latest = _NO_LATEST
             self.restore()
+            for key in [*self.facts][self.levels[-1].facts :]:
+                del self.facts[key]
+                self.attested.discard(key)
             del self.batch[self.levels[-1].records :]
             self.levels.pop()
         self.halted = before
@@ -5534,6 +5635,7 @@ class _LiveTree(_Tree):
         """Note what the file holds now; may be called twice, and has been called when `document` is the new one."""
         self.is_clean = True
         self.path = self.journal.path
+        self.has_facts = not document.unended
         self._separator = self._separator_behind(document, data)
         if value is not _GONE:
             self._take(value)
@@ -5545,6 +5647,7 @@ class _LiveTree(_Tree):
         self.forget_heads()
         self.generation += 1
         self.first_record = ""
+        self.attested, self.facts = set(), {}
         self.limit = max(2 * len(data), _VACUUM_FLOOR)
         self.trouble = None
         self.told.clear()
@@ -5944,8 +6047,21 @@ def _parsed(path: str, data: bytes) -> _Stream:
         raise _corrupt(path, data.decode(errors="replace"), _BadText(problem.reason, offset)) from None
 
 
-def _replay(root: _Root, stream: _Stream, path: str, apply: Callable[[StateDict, Any], None] | None = None) -> None:
-    """Apply the records of a stream to its tree; apply: what does it with one, instead of `_apply`."""
+def _replay(
+    root: _Root, stream: _Stream, path: str, apply: Callable[[StateDict, Any], None] | None = None
+) -> list[str]:
+    """Apply the records of a stream to its tree; return what a person should know who edited the file.
+
+    apply: what does it with one, instead of `_apply`; not where a person changed what records tell of.
+    """
+    reasons = _merge_edit(root, stream, path) if stream.edited else []
+    if not stream.edited:
+        _replay_all(root, stream, path, apply)
+    root._show_all()
+    return reasons + _deletions(stream)
+
+
+def _replay_all(root: _Root, stream: _Stream, path: str, apply: Callable[[StateDict, Any], None] | None) -> None:
     offset, items, counters = 0, root._items, set[Any]()
     is_quick = apply is None
     try:
@@ -5962,7 +6078,87 @@ def _replay(root: _Root, stream: _Stream, path: str, apply: Callable[[StateDict,
     except _MISFITS as error:
         offset = len(stream.text) - len(stream.text[offset:].lstrip())
         raise _corrupt(path, stream.text, _BadText(_misfit(error), offset)) from None
-    root._show_all()
+
+
+def _merge_edit(root: _Root, stream: _Stream, path: str) -> list[str]:
+    """Merge what a person changed in the snapshot with the records behind it; their value wins, path by path.
+
+    Of an entry of which only the hash is told, the records are applied to what the person made of it, if they fit.
+    """
+    theirs, fitting = _plain(root), _Fitting(stream.undecided)
+    base = theirs.copy()
+    for key in stream.edited:
+        if key not in stream.undecided:
+            base.pop(key, None)
+            base.update((key, value) for value in stream.facts[key][2:])
+    latest = _Root(_plain(base), _Tree())
+    _replay_all(latest, stream, path, fitting.apply)
+    mine = {key: value for key, value in _plain(latest).items() if key not in fitting.left_out}
+    mine.update((key, theirs[key]) for key in fitting.left_out if key in theirs)
+    _become(root, _merged(base, mine, theirs))
+    stream.document.doubt()
+    return [_undecided(stream.undecided, fitting.left_out)] if stream.undecided else []
+
+
+class _Fitting:
+    """Applies records, but to some top-level entries only as long as they fit; else their keys are `left_out`."""
+
+    def __init__(self, keys: list[Any]) -> None:
+        self.keys = keys
+        self.left_out: list[Any] = []
+
+    def apply(self, root: StateDict, record: Any) -> None:
+        if record[0] == "transaction":
+            for inner in record[1]:
+                self.apply(root, inner)
+            return
+        key = (record[1][:1] or record[2:3] or [_GONE])[0]
+        if key not in self.left_out:
+            try:
+                _apply(root, record)
+            except _MISFITS:
+                if key not in self.keys:
+                    raise
+                self.left_out.append(key)
+
+
+def _undecided(keys: list[Any], left_out: list[Any]) -> str:
+    names = ", ".join(map(_inline, keys))
+    reason = f"{names}: changed in the snapshot, and by the records behind it; the person's changes and the script's"
+    reason += " cannot be told apart, so the records were applied to what the person made of it"
+    return reason + f", without those of {', '.join(map(_inline, left_out))}, which do not fit" * bool(left_out)
+
+
+def _deletions(stream: _Stream) -> list[str]:
+    """Return what is known of records that a person deleted, by what others tell of the snapshot."""
+    if not stream.facts:
+        return []
+    touched: set[Any] = set()
+    for record, _ in stream.records:
+        key = (record[1] or record[2:3] or [None])[0]
+        if type(key) is not str or key not in touched:  # else known already, as nearly all are
+            touched.update(_touched_by(record, stream.facts))
+    lost = [key for key in stream.facts if key not in touched]
+    part = [key for key in touched if key not in stream.facts]
+    undone = [f"all changes of {_inline(key)}{_again(stream.facts[key])}" for key in lost]
+    undone += [f"some changes of {_inline(key)}" for key in part]
+    return [f"lines with records were deleted from the file; this undid {', '.join(undone)}"] if undone else []
+
+
+def _again(fact: list[Any]) -> str:
+    """Tell what the snapshot has, as far as that is short."""
+    told = "absent" if len(fact) == _BARE else _flow(fact[2]) if fact[0] == "was" else ""
+    return f" (again {told})" if 0 < len(told) < 40 else ""  # noqa: PLR2004 - about half a line
+
+
+def _touched_by(record: Any, present: Iterable[Any]) -> Iterable[Any]:
+    """Return the keys of the top-level entries that a record changes; present: those that a "clear" does."""
+    if _is_fact(record):
+        return ()
+    operation, path, *arguments = record
+    if operation == "transaction":
+        return [key for inner in path for key in _touched_by(inner, present)]
+    return _touched(path, operation, arguments, present)
 
 
 #: What it raises to apply a record to a state in which it does not fit.
@@ -5982,7 +6178,15 @@ def _apply(root: StateDict, record: Any) -> None:
         for inner in records:
             _apply(root, inner)
         return
+    if _is_fact(record):
+        return
     operation, path, *arguments = record
+    node = _target(root, path)
+    node._redo(len(node._items), tuple(path), operation, *node._grown(operation, *node._taken(operation, *arguments)))
+
+
+def _target(root: StateDict, path: Any) -> Any:
+    """Return the node to which a path leads, and let its indexes count from the start."""
     if type(path) is not list:
         raise TypeError("a path is a list of keys and indexes")
     node: Any = root
@@ -5993,7 +6197,7 @@ def _apply(root: StateDict, record: Any) -> None:
             raise TypeError(f"{key!r} is no container")
         if type(items) is list and key < 0:
             path[place] += len(items)
-    node._redo(len(node._items), tuple(path), operation, *node._grown(operation, *node._taken(operation, *arguments)))
+    return node
 
 
 def _merged(base: Any, mine: Any, theirs: Any) -> Any:

@@ -44,6 +44,7 @@ class Teller(_Follower):
         news = list(differences(self.shown, stream.value)) if is_renewed else []
         snapshot = stream.document.text()
         latest = _Root(stream.value, _Tree())
+        before = self.shown if self.stream else _plain(latest)
 
         def apply(root: StateDict, record: Any) -> None:
             if next(known, None) is None:
@@ -52,6 +53,8 @@ class Teller(_Follower):
                 _apply(root, record)
 
         _replay(latest, stream, self.path, apply)
+        if stream.edited:
+            news = list(differences(before, _plain(latest)))
         self.stream, self.snapshot, self.latest, self.shown = stream, snapshot, latest, _plain(latest)
         self.news += news
         return _plain(latest), len(data) - stream.torn

@@ -28,6 +28,7 @@ from persistedstate import (
     _first_json,
     _is_record,
     _Journal,
+    _journal_start,
     _Level,
     _line_number,
     _Loader,
@@ -103,7 +104,9 @@ class _Remains:
         """Read a file in which nothing is wrong, but for a torn tail."""
         stream = _parsed("", data)
         self._plant(stream.document, stream.value)
-        _replay(self.root, stream, "")
+        for reason in _replay(self.root, stream, ""):
+            whole = self.whole if stream.undecided else ""
+            self._cut(_journal_start(self.whole), whole, reason)
         if stream.torn:
             start = len(data[: len(data) - stream.torn].decode(errors="replace"))
             self._cut(start, self.whole[start:], "this never became a complete record; opening the file drops it")

@@ -34,8 +34,18 @@ def scratch() -> Iterator[Path]:
 
 
 def records(path: Path) -> int:
-    """Count the change records in the file."""
-    return sum(line.startswith(b"--- ") for line in path.read_bytes().splitlines())
+    """Count the change records in the file; those that tell of the snapshot are none."""
+    return sum(line.startswith(b"--- ") and not is_fact(line) for line in path.read_bytes().splitlines())
+
+
+def is_fact(line: bytes) -> bool:
+    """Tell whether a line is a record that tells what the snapshot has."""
+    return line.startswith((b'--- ["was",', b'--- ["hash",'))
+
+
+def without_facts(data: bytes) -> bytes:
+    """Return a file's content without the records that tell what the snapshot has."""
+    return b"".join([line for line in data.splitlines(keepends=True) if not is_fact(line)])
 
 
 def reopened(path: Path) -> dict[Any, Any]:

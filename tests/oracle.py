@@ -30,11 +30,21 @@ def read(path: Path, reader: str = "pyyaml") -> dict[Any, Any]:
     return replay({} if snapshot is None else snapshot, changes)
 
 
-def replay(state: Any, changes: list[Any]) -> dict[Any, Any]:
-    """Apply the `changes`, journal documents as a YAML reader returns them, to `state` and return the result."""
+def replay(state: Any, changes: list[Any], *, is_told: bool = True) -> dict[Any, Any]:
+    """Apply the `changes`, journal documents as a YAML reader returns them, to `state` and return the result.
+
+    What they tell of the snapshot, in front of the first change of an entry, must be so, if it `is_told`.
+    """
+    told: set[Any] = set()
     for change in changes:
         if isinstance(change, dict):
             state = change
+            told.clear()
+        elif change[0] in {"was", "hash"}:
+            _, [key], *value = change
+            is_known = key in told or change[0] == "hash" or not is_told
+            assert is_known or same([state[key]] if key in state else [], value), change
+            told.add(key)
         elif change[0] == "transaction":
             state = replay(state, change[1])
         else:

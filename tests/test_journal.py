@@ -87,7 +87,7 @@ def test_failed_write_changes_nothing(path: Path, system: Faulty) -> None:
         assert state.a == 1
         assert path.read_bytes() == before
         state.a = 3
-        assert path.read_bytes() == before + b'--- ["set",[],"a",3]\n'
+        assert path.read_bytes() == before + b'--- ["was",["a"],1]\n--- ["set",[],"a",3]\n'
 
 
 def test_short_write_is_cut_back(path: Path, system: Faulty) -> None:
@@ -123,7 +123,7 @@ def test_cut_that_fails_is_made_up_for_by_the_next_change(path: Path, system: Fa
             state.a = 2
         state.a = 3
 
-        assert path.read_bytes() == before + b'--- ["set",[],"a",3]\n'
+        assert path.read_bytes() == before + b'--- ["was",["a"],1]\n--- ["set",[],"a",3]\n'
 
 
 @pytest.mark.parametrize(

@@ -1375,7 +1375,7 @@ def test_vacuum_writes_the_present_state_and_goes_on(path: Path) -> None:
         state.vacuum()
         assert identity(path) == before
         state.a = 3
-        assert path.read_text() == 'a: 2\n--- ["set",[],"a",3]\n'
+        assert path.read_text() == 'a: 2\n--- ["was",["a"],2]\n--- ["set",[],"a",3]\n'
 
     assert path.read_text() == "a: 3\n"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from checks import Hand, records, run_child, scratch
+from checks import Hand, records, run_child, scratch, without_facts
 from disk import abandon
 from processes import WRITE_CALLS, contents_at_each_moment, count_calls, interrupt_after_call, interrupt_at
 from rounds import rounds as sized
@@ -66,10 +66,10 @@ def on_disk(path: Path) -> Any:
 
 
 def added_documents(path: Path, before: bytes) -> list[Any]:
-    """Return the documents that were appended to the file since it was `before`."""
+    """Return the documents that were appended to the file since it was `before`, but for what they tell of that."""
     data = path.read_bytes()
     assert data.startswith(before)
-    added = data[len(before) :].decode()
+    added = without_facts(data[len(before) :]).decode()
     documents = list(yaml.safe_load_all(added)) if added else []
     assert added.count("\n") == len(documents) == len([line for line in added.splitlines() if line.startswith("--- ")])
     return documents
