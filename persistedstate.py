@@ -80,7 +80,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import islice, pairwise, takewhile
 from math import inf, isnan
 
@@ -118,6 +118,7 @@ __all__ = [
     "StateLocked",
     "StateReadOnly",
     "check",
+    "on_change",
     "plain",
     "repair",
 ]
@@ -3892,6 +3893,8 @@ class _Tree:
         #: The objects that show the tree and are not closed, by their ids; the last that is closed closes the tree.
         self.facades: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.is_closing = False
+        #: Somebody wants to be told of changes: then each of them leaves an edit, and there are no short ways.
+        self.is_watched = False
 
     def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
         """Write the record, then do the operation to the node, to which `keys` lead; neither if the first fails."""
@@ -3928,6 +3931,8 @@ class _Tree:
 
     def prime(self, node: _Node, key: str | None, head: str) -> None:
         """Let a node know how the record of a change begins that it is likely to make again."""
+        if self.is_watched:
+            return
         if node._heads is _NO_HEADS:
             if len(self.primed) >= _MOST_PRIMED:
                 self.forget_heads()
@@ -5556,7 +5561,8 @@ class _LiveTree(_Tree):
         try:
             lock._release_save()  # as threading.Condition does
         except RuntimeError:  # from Python 3.14 on only the holder may
-            self.lock = RLock()
+            lock = RLock()
+            self.lock = self.lock.with_lock(lock) if isinstance(self.lock, _TellingLock) else lock
         self.owner = get_ident()
         self.lock.acquire()
 
@@ -6003,6 +6009,7 @@ class _Follower(_Tree):
             return False
         with self.lock:
             _become(self.root, value)
+            self.edits = []  # who is told of changes shall compare all
         return True
 
     def _read_whole(self) -> tuple[bytes, _Glance]:
@@ -6303,6 +6310,178 @@ def _edit_node(node: Any, operation: str, key: Any, *values: Any) -> None:
         node._do("order", key, [node._items[kept] for kept in key])
     else:
         node._do(operation, *node._grown(operation, key, *[_storable(value, 0, []) for value in values]))
+
+
+class _Watch:
+    """A function that is to be called after changes of what a path leads to, and what that was at the last look.
+
+    Of the whole state, what it knows of an entry that did not change since stays the same object.
+    """
+
+    def __init__(self, function: Callable[[_Keys, Any, Any], object], keys: _Keys, root: _Root) -> None:
+        self.function, self.keys = function, keys
+        self.known = self._look(root, None)
+
+    def _look(self, root: _Root, touched: set[Any] | None) -> Any:
+        """Return the present value, `_GONE` if there is none; touched: the top-level keys that may have changed."""
+        if not self.keys:
+            before = self.known if touched is not None else {}
+            return {
+                key: before[key] if touched is not None and key not in touched and key in before else _plain(value)
+                for key, value in root._items.items()
+            }
+        value: Any = root
+        for key in self.keys:
+            try:
+                value = value._items[key]
+            except (LookupError, TypeError, AttributeError):
+                return _GONE
+        return _plain(value)
+
+    def news(self, root: _Root, touched: set[Any] | None) -> Callable[[], object] | None:
+        """Return the call that tells what changed, None if nothing did."""
+        if self.keys and touched is not None and self.keys[0] not in touched:
+            return None
+        before, self.known = self.known, self._look(root, touched)
+        if not _differ(before, self.known):
+            return None
+        keys, old, new = _narrowed(self.keys, before, self.known)
+        return partial(self.function, keys, *[None if value is _GONE else _plain(value) for value in (old, new)])
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if type(one) is dict and type(other) is dict and one is not other:
+        return [*one] != [*other] or any(_differ(one[key], other[key]) for key in one)
+    return one is not other and not _same(one, other)
+
+
+def _narrowed(keys: _Keys, old: Any, new: Any) -> tuple[_Keys, Any, Any]:
+    """Return the path to the innermost place that has all differences of two values, and what was and is there."""
+    while type(old) is type(new) and type(old) in (dict, list):
+        if type(old) is dict:
+            places = [key for key in {**old, **new} if _differ(old.get(key, _GONE), new.get(key, _GONE))]
+            following = [(old.get(key, _GONE), new.get(key, _GONE)) for key in places[:1]]
+        else:
+            places = [index for index, (one, other) in enumerate(zip(old, new, strict=False)) if _differ(one, other)]
+            following = [(old[index], new[index]) for index in places[:1]] if len(old) == len(new) else []
+        if len(places) != 1 or not following:
+            break
+        keys, [(old, new)] = (*keys, places[0]), following
+    return keys, old, new
+
+
+class _TellingLock:
+    """The lock of a tree of whose changes somebody wants to be told: when it is released, they are.
+
+    The edits of the tree tell which entries may have changed since, without any cost elsewhere.
+    """
+
+    def __init__(self, tree: Any, lock: Any) -> None:
+        self.tree, self.lock = tree, lock
+        self.watches: list[_Watch] = []
+        self.edits, self.length = tree.edits, len(tree.edits)
+        #: Calls that are to be made as soon as the lock is free, and the threads that make some.
+        self.news: deque[Callable[[], object]] = deque()
+        self.telling: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lock, name)
+
+    def with_lock(self, lock: Any) -> _TellingLock:
+        """Return the same with another lock."""
+        self.lock = lock
+        return self
+
+    @property
+    def __enter__(self) -> Any:
+        return self.lock.__enter__  # of C code: an interrupt comes before or after it
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        try:
+            if not self.tree.levels and not self._is_up_to_date():
+                self._gather()
+        finally:
+            self.lock.release()
+        if self.news and not self.lock._is_owned():
+            self._tell()
+
+    def _is_up_to_date(self) -> bool:
+        return self.edits is self.tree.edits and self.length == len(self.edits)
+
+    def _gather(self) -> None:
+        """Note what there is to tell."""
+        tree, touched = self.tree, set[Any]()
+        is_all = self.edits is not tree.edits or len(tree.edits) < self.length
+        for keys, operation, *arguments in tree.edits[self.length :] if not is_all else ():
+            is_all = is_all or not (keys or arguments)
+            touched.update(_touched(keys, operation, arguments, ()))
+        self.edits, self.length = tree.edits, len(tree.edits)
+        for watch in [*self.watches]:
+            if news := watch.news(tree.root, None if is_all else touched):
+                self.news.append(news)
+
+    def _tell(self) -> None:
+        """Call the functions. What they change themselves is told by the same loop, as is what others do meanwhile."""
+        if get_ident() in self.telling:
+            return
+        self.telling.add(get_ident())
+        try:
+            while self.news:
+                try:
+                    self.news.popleft()()
+                except Exception:  # noqa: BLE001 - whatever it is, the change is made and stays
+                    sys.excepthook(*sys.exc_info())
+        finally:
+            self.telling.discard(get_ident())
+
+
+def on_change(
+    state: PersistedState, function: Callable[[_Keys, Any, Any], object], path: Any = ()
+) -> Callable[[], None]:
+    """Call a function after each change of a state, the script's own or one that a person saved; return what ends that.
+
+    There is one call for each statement, transaction or merged save that changed something there, with the path to the
+    innermost place that has all of the change, as a tuple of keys and indexes, and plain copies of what was and is
+    there, None for nothing. It comes when the change is in the file and the lock is free, in the thread that made it.
+    An exception of the function undoes nothing and stops nothing: `sys.excepthook` tells it. A change that is undone
+    is none.
+
+    Args:
+        state: the state; one that is read only is told of what `refresh()` finds.
+        function: what to call; it may change the state.
+        path: a key of the top level, or a tuple of keys and indexes; only changes there count. Without it, all do. What
+            is there is copied after each change.
+
+    >>> import os, tempfile
+    >>> STATE = PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), limits={"cpu": 1}, n=0)
+    >>> stop = on_change(STATE, print, "limits")
+    >>> STATE.limits["cpu"] = 2
+    ('limits', 'cpu') 1 2
+    >>> STATE.n = 1
+    >>> stop()
+    """
+    tree = state._tree
+    keys = tuple(path) if isinstance(path, (tuple, list)) else (path,)
+    with tree.turn():
+        if tree.levels:
+            raise StateError(tree.path, "a transaction is open; ask to be told of changes before or after it")
+        lock = tree.lock if tree.is_watched else _TellingLock(tree, tree.lock)
+        watch = _Watch(function, keys, tree.root)
+        lock.watches.append(watch)
+        tree.lock, tree.is_watched = lock, True
+        tree.forget_heads()
+
+    def stop() -> None:
+        with lock:
+            if watch in lock.watches:
+                lock.watches.remove(watch)
+            if not lock.watches and tree.lock is lock:
+                tree.lock, tree.is_watched = lock.lock, False
+
+    return stop
 
 
 #: A root of which no attribute has a short way to be set, for closed states.
