@@ -436,7 +436,7 @@ def test_a_text_that_cannot_be_edited_keeps_the_comments_above_and_tells_once(
             state.b["x"] = number
             state.vacuum()
         first = path.read_text()
-        monkeypatch.setattr(persistedstate._Document, "_renew", failing)
+        monkeypatch.setattr(persistedstate._Document, "_rewrite", failing)
         state.a = 2
         state.close()
 
