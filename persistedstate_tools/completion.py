@@ -23,16 +23,18 @@ _HELP = ("--help", "show what there is")
 _SCRIPTS = {
     "bash": f"""\
 _persistedstate() {{
-    local found word
+    local found
     COMPREPLY=()
     while IFS= read -r found; do
         [ "$found" != {_FILES} ] || return 0  # the default, see below
-        case ${{COMP_WORDS[COMP_CWORD]}} in
-            [\\"\\']*) COMPREPLY+=("$found") ;;
-            *) printf -v word %q "$found" && COMPREPLY+=("$word") ;;
+        case ${{COMP_WORDS[COMP_CWORD]}} in  # what the shell would take for more than text is left out, or quoted
+            \\"*) [[ $found != *[\\"\\$\\`\\\\!]* ]] || continue ;;
+            \\'*) [[ $found != *\\'* ]] || continue ;;
+            *) printf -v found %q "$found" ;;
         esac
+        COMPREPLY+=("$found")
     done < <(persistedstate completion bash "${{COMP_WORDS[@]:1:COMP_CWORD}}" 2>/dev/null)
-    compopt +o default +o bashdefault
+    compopt +o default +o bashdefault 2>/dev/null
 }}
 complete -o bashdefault -o default -F _persistedstate persistedstate
 """,

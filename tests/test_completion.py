@@ -213,6 +213,29 @@ def test_shell_completes_a_path_that_must_be_quoted(shell: Any) -> None:
     shell.until(lambda: "1" in shell.lines)
 
 
+@pytest.mark.parametrize("key", ["$(touch sprung)", ";touch sprung;"])
+@pytest.mark.parametrize("opened", ["", '"', "'"])
+def test_key_that_a_shell_would_run_is_only_text(
+    shell: Any, opened: str, key: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Whatever quotes were typed before TAB; bash, which does not quote what it inserts, is not offered all then."""
+    folder = tmp_path / "folder"
+    (folder / "trap.state").write_text(f"trap: {{'{key}': 17}}\n", "utf-8")
+    is_bash = request.node.callspec.params["shell"] == "bash"
+    is_left_out = is_bash and (opened == "'" or (opened == '"' and "$" in key))
+
+    typed(shell, f"persistedstate get trap.state {opened}trap")
+    if is_left_out:
+        typed(shell, f"[\tx => {opened}trap[x")
+    else:
+        escape = "" if opened else "\\"
+        typed(shell, f"{escape}[\t => sprung")
+        shell.press("\r")
+        shell.until(lambda: "17" in shell.lines)
+
+    assert not (folder / "sprung").exists()
+
+
 def test_tab_runs_nothing_that_lies_in_the_folder(shell: Any, tmp_path: Path) -> None:
     trap = tmp_path / "folder/persistedstate"
     trap.write_text("#!/bin/sh\ntouch sprung\n", encoding="utf-8")
