@@ -35,7 +35,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from persistedstate import StateError
 from persistedstate_stores._addresses import CopyError, described, is_of_pystator, patient, shown
-from persistedstate_stores.key_value import PersistedStateStore
+from persistedstate_stores.key_value import PersistedStateStore, _is_usable
 
 # Without the framework, the import above tells what to install.
 # isort: split
@@ -194,9 +194,16 @@ async def _set_up(store: Any) -> None:
 
 
 def _check_file(store: Store) -> None:
-    """Raise CopyError for a state file that holds something else than collections."""
-    if isinstance(store, PersistedStateStore) and store._root() and not any(store._collections()):
-        raise CopyError(f"{store._place()} holds no collections of entries; FILE#KEY names those under a key")
+    """Raise CopyError for a state file that holds something else than entries."""
+    if not isinstance(store, PersistedStateStore) or not store._root():
+        return
+    nodes = [node for _, node in store._collections()]
+    entries = [pair for node in nodes for pair in node.items()]
+    if not nodes or (entries and not any(_is_usable(*pair) for pair in entries)):
+        raise CopyError(
+            f"{store._label} holds no entries; FILE#KEY names those below a key, and pystator+redis:// or "
+            "pystator+mongodb:// where pystator keeps its machines"
+        )
 
 
 # ---- Passes ----

@@ -154,7 +154,7 @@ def _event(told: Record) -> tuple[Key, Record]:
 
 
 def _transition(told: Record) -> tuple[Key, Record]:
-    record = _something({"success": True, **{name: told.get(name) for name in adapter._HISTORY if name in told}})
+    record = _something({name: told.get(name, name == "success" or None) for name in adapter._HISTORY})
     if isinstance(record.get("duration_ms"), float):
         record["duration_ms"] = int(record["duration_ms"])  # as pystator's own stores do
     try:
