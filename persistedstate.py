@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from typing import Any, AnyStr, NoReturn
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
+    from typing_extensions import Self
 
     #: What leads from the root to a node.
     _Keys = tuple[Any, ...]
@@ -258,6 +259,18 @@ def _warn_afterwards(reason: str) -> None:
     except Exception:  # noqa: BLE001 - of a hook, too
         with suppress(Exception):
             print(f"RuntimeWarning: {reason}", file=sys.stderr)
+
+
+def _tool(name: str) -> Any:
+    """Import a file of the tools."""
+    from importlib import import_module
+
+    try:
+        return import_module(f"persistedstate_tools.{name}")
+    except ImportError as error:  # there is none, or that of another version
+        advice = f"copy that folder beside {os.path.basename(__file__)}, or install all of the project"
+        missing = f"the package persistedstate_tools of version {__version__} is missing; {advice}"
+        raise ModuleNotFoundError(missing, name="persistedstate_tools") from error
 
 
 # ------------------------------------------------------- Text --------------------------------------------------------
@@ -5175,6 +5188,11 @@ class _LiveTree(_Tree):
         self.attested: set[Any] = set()
         self.facts: dict[Any, str] = {}
         self.has_facts = True
+        #: What classes declare of the state, and what checks changes before they are made.
+        self.declarations: list[Any] = []
+        self.checks: list[Any] = []
+        #: By the beginnings of records: a type that needs no other check, and what else tells whether a value fits.
+        self.fitting: dict[str, tuple[Any, Callable[[Any], bool]]] = {}
         #: Why vacuums failed since the last that did not, each told once.
         self.told: set[int | type] = set()
         self.journal = journal
@@ -5212,6 +5230,8 @@ class _LiveTree(_Tree):
         return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
 
     def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
+        for check in self.checks:
+            check(keys, node, operation, arguments)
         for key in _touched(keys, operation, arguments, self.root._items):
             if key not in self.attested and self.has_facts:
                 self.facts[key] = self.document.fact(key, self.root._items.get(key, _GONE))
@@ -5702,8 +5722,17 @@ class _LiveTree(_Tree):
         doubtful, mine = self.journal.latest_lines(), _plain(self.root)
         try:
             base = self.history.base(edit.saved, self.document, self.first_record, doubtful)
-            document, value = edit.saved.with_value(_merged(base, mine, edit.saved.value))
+            value = _merged(base, mine, edit.saved.value)
+            for declaration in self.declarations:
+                value = declaration.filled(value)
+                declaration.check(value, self.path, edit.saved.text)
+            document, value = edit.saved.with_value(value)
             is_new = self.history.is_new(edit.saved, self.document)
+        except StateCorrupt as error:
+            place = f"line {error.line}, column {error.column}: {error.reason}"
+            edit.give_up(f"what was saved there is not what is declared ({place})")
+            self._refuse(edit)
+            return
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing of the script's may be lost by it
             edit.give_up(f"what was saved there cannot be merged ({error!r})")
             self._refuse(edit)
@@ -5726,6 +5755,28 @@ class _LiveTree(_Tree):
         if not self.levels:
             self.look()
         return self.merges > before
+
+    def declare(self, declaration: Any, *, is_checked: bool) -> None:
+        """Hold the state to what a class declares, and what is saved; `is_checked`: also what the script changes.
+
+        Raises StateCorrupt where the file has something else; then the file is left as it is.
+        """
+        with self.turn():
+            filled = declaration.filled(_plain(self.root))
+            try:
+                declaration.check(filled, self.path, self.document.text())
+            except StateCorrupt:
+                if len(self.facades) == 1:
+                    self.halted = (self.refuse, StateClosed(self.path, "the state was closed; open it again"))
+                raise
+            if declaration not in self.declarations:
+                self.declarations.append(declaration)
+            if is_checked and declaration.check_change not in self.checks:
+                self.checks.append(declaration.check_change)
+                self.forget_heads()
+                self.__class__ = _CheckedTree  # of the same layout
+            if not self.levels:
+                _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -5824,6 +5875,30 @@ class _LiveTree(_Tree):
             facade._shut(reason)
         if self in _open_trees:
             _open_trees.remove(self)
+
+
+class _CheckedTree(_LiveTree):
+    """A tree of a class that declares what may be assigned."""
+
+    __slots__ = ()
+
+    def prime(self, node: _Node, key: str | None, head: str) -> None:
+        assert node._place is not None  # noqa: S101 - for the type checker
+        if len(self.checks) == 1:
+            [check] = self.checks
+            self.fitting[head] = check.__self__.fitting((*node._place[1], 0 if key is None else key))
+            super().prime(node, key, head)
+
+    def assign(self, node: _Node, key: str | None, value: Any) -> bool:
+        kind, fits = self.fitting.get(node._heads.get(key, ""), _NOTHING_FITS)
+        return (kind is type(value) or fits(value)) and super().assign(node, key, value)
+
+
+def _fits_never(_value: Any) -> bool:
+    return False
+
+
+_NOTHING_FITS = (None, _fits_never)
 
 
 class _Edit:
@@ -5971,8 +6046,9 @@ class _History:
 class _Follower(_Tree):
     """A tree that follows a file that others write; takes no lock and writes nothing."""
 
-    def __init__(self, path: str, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, defaults: Mapping[str, Any], declaration: Any = None) -> None:
         super().__init__(os.path.realpath(path))
+        self.declaration = declaration
         self.name = _absolute(path)
         self.reserved = _METHODS
         self.defaults = defaults
@@ -6030,6 +6106,9 @@ class _Follower(_Tree):
         value = _plain(latest)
         for key, default in self.defaults.items():
             value.setdefault(key, default)
+        if self.declaration is not None:
+            value = self.declaration.filled(value)
+            self.declaration.check(value, self.path, stream.document.text())
         return value, len(data) - stream.torn
 
     def release(self) -> None:
@@ -6302,6 +6381,15 @@ def _become(node: Any, value: Any) -> None:
         _edit_node(target, *edit)
 
 
+def _fill(node: Any, value: dict[Any, Any]) -> None:
+    """Set the keys that a mapping lacks, at any depth."""
+    for key, item in value.items():
+        if key not in node._items:
+            node[key] = item
+        elif type(item) is dict:
+            _fill(node[key], item)
+
+
 def _edit_node(node: Any, operation: str, key: Any, *values: Any) -> None:
     old = node._at(key) if operation == "set" else None
     if isinstance(old, _Node) and type(values[0]) is type(old._items):  # one of them is empty
@@ -6501,6 +6589,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _readonly: True: take no lock, write nothing, and see what others write after `refresh()`. The defaults are
             shown where the file lacks them.
         _mode: permission bits of a new file, such as 0o600; None (default) leaves it to the umask.
+        _check: False: what the script assigns is not checked by what its class declares.
 
     Raises:
         StateLocked: another process has it open. StateCorrupt: the file cannot be understood; it was left as it is.
@@ -6533,6 +6622,17 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     _own: dict[str, Any]
     #: What every use raises from now on, once `_tree`, `_root` and `_items` are gone.
     _refusal: StateError
+    #: What the class declares, if it does.
+    _declared: Any = None
+
+    def __init_subclass__(cls, *, undeclared: bool | None = None, **options: Any) -> None:
+        """Let the annotations of a class declare types, and its values the defaults, of the entries.
+
+        undeclared: False: there may be no others.
+        """
+        super().__init_subclass__(**options)
+        if not {"__annotations__", "__annotate__", "__annotate_func__"}.isdisjoint(vars(cls)):
+            cls._declared = _tool("declared").declare(cls, undeclared=undeclared)
 
     def __init__(
         self,
@@ -6543,6 +6643,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _wait: float = 0.0,
         _readonly: bool = False,
         _mode: int | None = None,
+        _check: bool = True,
         **defaults: Any,
     ) -> None:
         _check_options(_fsync, _wait, _readonly, _mode)
@@ -6551,10 +6652,11 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         text = os.fsdecode(path)
         if not text:
             raise FileNotFoundError(errno.ENOENT, "the path is empty", text)
-        defaults = _stored(_storable, defaults, 0, list)
+        declared = self._declared
+        defaults = _stored(_storable, defaults, 0, list) if declared is None else declared.with_defaults(defaults)
         tree: _Follower | _LiveTree
         if _readonly:
-            tree = _Follower(text, defaults)
+            tree = _Follower(text, defaults, declared)
             tree.facades[id(self)] = self
         else:
             tree = _shared_tree(text, self, fsync=_fsync, wait=_wait, mode=_mode)
@@ -6565,6 +6667,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         if isinstance(tree, _LiveTree):
             try:
                 tree.join(fsync=_fsync, mode=_mode)
+                if declared is not None:
+                    tree.declare(declared, is_checked=_check)
                 tree.set_defaults(defaults)
             except BaseException:
                 self.close()
@@ -6606,7 +6710,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
                 object.__delattr__(self, name)
 
     @contextmanager
-    def transaction(self) -> Iterator[PersistedState]:
+    def transaction(self) -> Iterator[Self]:
         """Make the changes in a `with` block one: all of them are in the file after it, or none.
 
         Other threads wait. An exception puts everything back as it was before the block, and propagates. A transaction
@@ -6710,7 +6814,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     def __ror__(self, other: Any) -> Any:
         return other | self._root
 
-    def __ior__(self, other: Any) -> PersistedState:
+    def __ior__(self, other: Any) -> Self:
         self._root.update(other)
         return self
 
@@ -6727,7 +6831,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         reason = f"{type(self).__name__!r} object has no attribute {name!r}"
         if name[:1] != "_":
             reason = f"{self._tree.path}: there is no key {name!r}; if there was one, it was deleted from the file"
-            reason += f". Set it, or open the state with a default: PersistedState(…, {name}=…)"
+            reason += f". Set it, or open the state with a default: {type(self).__name__}(…, {name}=…)"
+            if self._declared is not None and name in self._declared.fields:
+                reason += f"; it is declared as {self._declared.type_name(name)}"
         return AttributeError(reason, name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -6739,7 +6845,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             return
         root = self._root  # raises in a closed state
         _check_name(name)
-        root[name] = value
+        root[name] = value if self._declared is None else self._declared.encoded(name, value)
 
     def __delattr__(self, name: str) -> None:
         names = self._own if name[:1] == "_" else self._root
@@ -6759,7 +6865,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     def _ipython_key_completions_(self) -> list[Any]:
         return list(self._items)
 
-    def __enter__(self) -> PersistedState:
+    def __enter__(self) -> Self:
         self._items  # noqa: B018 - a closed state raises
         return self
 
@@ -6789,7 +6895,7 @@ def _check_name(name: str) -> None:
     if name in _METHODS:
         raise AttributeError(f'{name} is a method of PersistedState; use STATE["{name}"]')
     if name[:1] == "_":
-        raise TypeError(f"unknown option {name}; there are _fsync, _mode, _readonly and _wait")
+        raise TypeError(f"unknown option {name}; there are _check, _fsync, _mode, _readonly and _wait")
 
 
 def _check_options(fsync: object, wait: object, readonly: object, mode: object) -> None:
@@ -6963,7 +7069,7 @@ if not _before_reload:
 # What is not the object lives in the package `persistedstate_tools`, and is imported when it is asked for. Where this
 # file was copied without it, asking for it tells what to install.
 
-if "_tool" in globals() and not _before_reload:  # a reload: the tools shall use these classes, too
+if "_main" in globals() and not _before_reload:  # a reload: the tools shall use these classes, too
     for _name in [_name for _name in sys.modules if _name.startswith("persistedstate_tools.")]:
         del sys.modules[_name]
 
@@ -7007,18 +7113,6 @@ def repair(path: str | os.PathLike[str], *, dry_run: bool = False, wait: float =
     """
     done: Repair = _tool("repair").repair(path, dry_run=dry_run, wait=wait)
     return done
-
-
-def _tool(name: str) -> Any:
-    """Import a file of the tools."""
-    from importlib import import_module
-
-    try:
-        return import_module(f"persistedstate_tools.{name}")
-    except ImportError as error:  # there is none, or that of another version
-        advice = f"copy that folder beside {os.path.basename(__file__)}, or install all of the project"
-        missing = f"the package persistedstate_tools of version {__version__} is missing; {advice}"
-        raise ModuleNotFoundError(missing, name="persistedstate_tools") from error
 
 
 def _main() -> int:

@@ -11,6 +11,7 @@
 | `screen.py`       | `watch`: what it draws on a terminal                                       |
 | `repair.py`       | `check` and `repair`: what is wrong with a file, and what is left of it    |
 | `demo.py`         | the demo                                                                   |
+| `declared.py`     | what the annotations of a class declare, checked by msgspec                |
 | `commands.py`     | the other commands: one function for each                                  |
 | `command_line.py` | the table of commands, their arguments, help, and how a command runs       |
 | `completion.py`   | what a shell completes at TAB                                              |

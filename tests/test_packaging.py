@@ -245,6 +245,62 @@ def test_types_reach_a_consumer(installed: Path, tmp_path: Path) -> None:
     assert said == expected, checked.stdout + checked.stderr
 
 
+DECLARING = """\
+from typing import Literal, TypedDict
+from persistedstate import PersistedState, on_change
+
+class Job(TypedDict):
+    name: str
+    done: bool
+
+class Importer(PersistedState, undeclared=False):
+    last_id: int = 0
+    kind: Literal["a", "b"] | None = None
+    jobs: list[Job] = []
+
+STATE = Importer("importer.state", _check=False)
+reveal_type(STATE.last_id)  # reveals: int
+reveal_type(STATE.jobs[0]["name"])  # reveals: str
+reveal_type([job["done"] for job in STATE.jobs])  # reveals: list[bool]
+with STATE as same:
+    reveal_type(same)  # reveals: Importer
+reveal_type(STATE.another)  # reveals: Any
+STATE.last_id += 1
+STATE.jobs.append({"name": "x", "done": False})
+STATE.last_id = "one"  # error
+STATE.jobs.append({"name": 1, "done": False})  # error
+STATE.jobs[0]["name"] = 5  # error
+STATE.jobs[0]["other"]  # error
+STATE.kind = "c"  # error
+stop = on_change(STATE, print, ("jobs", 0))
+reveal_type(stop())  # reveals: None
+on_change(STATE, 5)  # error
+"""
+
+
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_declared_types_reach_a_consumer(installed: Path, tmp_path: Path, checker: str) -> None:
+    """Nested ones, too; what is not declared is Any."""
+    pytest.importorskip(checker)
+    (tmp_path / "consumer.py").write_text(DECLARING, encoding="utf-8")
+    options = {"mypy": ["--strict", "--config-file=", "--python-executable"], "pyright": ["--pythonpath"]}[checker]
+    command = [sys.executable, "-m", checker, *options, str(installed), "consumer.py"]
+    checked = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if checker == "pyright" and "error" not in checked.stdout:
+        pytest.skip(f"pyright does not run: {checked.stderr.strip()[-200:]}")
+
+    said = re.findall(
+        r"consumer\.py:(\d+):(?:\d+)?.*?(?:[Tt]ype (?:of .* )?is \"(?:consumer\.)?([^\"]*)\"|(error))",
+        checked.stdout.replace("builtins.", ""),
+    )
+    expected = [
+        (str(number), found[1] or "", "" if found[1] else "error")
+        for number, line in enumerate(DECLARING.splitlines(), 1)
+        if (found := re.search(r"# (?:reveals: (.*)|error)$", line))
+    ]
+    assert said == expected, checked.stdout + checked.stderr
+
+
 # ---- The import ----
 
 

@@ -1,0 +1,428 @@
+"""Declared state: a subclass tells the types and defaults of its entries, and a person's edits are checked by them."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
+
+import pytest
+from checks import records
+from editing import WAYS, save
+
+from persistedstate import PersistedState, StateCorrupt, plain
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_without_msgspec_a_class_that_declares_says_what_to_install() -> None:
+    script = """\
+    import sys
+    sys.modules["msgspec"] = None
+    from typing import ClassVar
+    from persistedstate import PersistedState
+    class Plain(PersistedState):
+        _private: int = 3
+        LIMIT: ClassVar[int] = 4
+        def method(self): ...
+    try:
+        class Declared(PersistedState):
+            last_id: int = 0
+    except ModuleNotFoundError as error:
+        print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.strip() == (
+        "Declared declares types; the package msgspec, which checks them, is missing; pip install msgspec"
+    )
+
+
+def test_a_class_that_declares_nothing_imports_nothing() -> None:
+    script = (
+        "import sys\nfrom persistedstate import PersistedState\nclass Plain(PersistedState):\n    def f(self): ...\n"
+    )
+    script += "print([name for name in sys.modules if name in ('msgspec', 'typing', 'persistedstate_tools')])"
+    done = subprocess.run([sys.executable, "-S", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+msgspec = pytest.importorskip("msgspec")
+Meta = msgspec.Meta
+
+
+#: Makes a class as a `class` statement does.
+MAKE: Any = type(PersistedState)
+
+
+class Job(TypedDict):
+    name: str
+    done: bool
+
+
+class Mode(enum.Enum):
+    FAST = "fast"
+    SLOW = "slow"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: int
+    y: int = 0
+
+
+@dataclasses.dataclass
+class Loose:
+    x: int
+
+
+class Importer(PersistedState):
+    last_id: int = 0
+    retry: Annotated[int, Meta(ge=1, le=10)] = 3
+    jobs: list[Job] = []  # noqa: RUF012 - a default, copied
+    limits: dict[str, dict[str, int]] = {"cpu": {"soft": 1, "hard": 2}}  # noqa: RUF012
+    kind: Literal["a", "b"] | None = None
+    name: str
+    LIMIT: ClassVar[int] = 7
+    _mine: int = 8
+
+
+class Strict(Importer, undeclared=False):
+    extra: float = 1
+
+
+class Moving(PersistedState):
+    mode: Mode = Mode.FAST
+    at: Point | None = None
+
+
+DEFAULTS: dict[str, Any] = {
+    "last_id": 0, "retry": 3, "jobs": [], "limits": {"cpu": {"soft": 1, "hard": 2}}, "kind": None,
+}  # fmt: skip
+SNAPSHOT = """\
+last_id: 41
+retry:   3   # times
+jobs:
+- {name: fetch, done: no}
+limits:
+  cpu:
+    soft: 1
+    hard: 2
+kind: a
+"""
+#: Wrong edits of SNAPSHOT: what is replaced, by what, and where and what the message says.
+WRONG = {
+    "type": ("3 ", "five ", 'line 2, column 10: retry: expected int, but it is "five"'),
+    "range": ("3 ", "11 ", "line 2, column 10: retry: expected int <= 10, but it is 11"),
+    "null": ("41", "", "line 1, column 8: last_id: expected int, but it is null"),
+    "bool": ("41", "true", "line 1, column 10: last_id: expected int, but it is true"),
+    "nested": ("done: no", "done: maybe", 'line 4, column 23: jobs[0].done: expected bool, but it is "maybe"'),
+    "missing": (", done: no", "", 'line 4, column 3: jobs[0]: the key done is missing in {"name":"fetch"}'),
+    "deep": ("hard: 2", "hard: two", 'line 8, column 11: limits.cpu.hard: expected int, but it is "two"'),
+    "container": ("\n- {name: fetch, done: no}", " 1", "line 3, column 7: jobs: expected array, but it is 1"),
+    "literal": ("kind: a", "kind: c", 'line 9, column 7: kind: expected "a" or "b", but it is "c"'),
+    "literal's type": ("kind: a", "kind: 1", "line 9, column 7: kind: expected str | null, but it is 1"),
+}  # fmt: skip
+#: `no` is a string in YAML 1.2.
+SOUND = SNAPSHOT.replace("done: no", "done: false")
+
+
+def test_the_values_of_the_class_are_the_defaults(path: Path) -> None:
+    with Importer(path) as state:
+        assert state == DEFAULTS
+        assert path.read_text(encoding="utf-8").startswith(
+            "last_id: 0\nretry: 3\njobs: []\nlimits:\n  cpu:\n    soft: 1\n"
+        )
+        state.jobs.append({"name": "fetch", "done": False})
+        state.limits["cpu"]["soft"] = 5
+        assert state.LIMIT + state._mine == 15
+
+    with Importer(path.with_name("other.state"), retry=4) as state:
+        assert state == {**DEFAULTS, "retry": 4}
+    path.with_name("other.state").unlink()
+
+
+@pytest.mark.parametrize(
+    ("deleted", "expected"),
+    [
+        ("    hard: 2\n", "    hard: 2\n"),
+        ("  cpu:\n    soft: 1\n    hard: 2\n", ""),
+        ("retry:   3   # times\n", "retry: 3\n"),
+    ],
+)
+def test_what_is_missing_comes_back_at_any_depth(path: Path, deleted: str, expected: str) -> None:
+    path.write_text(SOUND.replace(deleted, "") if "cpu" not in deleted else SOUND.replace(deleted, "  gpu: {}\n"))
+
+    with Importer(path) as state:
+        found = plain(state)
+
+    assert found["limits"]["cpu"] == {"soft": 1, "hard": 2}
+    assert found["retry"] == 3
+    assert expected in path.read_text(encoding="utf-8")
+    with Importer(path, _readonly=True) as reader:
+        assert reader == found
+
+
+def test_a_reader_shows_what_is_missing(path: Path) -> None:
+    path.write_text(SOUND.replace("    hard: 2\n", ""), encoding="utf-8")
+    before = path.read_bytes()
+
+    with Importer(path, _readonly=True) as reader:
+        assert reader.limits == {"cpu": {"soft": 1, "hard": 2}}
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_lacks_nothing_is_left_alone(path: Path) -> None:
+    path.write_text(SOUND, encoding="utf-8")
+    with Importer(path):
+        pass
+
+    assert path.read_text(encoding="utf-8") == SOUND
+
+
+@pytest.mark.parametrize("journal", ["", '--- ["set",[],"last_id",42]\n'], ids=["snapshot", "journal"])
+@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_value_is_refused_at_opening(path: Path, name: str, readonly: bool, journal: str) -> None:
+    old, new, said = WRONG[name]
+    if "last_id" in said and journal:
+        journal = '--- ["set",[],"other",42]\n'
+    text = (SOUND.replace("false", "no") if "no" in old else SOUND).replace(old, new, 1)
+    if name not in ("nested", "missing"):
+        text = text.replace("done: no", "done: false")
+    path.write_text(text + journal, encoding="utf-8")
+
+    with pytest.raises(StateCorrupt, match=re.escape(said)) as caught:
+        Importer(path, _readonly=readonly)
+
+    assert caught.value.text in text
+    assert path.read_text(encoding="utf-8") == text + journal
+    path.write_text(SOUND, encoding="utf-8")  # mended, it opens
+    with Importer(path, _readonly=readonly) as state:
+        assert state.last_id == 41
+
+
+@pytest.mark.leaves("files")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_wrong_save_is_kept_beside_and_the_script_goes_on(path: Path, way: str) -> None:
+    path.write_text(SOUND, encoding="utf-8")
+    with Importer(path) as state:
+        state.last_id = 42
+        wrong = path.read_text(encoding="utf-8").replace("retry:   3", "retry:   five")
+        save(path, wrong, way)
+        with pytest.warns(
+            RuntimeWarning, match=re.escape('(line 2, column 10: retry: expected int, but it is "five")')
+        ) as said:
+            assert not state.refresh()
+        assert (state.last_id, state.retry) == (42, 3)
+        [kept] = path.parent.glob("*.edited-*")
+        assert str(kept) in str(said[0].message)
+        assert kept.read_text(encoding="utf-8") == wrong
+
+        save(path, path.read_text(encoding="utf-8").replace("retry:   3", "retry:   4"), way)
+        assert state.refresh()
+        assert state.retry == 4
+    assert "retry:   4   # times\n" in path.read_text(encoding="utf-8")
+
+
+def test_what_a_save_lacks_comes_back(path: Path) -> None:
+    path.write_text(SOUND, encoding="utf-8")
+    with Importer(path) as state:
+        save(path, SOUND.replace("    hard: 2\n", "").replace("retry:   3", "retry:   4"))
+        assert state.refresh()
+        assert (state.limits["cpu"], state.retry) == ({"soft": 1, "hard": 2}, 4)
+
+
+def assign_again(state: Any) -> None:
+    state.last_id = 1
+    state.last_id = 2
+    state.last_id = "x"
+
+
+ASSIGNMENTS: dict[str, tuple[Any, str]] = {
+    "attribute": (lambda s: setattr(s, "retry", "x"), 'STATE.retry: expected int, but it is "x"'),
+    "again": (assign_again, "STATE.last_id: expected int"),
+    "item": (lambda s: s.__setitem__("retry", 0), "STATE.retry: expected int >= 1, but it is 0"),
+    "update": (lambda s: s.update(last_id=5, retry=0), "STATE.retry: expected int >= 1"),
+    "append": (lambda s: s.jobs.append({"name": 1, "done": True}), "STATE.jobs[1].name: expected str, but it is 1"),
+    "insert": (lambda s: s.jobs.insert(0, 1), "STATE.jobs[0]: expected object, but it is 1"),
+    "extend": (lambda s: s.jobs.extend([{"name": "x"}]), "STATE.jobs[0]: the key done is missing"),
+    "slice": (lambda s: s.jobs.__setitem__(slice(0, 1), [2]), "STATE.jobs[0]: expected object, but it is 2"),
+    "nested": (lambda s: s.jobs[0].update(done=1), "STATE.jobs[0].done: expected bool, but it is 1"),
+    "deep": (
+        lambda s: s.limits["cpu"].__setitem__("soft", None),
+        "STATE.limits.cpu.soft: expected int, but it is null",
+    ),
+    "new key": (lambda s: s.limits.setdefault("mem", {"soft": "x"}), "STATE.limits.mem.soft: expected int"),
+    "delete": (lambda s: s.jobs[0].pop("done"), "STATE.jobs[0].done: this key is declared, and must be there"),
+    "clear": (lambda s: s.jobs[0].clear(), "STATE.jobs[0].name: this key is declared, and must be there"),
+    "literal": (lambda s: setattr(s, "kind", "c"), 'STATE.kind: expected "a" or "b", but it is "c"'),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a transaction"])
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_what_the_script_assigns_is_checked(path: Path, name: str, inside: bool) -> None:
+    assign, said = ASSIGNMENTS[name]
+    path.write_text(SOUND, encoding="utf-8")
+    with Importer(path) as state:
+        before, lines = plain(state), records(path)
+        with pytest.raises(TypeError, match=re.escape(said)):
+            if inside:
+                with state.transaction():
+                    assign(state)
+            else:
+                assign(state)
+        if name != "again":
+            assert (plain(state), records(path)) == (before, lines)
+
+
+@pytest.mark.parametrize("value", ["2024-01-31", 1, 1.5, True, "eA=="])
+def test_the_short_way_is_checked_too(path: Path, value: Any) -> None:
+    kinds = {"day": dt.date | None, "raw": bytes | None, "flag": Literal["x"] | None}
+    kept = MAKE("Kept", (PersistedState,), {"__annotations__": kinds})
+    with kept(path) as state:
+        for name in kinds:
+            setattr(state, name, None)
+            setattr(state, name, None)
+            with pytest.raises(TypeError, match=rf"STATE\.{name}: expected"):
+                setattr(state, name, value)
+        assert state._root._heads.keys() == kinds.keys()
+        assert state == dict.fromkeys(kinds)
+
+
+def test_what_is_right_can_be_assigned(path: Path) -> None:
+    with Importer(path) as state:
+        for value in (1, 2, 3):
+            state.last_id = value
+        state.jobs += [{"name": "x", "done": False}]
+        state.jobs[0]["done"] = True
+        state.jobs.sort(key=lambda job: job["name"])
+        state.limits["mem"] = {"soft": 5}
+        state.kind = "b"
+        state.other = object.__name__
+        del state.retry
+        state.jobs.clear()
+        assert state.last_id == 3
+        found = plain(state)
+    with PersistedState(path) as again:
+        assert again == found
+
+
+def test_unchecked_all_can_be_assigned_and_edits_are_checked_all_the_same(path: Path) -> None:
+    with Importer(path, _check=False) as state:
+        state.last_id = 1
+        state.last_id = 2
+        assert state._root._heads
+        state.retry = "many"  # type: ignore[assignment]
+
+    with pytest.raises(StateCorrupt, match="retry: expected int"):
+        Importer(path, _check=False)
+
+
+def test_undeclared_keys_are_allowed_unless_the_class_says_otherwise(path: Path) -> None:
+    with Importer(path, more=1) as state:
+        state.yet = "more"
+    with pytest.raises(StateCorrupt, match='more: Strict declares no "more"; there are last_id, retry, '):
+        Strict(path)
+    path.unlink()
+    with Strict(path) as strict:
+        assert strict == {**DEFAULTS, "extra": 1}
+        with pytest.raises(TypeError, match=r"STATE\.yet: Strict declares no"):
+            strict.yet = 1
+        strict.extra = 2
+    with pytest.raises(TypeError, match='declares no "more"'):
+        Strict(path, more=1)
+
+
+def test_a_missing_attribute_tells_file_and_type(path: Path) -> None:
+    with Importer(path) as state, pytest.raises(AttributeError, match=rf"{path}.*'name'.*it is declared as str$"):
+        _ = state.name
+
+
+def test_enum_and_frozen_dataclass_come_back_as_declared(path: Path) -> None:
+    with Moving(path) as state:
+        assert (state.mode, state.at) == (Mode.FAST, None)
+        state.mode, state.at = Mode.SLOW, Point(1, 2)
+        assert (state["mode"], state["at"]) == ("slow", {"x": 1, "y": 2})
+    with Moving(path) as state:
+        assert (state.mode, state.at) == (Mode.SLOW, Point(1, 2))
+        with pytest.raises(TypeError, match=r"STATE\.mode: expected"):
+            state.mode = "other"  # type: ignore[assignment]
+        del state.mode
+        with pytest.raises(AttributeError, match="declared as Mode"):
+            _ = state.mode
+    path.write_text("mode: quick\n", encoding="utf-8")
+    with pytest.raises(StateCorrupt, match='line 1, column 7: mode: expected "fast" or "slow", but it is "quick"'):
+        Moving(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (set[int], r"X.x: a state cannot hold set\[int\]"),
+        (tuple[int, ...], "a state cannot hold tuple"),
+        (complex, "a state cannot hold complex; use None, bool, int"),
+        (list[set[int]], "a state cannot hold set"),
+        (Loose, "a state cannot hold Loose; use a TypedDict, or a frozen dataclass"),
+        (list[Point], "Point stands alone"),
+        (dict[str, Mode], "Mode stands alone"),
+        (Job | dict[str, int], "more than one dict-like type"),
+    ],
+)
+def test_types_that_a_state_cannot_hold_are_refused_when_the_class_is_made(kind: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        MAKE("X", (PersistedState,), {"__annotations__": {"x": kind}})
+
+
+def test_a_wrong_default_is_refused(path: Path) -> None:
+    with pytest.raises(TypeError, match=r'the default of X\.x: expected int, but it is "one"'):
+        MAKE("X", (PersistedState,), {"__annotations__": {"x": int}, "x": "one"})
+    with pytest.raises(TypeError, match=r"the default of Importer\.retry: expected int <= 10"):
+        Importer(path, retry=20)
+    assert not path.exists()
+
+
+def test_a_name_of_a_method_is_refused() -> None:
+    with pytest.raises(AttributeError, match="items is a method"):
+        MAKE("X", (PersistedState,), {"__annotations__": {"items": int}})
+
+
+def test_a_second_object_that_declares_nothing_is_held_to_it(path: Path) -> None:
+    with Importer(path) as state, PersistedState(path) as other:
+        with pytest.raises(TypeError, match=r"STATE\.retry"):
+            other.retry = "x"
+        other.retry = 5
+        assert state.retry == 5
+
+
+def test_what_is_open_is_checked_when_a_class_comes_to_it(path: Path) -> None:
+    with PersistedState(path, retry="x") as state:
+        with pytest.raises(StateCorrupt, match="retry: expected int"):
+            Importer(path)
+        state.retry = 5
+        with Importer(path) as importer:
+            assert importer.retry == 5
+
+
+def test_edits_of_a_killed_file_are_checked(path: Path) -> None:
+    path.write_text('retry: five\n--- ["was",["retry"],3]\n--- ["set",[],"retry",4]\n', encoding="utf-8")
+
+    with pytest.raises(StateCorrupt, match='retry: expected int, but it is "five"'):
+        Importer(path)
+
+
+def test_readme_section_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapters.sections import run_section
+
+    monkeypatch.chdir(tmp_path)
+    run_section("Declare your state")
