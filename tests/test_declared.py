@@ -419,10 +419,3 @@ def test_edits_of_a_killed_file_are_checked(path: Path) -> None:
 
     with pytest.raises(StateCorrupt, match='retry: expected int, but it is "five"'):
         Importer(path)
-
-
-def test_readme_section_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapters.sections import run_section
-
-    monkeypatch.chdir(tmp_path)
-    run_section("Declare your state")
