@@ -154,7 +154,7 @@ FAULTS = [
     ),
     Fault(
         "unlock in the child",
-        [("        if os.getpid() == self.pid:\n", "        if True:\n")],
+        [("        if os.getpid() == self.pid:\n            with", "        if True:\n            with")],
     ),
     Fault(
         "take a lone --- for an empty snapshot",
