@@ -7,10 +7,7 @@ a record is appended behind the last position that its writer knew, or not at al
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
 
 
 class Position(NamedTuple):
@@ -73,11 +70,14 @@ class Log(Protocol):
     def read(self, after: Position) -> News | Contents:
         """Return the records behind a position; all, where that is too old. Raises Forked."""
 
-    def turn(self, wait: float) -> AbstractContextManager[None]:
-        """Have the turn: nobody else appends. Raises TimeoutError after `wait` seconds.
+    def take_turn(self, wait: float) -> None:
+        """Have the turn, until `end_turn`: nobody else appends. Raises TimeoutError after `wait` seconds.
 
         An engine whose turn can be lost while its holder sleeps lets others append then, and the holder is Overtaken.
         """
+
+    def end_turn(self) -> None:
+        """Let others have the turn; may be called again, and by one who has it not."""
 
     def sync(self) -> None:
         """Wait until what was appended is as safe as was asked for; raises OSError where it is not."""

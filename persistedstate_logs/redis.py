@@ -26,7 +26,7 @@ import errno
 import hashlib
 import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -39,7 +39,7 @@ from persistedstate import StateError
 from persistedstate_logs import Contents, Forked, News, Overtaken, Position, Unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _LAYOUT = "1"
 #: Seconds for which records are kept behind the text that holds them.
@@ -483,16 +483,9 @@ class RedisLog:
         self._at = news.position
         return news
 
-    @contextmanager
-    def turn(self, wait: float) -> Iterator[None]:
+    def take_turn(self, wait: float) -> None:
         """See Log. What a `read` behind the last position will return comes along."""
-        self._take_turn(time.monotonic() + wait)
-        try:
-            yield
-        finally:
-            self._pass_turn()
-
-    def _take_turn(self, deadline: float) -> None:
+        deadline = time.monotonic() + wait
         passed, milliseconds = b"", b"%d" % (1000 * self._address.lease)
         while True:
             reply = self._call(_turn, _told(self._at) if self._at else b"", self._token, passed, milliseconds)
@@ -514,8 +507,8 @@ class RedisLog:
             return b""  # who asks next finds out
         return b"" if reply is None else bytes(reply[1])
 
-    def _pass_turn(self) -> None:
-        """Let the next one have the turn, without waiting for an answer; where that fails, it expires."""
+    def end_turn(self) -> None:
+        """See Log. Does not wait for an answer; where it fails, the turn expires."""
         baton = b"-" + os.urandom(8).hex().encode()
         with suppress(exceptions.RedisError, OSError, StateError):
             self._link.connect()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from persistedstate_logs import Contents, Forked, News, Overtaken, Position, Unknown
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
 
 _numbers = itertools.count()
 
@@ -118,20 +116,19 @@ class MemoryLog:
     def _is_held(self) -> bool:
         return self.memory.holder not in {None, self} and time.monotonic() < self.memory.lease
 
-    @contextmanager
-    def turn(self, wait: float) -> Iterator[None]:
+    def take_turn(self, wait: float) -> None:
         memory = self.memory
         with memory.guard:
             if not memory.guard.wait_for(lambda: not self._is_held(), wait):
                 raise TimeoutError
             memory.holder, memory.lease = self, time.monotonic() + 10
-        try:
-            yield
-        finally:
-            with memory.guard:
-                if memory.holder is self:
-                    memory.holder = None
-                    memory.guard.notify_all()
+
+    def end_turn(self) -> None:
+        memory = self.memory
+        with memory.guard:
+            if memory.holder is self:
+                memory.holder = None
+                memory.guard.notify_all()
 
     def sync(self) -> None:
         pass

@@ -12,7 +12,7 @@ from rounds import rounds
 
 from logs import servers
 from logs.memory import Memory, MemoryLog
-from logs.writers import PATIENCE, Writer, check
+from logs.writers import PATIENCE, Writer, check, turn
 from persistedstate_logs import Contents, Forked, News, Overtaken, Position, Unknown
 
 if TYPE_CHECKING:
@@ -170,14 +170,14 @@ def test_who_has_the_turn_is_alone(opened: Open) -> None:
     position = log.open(0).position
     other.open(0)
 
-    with log.turn(0):
+    with turn(log, 0):
         with pytest.raises(Overtaken) as caught:
             surely(other.append, b"b", position)
         assert caught.value.is_held
-        with pytest.raises(TimeoutError), other.turn(0.05):
+        with pytest.raises(TimeoutError), turn(other, 0.05):
             pass
         position = surely(log.append, b"a", position)
-    with other.turn(PATIENCE):
+    with turn(other):
         assert other.read(position) == News([], position)
         surely(other.append, b"b", position)
 
@@ -195,11 +195,11 @@ def test_the_turn_goes_to_who_waits(opened: Open) -> None:
         waiter.open(0)
         is_waiting.release()
         for _ in range(3):
-            with waiter.turn(PATIENCE):
+            with turn(waiter):
                 order.append(number)
 
     threads = [threading.Thread(target=wait, args=(number,)) for number in range(waiters)]
-    with log.turn(0):
+    with turn(log, 0):
         for thread in threads:
             thread.start()
             is_waiting.acquire(timeout=PATIENCE)
@@ -213,10 +213,10 @@ def test_an_exception_in_a_turn_ends_it(opened: Open) -> None:
     log, other = opened(), opened()
     position = log.open(0).position
 
-    with pytest.raises(ZeroDivisionError), log.turn(0):
+    with pytest.raises(ZeroDivisionError), turn(log, 0):
         raise ZeroDivisionError
 
-    with other.turn(PATIENCE):
+    with turn(other):
         surely(other.append, b"a", position)
 
 
@@ -249,10 +249,10 @@ def test_what_is_acknowledged_is_there_once_and_no_value_twice(opened: Open, rou
     start_position = start.open(0).position
 
     def run(number: int, writer: Writer) -> None:
-        for turn in range(rounds // 4 + 1):
+        for count in range(rounds // 4 + 1):
             in_turn = way == "bump_in_turn" or (way == "mixed" and number % 2)
             (writer.bump_in_turn if in_turn else writer.bump)()
-            if turn % 25 == number:
+            if count % 25 == number:
                 surely(writer.vacuum)
 
     threads = [threading.Thread(target=run, args=pair) for pair in enumerate(writers)]

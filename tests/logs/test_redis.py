@@ -16,7 +16,7 @@ from rounds import rounds
 
 from logs import servers
 from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
-from logs.writers import PATIENCE, Writer, check
+from logs.writers import PATIENCE, Writer, check, turn
 from persistedstate import StateError
 from persistedstate_logs import Contents, Forked, News, Overtaken, Unknown
 
@@ -219,20 +219,20 @@ def test_a_client_that_sleeps_past_its_turn_is_overtaken(server: Server, name: s
 
         log = RedisLog(sys.argv[1])
         position = log.open(0).position
-        with log.turn(0):
-            print("has the turn")
-            sys.stdin.readline()
-            try:
-                log.append(b"late", position)
-            except Overtaken as overtaken:
-                print("overtaken", overtaken.is_held)
+        log.take_turn(0)
+        print("has the turn")
+        sys.stdin.readline()
+        try:
+            log.append(b"late", position)
+        except Overtaken as overtaken:
+            print("overtaken", overtaken.is_held)
     """
     url = server.url(name, "?lease=0.3")
     with Child(code, url) as child, opened(url) as log:
         child.expect("has the turn")
         child.send_signal(signal.SIGSTOP)
         position = log.open(0).position
-        with log.turn(PATIENCE):
+        with turn(log):
             child.send_signal(signal.SIGCONT)
             child.tell()
             child.expect("overtaken True")
@@ -246,12 +246,26 @@ def test_a_turn_that_expired_while_nobody_else_came_counts(server: Server, name:
     url = server.url(name, "?lease=0.01")
     with opened(url) as log:
         position = log.open(0).position
-        with log.turn(0):
+        with turn(log, 0):
             while server.command("EXISTS", f"{{{name}}}:turn"):
                 time.sleep(0.01)
             log.append(b"a", position)
 
     assert records(url) == [b"a"]
+
+
+def test_a_turn_costs_no_write_to_the_disk(tmp_path: Path) -> None:
+    with servers.running(tmp_path / "server", *servers.ALWAYS) as server, opened(server.url("x")) as log:
+        position = log.open(0).position
+        before = server.command("INFO", "persistence")["aof_current_size"]  # type: ignore[index]
+        for _ in range(3):
+            with turn(log):
+                log.read(position)
+        log.read(position)
+
+        assert server.command("INFO", "persistence")["aof_current_size"] == before  # type: ignore[index]
+        log.append(b"a", position)
+        assert server.command("INFO", "persistence")["aof_current_size"] > before  # type: ignore[index]
 
 
 def test_the_turn_of_a_killed_process_ends(server: Server, name: str) -> None:
@@ -261,16 +275,16 @@ def test_the_turn_of_a_killed_process_ends(server: Server, name: str) -> None:
 
         log = RedisLog(sys.argv[1])
         log.open(0)
-        with log.turn(0):
-            print("has the turn")
-            sys.stdin.readline()
+        log.take_turn(0)
+        print("has the turn")
+        sys.stdin.readline()
     """
     url = server.url(name, "?lease=0.5")
     with Child(code, url) as child, opened(url) as log:
         child.expect("has the turn")
         child.kill()
         position = log.open(0).position
-        with log.turn(PATIENCE):
+        with turn(log):
             log.append(b"a", position)
 
 
@@ -280,13 +294,13 @@ def test_who_dies_with_the_baton_in_hand_keeps_the_others_waiting_for_a_moment_o
     with opened(url) as log, opened(url) as other, contextlib.closing(redis.Redis(port=server.port)) as dead:
         log.open(0)
         other.open(0)
-        with log.turn(0):
+        with turn(log, 0):
             thread = threading.Thread(target=dead.blpop, args=(f"{{{name}}}:baton",), kwargs={"timeout": PATIENCE})
             thread.start()
             await_blocked(server, 1)
         thread.join(PATIENCE)
 
-        with other.turn(PATIENCE):
+        with turn(other):
             pass
 
 
@@ -305,11 +319,11 @@ def test_the_longest_waiting_has_the_turn_next(server: Server, name: str) -> Non
 
         def wait(number: int) -> None:
             logs[number].open(0)
-            with logs[number].turn(PATIENCE):
+            with turn(logs[number]):
                 order.append(number)
 
         threads = [threading.Thread(target=wait, args=(number,)) for number in range(3)]
-        with log.turn(0):
+        with turn(log, 0):
             for number, thread in enumerate(threads):
                 thread.start()
                 await_blocked(server, number + 1)
@@ -329,11 +343,21 @@ def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
     with servers.running(tmp_path / "primary", *servers.ALWAYS, *options) as primary:
         follows = ("--replicaof", f"127.0.0.1 {primary.port}")
         with servers.running(tmp_path / "replica", *servers.ALWAYS, *options, *follows) as replica:
-            deadline = time.monotonic() + PATIENCE
-            while replica.command("INFO", "replication")["master_link_status"] != "up":  # type: ignore[index]
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
+            await_step(primary, replica)
             yield primary, replica
+
+
+def await_step(primary: Server, replica: Server) -> None:
+    """Wait until a replica has all that its primary has, on its disk, too."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        first, second = (dict(server.command("INFO")) for server in (primary, replica))  # type: ignore[call-overload]
+        is_linked = second["master_link_status"] == "up"
+        is_in_step = is_linked and second["slave_repl_offset"] == first["master_repl_offset"]
+        if is_in_step and not second["aof_rewrite_in_progress"] and not second["aof_rewrite_scheduled"]:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_replica_is_refused_except_for_reading(pair: tuple[Server, Server]) -> None:
@@ -344,7 +368,7 @@ def test_a_replica_is_refused_except_for_reading(pair: tuple[Server, Server]) ->
         opened(replica.url("x"), readonly=True) as reader,
     ):
         position = log.append(b"a", log.open(0).position)
-        primary.command("WAIT", "1", "10000")
+        await_step(primary, replica)
 
         with pytest.raises(OSError, match="replica, which only reads"):
             other.open(0)
@@ -357,7 +381,7 @@ def test_promotion_of_a_replica_that_lacks_changes_is_a_fork(pair: tuple[Server,
     try:
         with opened(primary.url("x", port=proxy.port)) as log, opened(replica.url("x")) as other:
             position = log.append(b"on both", log.open(0).position)
-            primary.command("WAIT", "1", "10000")
+            await_step(primary, replica)
             replica.kill()
             lost = log.append(b"lost", position)
             primary.kill()
@@ -391,7 +415,7 @@ def test_what_a_replica_has_survives_its_promotion(pair: tuple[Server, Server]) 
             proxy.fate = of_scripts(BEHIND)
             with pytest.raises(Unknown):
                 log.append(b"2", position)
-            primary.command("WAIT", "1", "10000")
+            await_step(primary, replica)
             primary.kill()
             replica.command("REPLICAOF", "NO", "ONE")
             proxy.target, proxy.fate = replica.port, of_scripts(FORWARD)
@@ -584,7 +608,7 @@ def test_another_layout_is_refused_at_any_time(server: Server, name: str) -> Non
             lambda: log.append(b"a", position),
             lambda: log.replace(b"a", position),
             lambda: log.read(position),
-            lambda: log.turn(0).__enter__(),
+            lambda: log.take_turn(0),
         ):
             with pytest.raises(StateError, match="layout 2; this version of persistedstate knows 1"):
                 action()
@@ -673,7 +697,7 @@ def test_scripts_that_the_server_forgot_are_sent_again(server: Server, name: str
         for record in (b"a", b"b"):
             server.command("SCRIPT", "FLUSH")
             position = log.append(record, position)
-        with log.turn(0):
+        with turn(log, 0):
             log.read(position)
             server.command("SCRIPT", "FLUSH")
             position = log.append(b"c", position)
@@ -757,7 +781,7 @@ def test_an_interrupt_leaves_each_append_whole_or_undone(
 
 
 def take_turn(log: RedisLog) -> None:
-    with contextlib.suppress(TimeoutError), log.turn(0):
+    with contextlib.suppress(TimeoutError), turn(log, 0):
         pass
 
 

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from persistedstate_logs import Contents, News, Overtaken, Unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from persistedstate_logs import Log
 
 #: Seconds to wait for a turn or for a server that comes back.
 PATIENCE = 60.0
+
+
+@contextmanager
+def turn(log: Log, wait: float = PATIENCE) -> Iterator[None]:
+    """Have the turn of a log."""
+    log.take_turn(wait)
+    try:
+        yield
+    finally:
+        log.end_turn()
 
 
 class Writer:
@@ -59,7 +70,7 @@ class Writer:
         """Count up within a turn; that may be lost while this process sleeps."""
         self.count = count or self.count + 1
         while True:
-            with self.log.turn(PATIENCE):
+            with turn(self.log):
                 self.catch_up()
                 record = b"%b %d %d" % (self.name.encode(), self.count, self.value + 1)
                 while True:
