@@ -435,13 +435,14 @@ def test_waiting_for_replicas_waits_for_what_another_connection_wrote(pair: tupl
     proxy = Proxy(primary.port)
     try:
         with opened(primary.url("x", "?replicas=1&timeout=0.5", port=proxy.port), fsync=True) as log:
-            position = log.open(0).position
+            position = log.append(b"0", log.open(0).position)  # the server knows the script from here on
             log.sync()
             replica.pause()
             proxy.fate = of_scripts(BEHIND)
             with pytest.raises(Unknown):
                 log.append(b"1", position)
             proxy.fate = of_scripts(FORWARD)
+            assert len(records(primary.url("x"))) == 2  # it has landed
             log.append(b"1", position)
 
             with pytest.raises(OSError, match="0 of 1 replicas only"):
@@ -787,16 +788,23 @@ def take_turn(log: RedisLog) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_uses_a_connection_of_its_own(server: Server, name: str) -> None:
-    with opened(server.url(name)) as log:
-        position = log.open(0).position
-        child = os.fork()
-        if child == 0:
-            try:
-                log.append(b"child", position)
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
+    """Parent and child count one number up at the same time."""
+    writer = Writer("parent", RedisLog(server.url(name)))
+    child = os.fork()
+    if child == 0:
+        writer.name = "child"
+        try:
+            for _ in range(200):
+                writer.bump()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    for _ in range(200):
+        writer.bump()
+    _, status = os.waitpid(child, 0)
+    writer.log.close()
 
-        with pytest.raises(Overtaken):
-            log.append(b"parent", position)
-        assert log.read(position).records == [b"child"]
+    found = records(server.url(name))
+    assert status == 0
+    assert [int(record.split()[2]) for record in found] == list(range(1, 401))
+    assert [record for record in found if record.startswith(b"parent")] == writer.acknowledged
