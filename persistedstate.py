@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import date, datetime, timezone
     from threading import Event
-    from typing import Any, AnyStr, NoReturn
+    from typing import Any, AnyStr, NoReturn, Protocol
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
 
@@ -104,6 +104,7 @@ __all__ = [
     "Problem",
     "Repair",
     "StateClosed",
+    "StateConflict",
     "StateCorrupt",
     "StateDict",
     "StateError",
@@ -182,16 +183,35 @@ class StateCorrupt(StateError, ValueError):
 class StateLocked(StateError, TimeoutError):
     """Another process has the file open for writing.
 
-    `pid` is its process id, or None where the system does not tell.
+    `pid` is its process id, or None where the system does not tell. `how` is "shared" where it would share the file,
+    "alone" where it does not and this process would, else "".
     """
 
-    def __init__(self, path: str, pid: int | None = None) -> None:
+    def __init__(self, path: str, pid: int | None = None, how: str = "") -> None:
         holder = f"process {pid}" if pid else "another process"
-        super().__init__(path, f"in use by {holder}; end it, wait with _wait=seconds, or read with _readonly=True")
-        self.pid = pid
+        use, advice = _USES[how]
+        advice += "end it, wait with _wait=seconds, or read with _readonly=True"
+        super().__init__(path, f"in use by {holder}{use}; {advice}")
+        self.pid, self.how = pid, how
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.pid)
+        return type(self), (self.path, self.pid, self.how)
+
+
+#: How somebody uses a file, and what else can be done about it.
+_USES = {
+    "": ("", ""),
+    "shared": (", which shares it", "open it with _shared=True here, too, "),
+    "alone": (", which has it for itself", "open it with _shared=True there, too, "),
+}
+
+
+class StateConflict(StateError):
+    """Another process changed what this statement would overwrite, since it was read; nothing was written.
+
+    Repeat the statement: by now memory holds what the other one wrote. In `with STATE.transaction():` nobody else can
+    come in between.
+    """
 
 
 class StateReadOnly(StateError, PermissionError):
@@ -2900,6 +2920,8 @@ class _System:
     fsync = staticmethod(os.fsync)
     ftruncate = staticmethod(os.ftruncate)
     lseek = staticmethod(os.lseek)
+    pread: Any = staticmethod(getattr(os, "pread", os.read))
+    pwrite: Any = staticmethod(getattr(os, "pwrite", os.write))
     fstat = staticmethod(os.fstat)
     stat = staticmethod(os.stat)
     lstat = staticmethod(os.lstat)
@@ -2965,6 +2987,46 @@ class _System:
             from fcntl import LOCK_UN, flock
 
             flock(descriptor, LOCK_UN)
+
+    @staticmethod
+    def lock_shared(descriptor: int) -> bool:
+        """Take the lock of an open file together with others, unless one has it for itself."""
+        from fcntl import LOCK_NB, LOCK_SH, flock
+
+        try:
+            flock(descriptor, LOCK_SH | LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    @staticmethod
+    def await_lock(descriptor: int) -> None:
+        """Wait for the lock of an open file; the kernel wakes who waits."""
+        from fcntl import LOCK_EX, flock
+
+        flock(descriptor, LOCK_EX)
+
+    @staticmethod
+    def lock_byte(descriptor: int, byte: int, kind: str, *, wait: bool) -> bool:
+        """Take or release a lock of one byte, kind: "F_RDLCK" with others, "F_WRLCK" alone, "F_UNLCK".
+
+        The kernel keeps these apart from `lock`. Where it can, the open file holds them: what a process holds ends as
+        soon as any part of it closes the file.
+        """
+        import fcntl
+
+        number, command = getattr(fcntl, kind), getattr(fcntl, "F_OFD_SETLKW" if wait else "F_OFD_SETLK", None)
+        try:
+            if command is None:
+                kinds = {"F_RDLCK": fcntl.LOCK_SH, "F_WRLCK": fcntl.LOCK_EX, "F_UNLCK": fcntl.LOCK_UN}
+                fcntl.lockf(descriptor, kinds[kind] | (0 if wait else fcntl.LOCK_NB), 1, byte)
+            else:
+                from struct import pack
+
+                fcntl.fcntl(descriptor, command, pack("hhqqi", number, os.SEEK_SET, byte, 1, 0))
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
 
 
 def _lock_by_portalocker(descriptor: int) -> bool:
@@ -3161,13 +3223,18 @@ class _Journal:
         status = _system.fstat(self.descriptor)
         self.inode = _seen(status)[:2]
         _check_regular(status, self.path)
+        is_shared = False
         if self._lock(self.descriptor) and self._is_named():
-            self._remove_leftovers()
-            self.data = _read_all(self.descriptor)
-            self._know(self.data)
-            return True
+            is_shared = _is_shared(self.path, remove=True)
+            if not is_shared:
+                self._remove_leftovers()
+                self.data = _read_all(self.descriptor)
+                self._know(self.data)
+                return True
+            _system.unlock(self.descriptor)  # so that it is not us whom the system names
         if _system.now() >= deadline and self._is_named():
-            raise StateLocked(self.path, _holder(status))
+            how = "shared" if is_shared or _is_shared(self.path) else ""
+            raise StateLocked(self.path, _holder(status), how)
         self.close()
         return False
 
@@ -3429,6 +3496,7 @@ class _Journal:
             if not self._lock(new):
                 raise OSError(errno.EBUSY, "somebody locked the temporary file", path)
             self._check(basis, theirs)
+            self._announce(new)
             _system.replace(path, self.path)
             self._hand_over(new, data, old if theirs < 0 else theirs, basis[2] if basis else 0)
         except BaseException:
@@ -3438,6 +3506,9 @@ class _Journal:
             claimed, self.claimed = self.claimed, -1  # first: what is closed may be the number of another file soon
             for descriptor in {old, claimed} - {self.descriptor, self.displaced, -1}:
                 self._let_go(descriptor)
+
+    def _announce(self, new: int) -> None:
+        """Tell those who share the file which one is about to take its place."""
 
     def _hand_over(self, new: int, data: bytes, replaced: int, size: int) -> None:
         """Go on with the new file: an append to the old descriptor would succeed and be lost."""
@@ -3629,6 +3700,406 @@ class _Journal:
             return error.errno != errno.EBADF
 
 
+if TYPE_CHECKING:
+
+    class _Log(Protocol):
+        """What a tree needs that is not the only writer: records in one order for all, and turns to add them in."""
+
+        #: How far of it is known here.
+        size: int
+        is_in_turn: bool
+
+        def take_turn(self) -> None:
+            """Wait until nobody else may write, until `end_turn`."""
+
+        def end_turn(self) -> None:
+            """Let others write; may be called again."""
+
+        def news(self, *, is_doubtful: bool) -> tuple[bytes, bool] | None:
+            """Return what others wrote, records, or, as the second part tells, all there is; None for nothing.
+
+            is_doubtful: what is known here is of no use, so that all there is is wanted.
+            """
+
+        def append(self, data: bytes) -> None:
+            """Add a record; raises OSError, and adds nothing, if that fails."""
+
+        def landed(self, offset: int, data: bytes) -> bool:
+            """After an interrupted `append` in this turn: tell whether the record was added; if not, add nothing."""
+
+        def replace(self, data: bytes, basis: _Glance | None) -> None:
+            """Put a snapshot in the place of all there is; raises _Overtaken if somebody else wrote it meanwhile."""
+
+        def past_texts(self) -> list[tuple[str, str, bool]]:
+            """Return text, first record and `by_person` of older snapshots, the latest first."""
+
+        def become_alone(self) -> bool:
+            """Tell whether nobody else is there; from then on nobody can come, until `close` or `stay`."""
+
+        def stay(self) -> None:
+            """Let others come again."""
+
+        def sync(self) -> None:
+            """Wait until what was added would survive a loss of power."""
+
+        def close(self) -> None:
+            """Let go."""
+
+
+#: What the name of the file ends in that lies beside a shared one; and the bytes with which that begins.
+_BESIDE = ".shared"
+_BESIDE_MARK = b"persistedstate 1 "
+#: The bytes of it by whose locks processes hold it open, and stand in line for their turn.
+_PRESENCE, _QUEUE = 0, 1
+#: Seconds in which a process may take turn after turn, without standing in line for each.
+_IN_A_ROW = 0.001
+
+
+def _is_shared(path: str, *, remove: bool = False) -> bool:
+    """Tell whether any process shares a state file; remove: remove what killed ones have left beside it."""
+    try:
+        beside = _system.open(path + _BESIDE, os.O_RDWR | _NO_LINK | _FLAGS)
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
+        return False
+    try:
+        if not _system.lock_byte(beside, _PRESENCE, "F_WRLCK", wait=False):
+            return True
+        if remove and _system.pread(beside, len(_BESIDE_MARK), 0) == _BESIDE_MARK:
+            _system.unlink(path + _BESIDE)
+        return False
+    finally:
+        _system.close(beside)
+
+
+class _Note(namedtuple("_Note", "number device inode start is_whole next_device next_inode")):
+    """The beginning of the file beside a shared one: too short for a kill to tear it.
+
+    number: how often the state file was renewed. device, inode: which file it is, unless a person replaced it. start:
+    where the copy of it begins, which goes to the end; is_whole: the copy is there. next_device, next_inode: which file
+    is about to take the place of the state file; it did if a path leads to it.
+    """
+
+    __slots__ = ()
+    number: int
+    device: int
+    inode: int
+    start: int
+    is_whole: int
+    next_device: int
+    next_inode: int
+
+    SIZE = 256
+
+    @classmethod
+    def read(cls, descriptor: int) -> _Note | None:
+        """Return the note in a file, None if there is none."""
+        data = _system.pread(descriptor, cls.SIZE, 0)
+        return cls(*map(int, data[len(_BESIDE_MARK) :].split())) if data.startswith(_BESIDE_MARK) else None
+
+    def write(self, descriptor: int) -> None:
+        text = " ".join(map(str, self)).encode()
+        _write_at(descriptor, (_BESIDE_MARK + text).ljust(self.SIZE - 1) + b"\n", 0)
+
+
+class _SharedJournal(_Journal):
+    """A state file that several processes write, each in its turn.
+
+    The turn is the lock of a file beside the state file: it cannot lie on that one itself, because another takes its
+    place at each vacuum, and when some editors save. In the file beside there is a copy of the state file, too, as its
+    writers left it. What differs from that in the state file is what a person saved; and nothing is lost that some
+    process has not read yet when a person saves over it. The copy is for those who have the file open: the first of
+    them makes it, and the last removes it.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.beside = -1
+        #: The turn is ours; the lock is ours, or perhaps; we stand in line, or perhaps.
+        self.is_in_turn = self.is_locked = self.is_in_line = False
+        #: How many turns have ended; when to stand in line again.
+        self.turns, self.yields_at = 0, 0.0
+        #: The note beside, as it was last read or written; what `past_texts` shall return after the next renewal.
+        self.note = _Note(0, 0, 0, 0, 0, 0, 0)
+        self.past: list[tuple[str, str, bool]] = []
+
+    def open(self, mode: int | None, deadline: float) -> bool:
+        """Open the file together with others, and read it, in a turn that goes on; see `_Journal.open`."""
+        if sys.platform == "win32":
+            raise StateError(self.path, "on Windows a file cannot be shared; open it without _shared")
+        self.path = os.path.realpath(self.name)
+        if not self._attend():
+            return False
+        self.take_turn()
+        note = _Note.read(self.beside)
+        try:
+            self._open(mode)
+        except FileExistsError:
+            return False
+        status = _system.fstat(self.descriptor)
+        self.inode = _seen(status)[:2]
+        _check_regular(status, self.path)
+        self._check_names(status)
+        if self._join(is_first=note is None) and self._is_named():
+            self._begin(note)
+            return True
+        if _system.now() >= deadline and self._is_named():
+            how = "" if _system.lock_shared(self.descriptor) else "alone"  # "": by another name of the file
+            raise StateLocked(self.path, _holder(status), how)
+        self.close()
+        return False
+
+    def _attend(self) -> bool:
+        """Open the file beside, and hold that it is open; False if that has to be tried again."""
+        path = self.path + _BESIDE
+        try:
+            with _registry_lock:
+                self.beside = _above_standard(_system.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _FLAGS, 0o600))
+        except OSError as error:
+            reason = f"{error.strerror}: {path}, which lies beside a file that is shared"
+            raise type(error)(error.errno, reason, self.path) from None
+        if self.become_alone():
+            if _system.pread(self.beside, len(_BESIDE_MARK), 0) not in (b"", _BESIDE_MARK):
+                raise StateError(self.path, f"{path} is somebody else's file; rename it, or open this without _shared")
+            _system.ftruncate(self.beside, 0)
+        self.stay()
+        with suppress(FileNotFoundError):
+            if os.path.samestat(_system.fstat(self.beside), _system.lstat(path)):
+                return True
+        self.close()  # the last one has just removed it
+        return False
+
+    def _check_names(self, status: os.stat_result) -> None:
+        if status.st_nlink > 1:
+            reason = "the file has several names (hard links), which sharing it would part; open it without _shared"
+            raise OSError(errno.EMLINK, reason, self.path)
+
+    def _join(self, *, is_first: bool) -> bool:
+        """Take the lock of the state file together with the others; False if somebody else has it."""
+        return (not is_first or _system.lock(self.descriptor)) and _system.lock_shared(self.descriptor)
+
+    def _lock(self, descriptor: int) -> bool:
+        return _system.lock_shared(descriptor)
+
+    def _begin(self, note: _Note | None) -> None:
+        if note is None:
+            self._remove_leftovers()
+            self.data = _read_all(self.descriptor)
+        else:
+            self.is_new = False
+            self.note = note if note.is_whole else self._mended(note)
+            self.data = self._copy()
+        self._know(self.data)
+        self.is_suspicious = note is not None  # a person may have written it just now
+
+    def accept(self, size: int) -> None:
+        data = self.data[:size]
+        super().accept(size)
+        if not self.note.number:
+            with suppress(OSError):  # then nobody else may read it
+                _take_over_attributes(self.descriptor, self.beside)
+            self._publish(data)
+
+    def take_turn(self) -> None:
+        """Wait until nobody else may write, until `end_turn`. A signal handler may have a turn of its own meanwhile.
+
+        Nobody wakes up fast enough to get a lock before the one who released it just now. Therefore everybody has to
+        stand in line now and then, whose first waits for the lock.
+        """
+        while not self.is_in_turn:
+            turns, self.is_locked = self.turns, True
+            if _system.now() >= self.yields_at or not _system.lock(self.beside):
+                self.is_in_line = True
+                _system.lock_byte(self.beside, _QUEUE, "F_WRLCK", wait=True)
+                _system.await_lock(self.beside)
+                self._leave_line()
+                self.yields_at = _system.now() + _IN_A_ROW
+            self.is_in_turn = turns == self.turns
+
+    def _leave_line(self) -> None:
+        if self.is_in_line:
+            _system.lock_byte(self.beside, _QUEUE, "F_UNLCK", wait=False)
+            self.is_in_line = False
+
+    def end_turn(self) -> None:
+        """Let others write; may be called again."""
+        if self.is_locked:
+            self.is_in_turn = False
+            self.turns += 1
+            self._leave_line()
+            _system.unlock(self.beside)
+            self.is_locked = False
+
+    def news(self, *, is_doubtful: bool) -> tuple[bytes, bool] | None:
+        """Return what others wrote; see `_Log`. What a person did makes the file suspicious."""
+        try:
+            status = _system.stat(self.name)
+            path = status.st_dev, status.st_ino
+        except FileNotFoundError:
+            status, path = None, (0, 0)
+        if status is not None and path == self.inode and status.st_size == self.size and not is_doubtful:
+            return None
+        note = _Note.read(self.beside)
+        if note is None:
+            raise StateError(self.path, f"somebody emptied {self.path + _BESIDE}; close the state in all processes")
+        if not note.is_whole or path == (note.next_device, note.next_inode):
+            note = self._mended(note)
+        is_all = is_doubtful or note.number != self.note.number
+        self.note = note
+        data = self._copy(0 if is_all else self.size)
+        end = len(data) if is_all else self.size + len(data)
+        if status is not None and path == (note.device, note.inode):
+            self._switch(path)
+            data += self._unfinished(end)
+        if is_all:
+            self._know(data)
+        else:
+            self.size += len(data)
+        is_as_left = status is not None and path == self.inode and _system.fstat(self.descriptor).st_size == self.size
+        self.is_suspicious = self.is_suspicious or not is_as_left
+        return (data, is_all) if data or is_all else None
+
+    def _switch(self, file: tuple[int, int]) -> None:
+        """Go on with the file that another process has put in the place of ours."""
+        if file == self.inode:
+            return
+        with _registry_lock:
+            self.claimed = _above_standard(_system.open(self.path, os.O_RDWR | os.O_APPEND | _NO_LINK | _FLAGS))
+        status = _system.fstat(self.claimed)
+        if not self._lock(self.claimed):
+            raise StateLocked(self.path, _holder(status), "alone")
+        old, self.descriptor, self.claimed, self.inode = self.descriptor, self.claimed, -1, _seen(status)[:2]
+        self._let_go(old)
+
+    def _unfinished(self, end: int) -> bytes:
+        """Return what a writer that was killed added to the file, and not to the copy; cut what is no whole record."""
+        size = _system.fstat(self.descriptor).st_size
+        found = _system.pread(self.descriptor, size - end, end) if size > end else b""
+        whole = found[: found.rfind(b"\n") + 1]
+        torn = found[len(whole) :]
+        is_ours = all(line.startswith(_RECORD_START) or line in (b"", b"{}") for line in whole.split(b"\n"))
+        if not is_ours or not _RECORD_START.startswith(torn[: len(_RECORD_START)]):
+            return b""
+        if torn:
+            _system.ftruncate(self.descriptor, end + len(whole))
+        _write_at(self.beside, whole, self.note.start + end)
+        return whole
+
+    def _mended(self, note: _Note) -> _Note:
+        """Finish a renewal for a process that was killed when the new file had its place."""
+        self.note, self.past = note, []
+        self._switch(_seen(_system.stat(self.name))[:2])
+        self._publish(_read_all(self.descriptor))
+        self._keep_name()
+        return self.note
+
+    def append(self, data: bytes) -> None:
+        size = self.size
+        super().append(data)
+        try:
+            _write_at(self.beside, data, self.note.start + size)
+        except OSError:
+            self.size = size
+            _system.ftruncate(self.descriptor, size)
+            raise
+
+    def landed(self, offset: int, data: bytes) -> bool:
+        is_there = super().landed(offset, data)
+        if is_there:
+            _write_at(self.beside, data, self.note.start + offset)
+        return is_there
+
+    def latest_lines(self) -> set[str]:
+        start = min(self.basis[2] if self.basis else 0, self.size)
+        return {line.strip() for line in self._copy(start).decode(errors="replace").split("\n")}
+
+    def past_texts(self) -> list[tuple[str, str, bool]]:
+        """Return text, first record and `by_person` of older snapshots, the latest first."""
+        from json import loads
+
+        texts = _system.pread(self.beside, self.note.start - _Note.SIZE, _Note.SIZE)
+        return [(text, first_record, by_person) for text, first_record, by_person in loads(texts or b"[]")]
+
+    def _copy(self, start: int = 0) -> bytes:
+        """Return what the writers left in the file, from an offset on."""
+        parts, offset = [], self.note.start + start
+        while part := _system.pread(self.beside, 1 << 24, offset):
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
+
+    def replace(self, data: bytes, basis: _Glance | None) -> None:
+        """Renew the file by another one in its place; see `_Journal.replace`. Raises OSError where that cannot be."""
+        is_ours = self._is_named()
+        if is_ours:
+            self._check_names(_system.fstat(self.descriptor))
+        self._swap(data, basis, is_ours=is_ours)
+
+    def _announce(self, new: int) -> None:
+        device, inode = _seen(_system.fstat(new))[:2]
+        self.note._replace(next_device=device, next_inode=inode).write(self.beside)
+
+    def _go_on_with(self, new: int, data: bytes) -> None:
+        super()._go_on_with(new, data)
+        self._publish(data)
+
+    def _clean_up(self, new: int, data: bytes) -> None:
+        super()._clean_up(new, data)
+        if self.descriptor != new:
+            self.note.write(self.beside)  # no file is about to come any more
+
+    def _publish(self, data: bytes) -> None:
+        """Let the others know that the file holds something new."""
+        from json import dumps
+
+        past = dumps(self.past).encode()
+        device, inode = _seen(_system.fstat(self.descriptor))[:2]
+        note = _Note(self.note.number + 1, device, inode, _Note.SIZE + len(past), 0, 0, 0)
+        note.write(self.beside)
+        _write_at(self.beside, past + data, _Note.SIZE)
+        _system.ftruncate(self.beside, note.start + len(data))
+        self.note = note._replace(is_whole=1)
+        self.note.write(self.beside)
+
+    def become_alone(self) -> bool:
+        """Tell whether no other process has the file open; from then on they wait, until `close` or `stay`."""
+        return self.beside >= 0 and _system.lock_byte(self.beside, _PRESENCE, "F_WRLCK", wait=False)
+
+    def stay(self) -> None:
+        """Let others open the file again."""
+        if self.beside >= 0:
+            _system.lock_byte(self.beside, _PRESENCE, "F_RDLCK", wait=True)
+
+    def close(self) -> None:
+        """Let everything go; the last one removes the file beside."""
+        super().close()
+        if self.beside >= 0:
+            path = self.path + _BESIDE
+            with suppress(OSError):
+                if os.getpid() == self.pid and self.become_alone() and not self._is_strange():
+                    _system.unlink(path)
+            if os.getpid() == self.pid:
+                self.end_turn()
+            beside, self.beside = self.beside, -1
+            self.is_in_turn = self.is_locked = self.is_in_line = False
+            _system.close(beside)
+
+    def _is_strange(self) -> bool:
+        """Tell whether the file beside is not the one there by now, or somebody else's."""
+        status, mark = _system.fstat(self.beside), _system.pread(self.beside, len(_BESIDE_MARK), 0)
+        is_there = os.path.samestat(status, _system.lstat(self.path + _BESIDE))
+        return not is_there or mark not in (b"", _BESIDE_MARK)
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    while data:
+        written = _system.pwrite(descriptor, data, offset)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        data, offset = data[written:], offset + written
+
+
 def _take_over_attributes(source: int, new: int) -> None:
     """Give a new file, which only its owner may read as yet, the owner, mode, ACL and attributes of another one.
 
@@ -3794,7 +4265,7 @@ class _Tree:
     of a change.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "attributes", "edits", "halted", "levels", "lock", "root")
+    __slots__ = ("__dict__", "__weakref__", "attributes", "edits", "halted", "levels", "lock", "missed", "root")
 
     root: _Root
 
@@ -3805,6 +4276,8 @@ class _Tree:
         #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_tell` a late
         #: warning, or, for ever, `refuse`.
         self.halted: tuple[Any, ...] | None = None
+        #: What the nodes were that other processes changed, by their ids, when the statement under way began.
+        self.missed: dict[int, _Image] = {}
         #: How many snapshots there have been.
         self.generation = 0
         #: What the text of the latest snapshot has to follow: paths, operations and what matters of their arguments.
@@ -3829,9 +4302,20 @@ class _Tree:
     def moment(self) -> Any:
         """Return what every change makes different: thereby one that a signal handler interrupts knows of it."""
 
-    def turn(self) -> Any:
-        """Return the lock; raises StateError where waiting for it would never end."""
+    def still(self) -> Any:
+        """Return what to hold while nothing may change; raises StateError where waiting for it would never end."""
         return self.lock
+
+    def turn(self) -> Any:
+        """Return what to hold during a change: the lock, and, in a shared state, the turn of this process."""
+        return self.still()
+
+    def overlooks(self, node: _Node, key: Any, value: Any = _GONE) -> bool:
+        """Raise StateConflict if another process changed what a statement is about to overwrite, which has not read it.
+
+        Returns whether the value, a node, was there and was replaced: then there is nothing to do.
+        """
+        raise NotImplementedError
 
     def resume(self) -> None:
         """Do what is in the way of changes, so that they can go on; raises where that cannot be."""
@@ -4165,7 +4649,7 @@ def _unshared(value: Any) -> Any:
 def _copy(value: Any) -> Any:
     """Return a plain, deep copy of something that no other thread changes meanwhile."""
     tree = value._tree if isinstance(value, _Holder) else None
-    with _NO_LOCK if tree is None else tree.turn():
+    with _NO_LOCK if tree is None else tree.still():
         return _plain(value)
 
 
@@ -4420,6 +4904,8 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             if isinstance(value, _Node) and self._items.get(key, _GONE) is value:
                 return
             if is_ours:
+                if self._tree.missed and self._tree.overlooks(self, key, value):  # type: ignore[union-attr]
+                    return
                 key = self._checked_key(key)
                 value = self._checked(value, key)
             self._length()
@@ -4436,7 +4922,8 @@ class StateDict(_Node, MutableMapping[Any, Any]):
 
     def __delitem__(self, key: Any) -> None:
         with self._turn():
-            self._enter()
+            if self._enter() and self._tree.missed:  # type: ignore[union-attr]
+                self._tree.overlooks(self, key)  # type: ignore[union-attr]
             held = self._found(key)
             if held is _GONE:
                 raise KeyError(key)
@@ -4718,6 +5205,8 @@ class StateList(_Node, MutableSequence[Any]):
     def __setitem__(self, index: Any, value: Any) -> None:
         with self._turn():
             is_ours = self._enter()
+            if is_ours and self._tree.missed and self._tree.overlooks(self, index, value):  # type: ignore[union-attr]
+                return
             if isinstance(index, slice):
                 self._set_slice(index, value)
                 return
@@ -4763,7 +5252,8 @@ class StateList(_Node, MutableSequence[Any]):
 
     def __delitem__(self, index: Any) -> None:
         with self._turn():
-            self._enter()
+            if self._enter() and self._tree.missed:  # type: ignore[union-attr]
+                self._tree.overlooks(self, index)  # type: ignore[union-attr]
             if not isinstance(index, slice):
                 self._commit("delete", self._position(index, "list assignment index out of range"))
                 return
@@ -5095,12 +5585,16 @@ class _LiveTree(_Tree):
         if not (sound.strip() or self.journal.is_new) and (kept := self.journal.kept_aside()):
             _warn(f"{self.path}: there is nothing in the file; look at {kept}, which was kept beside it")
         self.journal.accept(stream.needed or len(sound))
+        self._go_on_behind(stream, sound)
+        if stream.is_half_rewritten:
+            self._renew(self._renewed(), self.journal.basis)
+
+    def _go_on_behind(self, stream: _Stream, data: bytes) -> None:
+        """Note what has to be known of the content of the file by who appends to it."""
         self.is_clean = not stream.records
         self.first_record = _first_record(stream.text)
         self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)
-        self._separator = self._separator_behind(self.document, sound)
-        if stream.is_half_rewritten:
-            self._renew(self._renewed(), self.journal.basis)
+        self._separator = self._separator_behind(self.document, data)
 
     def _separator_behind(self, document: _Document, data: bytes) -> str:
         """Return what must stand between the content of the file and the first record that is appended."""
@@ -5120,7 +5614,7 @@ class _LiveTree(_Tree):
     def _framed(self, record: str) -> bytes:
         return f"{self._separator}--- {record}\n".encode()
 
-    def turn(self) -> Any:
+    def still(self) -> Any:
         """Return the lock; raises StateError in a thread for which the transaction that holds it seems to wait."""
         if self.levels and self.owner != get_ident() and self._has_started_this():
             if not self.lock.acquire(timeout=_DEADLOCK):
@@ -5289,14 +5783,16 @@ class _LiveTree(_Tree):
 
     def _is_changing(self) -> bool:
         """Tell whether this thread is in the middle of a change, so that its caller must have interrupted that."""
-        functions = (self.assign, self._assign_later, self._make, self.begin, self.end, self.abandon, self._renew)
-        changing = {function.__code__ for function in functions}
+        changing = {function.__code__ for function in self._changing()}
         frame = sys._getframe()
         while frame.f_back is not None:
             frame = frame.f_back
             if frame.f_code in changing and frame.f_locals["self"] is self:
                 return True
         return False
+
+    def _changing(self) -> tuple[Any, ...]:
+        return (self.assign, self._assign_later, self._make, self.begin, self.end, self.abandon, self._renew)
 
     def _halt(self, trouble: Exception | None) -> None:
         """Note why the file may lack what is in memory: as long as that is so, a change has to write it anew first."""
@@ -5710,6 +6206,15 @@ class _LiveTree(_Tree):
         if self in _open_trees:
             _open_trees.remove(self)
 
+    def mend_in_child(self) -> None:
+        """After a fork the file is the parent's: only close the descriptors, which leaves the parent's lock."""
+        reason = (
+            f"opened by process {os.getppid()}; its child {os.getpid()} must open the file itself, after the parent"
+        )
+        self.lock = RLock()
+        self.journal.leave()
+        self.shut(StateError(self.path, reason))
+
 
 class _Edit:
     """What somebody else left in the place of the state file.
@@ -5851,6 +6356,274 @@ class _History:
     def is_new(self, saved: _Saved, present: _Document) -> bool:
         """Tell whether no snapshot had this text."""
         return all(document.text() != saved.text for document in [present, *(past.document for past in self.past)])
+
+
+class _Turn:
+    """What to hold during a change of a shared tree.
+
+    A generator does it: should an interrupt keep `__exit__` from running, it is finished when this goes away.
+    """
+
+    __slots__ = ("steps",)
+
+    def __init__(self, tree: _SharedTree) -> None:
+        self.steps = tree.steps()
+
+    def __enter__(self) -> None:
+        next(self.steps)
+
+    def __exit__(self, *_: object) -> None:
+        next(self.steps, None)
+
+
+class _PastText(namedtuple("_PastText", "string")):
+    """Stands for the document of an older snapshot."""
+
+    __slots__ = ()
+    string: str
+
+    def text(self) -> str:
+        return self.string
+
+
+class _SharedTree(_LiveTree):
+    """A tree whose file several processes write.
+
+    Each change is made in the turn of its process. The turn begins with a catch-up: what others wrote is applied, and
+    what a person saved is merged by the first who comes. Outside of turns memory stays as it is.
+    """
+
+    journal: _SharedJournal
+
+    def __init__(self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None) -> None:
+        self.log: _Log = journal
+        #: Memory may differ from the log, so that all of that has to be read.
+        self.is_doubtful = False
+        #: The tree of those nodes that others removed: a change of them raises.
+        self.grave = _Tree(journal.path)
+        reason = "another process removed or replaced this container; read it from the state again, and repeat that"
+        self.grave.halted = (self.grave.refuse, StateConflict(journal.path, reason))
+        self.grave.levels.append(_Level(0, 0))
+        _Root({}, self.grave)
+        super().__init__(journal, fsync=fsync, mode=mode)
+
+    def turn(self) -> Any:
+        self.still()
+        return _Turn(self)
+
+    def steps(self) -> Iterator[None]:
+        """Hold the lock and the turn until the next step."""
+        with self.lock:
+            if self.log.is_in_turn:
+                self.missed = {}  # what is read from here on is up to date
+                yield
+                return
+            try:
+                try:
+                    self._begin_turn()
+                    yield
+                finally:
+                    self.log.end_turn()
+            finally:
+                self.log.end_turn()  # an interrupt may have come in front of the first
+
+    def _begin_turn(self) -> None:
+        if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
+            function, *arguments = self.halted
+            function(*arguments)
+        self.log.take_turn()
+        self.catch_up()
+
+    def assign(self, node: _Node, key: str | None, value: Any) -> bool:
+        return bool(self.levels) and super().assign(node, key, value)
+
+    def catch_up(self) -> None:
+        """Apply what other processes wrote, merge what a person did, and note in `missed` what that changed."""
+        self.missed = {}
+        if self.halted is not None and self.halted[0] == self._finish:
+            self.halted, self.is_doubtful = None, True
+        is_doubtful, self.is_doubtful = self.is_doubtful, True
+        try:
+            news = self.log.news(is_doubtful=is_doubtful)
+            if news is not None:
+                self._change(self._take_all if news[1] else self._take_records, news[0])
+            self.is_doubtful = False
+        except BaseException:
+            with suppress(Exception):  # is told by the next turn
+                _surely(self._reload)
+            raise
+        self._look_around()
+
+    def _look_around(self) -> None:
+        journal, now = self.journal, _system.now()
+        if now >= journal.due_at:
+            journal._glance_around(now)
+        if journal.is_suspicious:
+            self.look()
+
+    def _reload(self) -> None:
+        """Make memory what the log is."""
+        self.halted = None
+        news = self.log.news(is_doubtful=True)
+        if news is not None:
+            self._change(self._take_all, news[0])
+        self.is_doubtful = False
+
+    def _change(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Change memory by a function, with nobody in between, and note what that changed; no transaction is open."""
+        before, level = self.halted, _Level(0, 0)
+        try:
+            try:
+                self.halted, self.owner = (self._reload,), get_ident()
+                self.levels.append(level)  # so that the nodes keep what they were
+                function(*arguments)
+            finally:
+                self._note_missed(level)
+        finally:
+            self.levels.clear()
+            self.halted = before
+
+    def _note_missed(self, level: _Level) -> None:
+        self.levels.clear()
+        self.missed = {**level.images, **self.missed}
+        gone: list[Any] = [image.node for image in level.images.values()]
+        gone = [node for node in gone if node._parent is None and node is not self.root]
+        for node in gone:
+            node._tree, node._heads = self.grave, _NO_HEADS
+            items = node._items.values() if type(node._items) is dict else node._items
+            gone += [item for item in items if isinstance(item, _Node) and item._parent is node]
+
+    def _changing(self) -> tuple[Any, ...]:
+        return (*super()._changing(), self._change)
+
+    def _take_records(self, data: bytes) -> None:
+        if self.is_clean or self._separator:
+            self._note_appended(data)
+        for line in data.decode().split("\n"):
+            if line.startswith("--- ["):
+                record = _own_record(line[4:])
+                if record is None:
+                    loader = _Loader(line[4:], self.document.version)
+                    record = loader.value(loader.root, 0)
+                _apply(self.root, record)
+
+    def _take_all(self, data: bytes) -> None:
+        stream = _parsed(self.path, data)
+        latest = _Root(stream.value, _Tree())
+        _replay(latest, stream, self.path)
+        super()._take(_plain(latest))
+        self.document, self.edits = stream.document, latest._tree.edits
+        self._go_on_behind(stream, data)
+        self.path = self.journal.path
+        self.forget_heads()
+        self.generation += 1
+
+    def _take(self, value: dict[Any, Any]) -> None:
+        self._change(super()._take, value)
+
+    def overlooks(self, node: _Node, key: Any, value: Any = _GONE) -> bool:
+        if isinstance(key, slice):
+            was, now = node, node
+            is_changed = id(node) in self.missed
+        else:
+            was, now = self._was_and_is(node, key)
+            is_plain = not (isinstance(was, _Node) or isinstance(now, _Node) or was is _GONE or now is _GONE)
+            is_changed = was is not now and not (is_plain and _same(was, now))
+        if isinstance(value, _Node) and (was is value or now is value):
+            return True
+        if is_changed or (isinstance(now, _Node) and any(_is_below(image.node, now) for image in self.missed.values())):
+            place = f"STATE{''.join(map(_step, node._path()))}{'[…]' if isinstance(key, slice) else _step(key)}"
+            reason = f"{place} was changed by another process since it was read; repeat the statement, or let "
+            raise StateConflict(self.path, f"{reason}STATE.transaction() hold both the reading and the writing")
+        return False
+
+    def _was_and_is(self, node: _Node, key: Any) -> tuple[Any, Any]:
+        """Return what the statement under way has read at a key or index, and what is there now; _GONE for nothing."""
+        items, image = node._items, self.missed.get(id(node))
+        if type(items) is dict:
+            now = items.get(key, _GONE)
+            return (now if image is None else image.kept.get(key, _GONE if image.extent else now)), now
+        if not hasattr(type(key), "__index__"):
+            return _GONE, _GONE
+        index = _index(key)
+        old = items if image is None else [*items[: image.extent - len(image.kept)], *image.kept[::-1]]
+        return tuple(part[index] if -len(part) <= index < len(part) else _GONE for part in (old, items))
+
+    def _renew(
+        self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
+    ) -> None:
+        past = [(self.document.text(), self.first_record, value is not _GONE), *self.log.past_texts()]
+        if saved is not None:
+            past.insert(0, (saved.original.text(), saved.first_record, False))
+        past = [entry for entry in past if entry[0].strip()][:_NEAR]
+        while len(past) > 1 and sum(len(text) for text, _, _ in past) > _HISTORY:
+            past.pop()
+        self.journal.past = past
+        super()._renew(document, basis, value, saved)
+
+    def _await_edit(self) -> _Edit:
+        self.history = _History()  # of all processes
+        for text, first_record, by_person in self.log.past_texts():
+            document: Any = _PastText(text)
+            self.history.past.append(_Past(document, first_record, 0, by_person))
+        return super()._await_edit()
+
+    def refresh(self) -> bool:
+        is_changed = bool(self.missed)
+        return super().refresh() or is_changed
+
+    def join(self, *, fsync: bool | float, mode: int | None) -> None:
+        if self.halted is not None and self.halted[0] == self._reopen:
+            with self.turn():
+                pass
+        super().join(fsync=fsync, mode=mode)
+
+    def _save(self) -> None:
+        """Vacuum if nobody else has the file: those who do will."""
+        is_reopened = self.halted is None or self.halted[0] != self._reopen
+        if is_reopened and (self.trouble is not None or self.log.become_alone()):
+            try:
+                with self.turn():
+                    super()._save()
+            except BaseException:
+                self.log.stay()
+                raise
+        elif self.syncer is not None:
+            self.syncer.stop()
+
+    def mend_in_child(self) -> None:
+        """After a fork let the child open the file anew when it needs it, except in the middle of a transaction."""
+        if self.levels and self.owner == get_ident():
+            super().mend_in_child()
+            return
+        self.lock = RLock()
+        self.journal.leave()
+        while self.levels:  # of another thread, which the child does not have
+            self.restore()
+            self.levels.pop()
+        self.batch, self.latest, self.renewal, self.trouble = [], _NO_LATEST, None, None
+        if self.syncer is not None:
+            self.syncer = _Syncer(self, self.fsync)
+        self.halted = (self._reopen,)
+
+    def _reopen(self) -> None:
+        """Open the file in a forked child, in a turn that goes on."""
+        journal = _SharedJournal(self.journal.name)
+        try:
+            while not journal.open(self.mode, _system.now()):
+                _system.sleep(_LOCK_RETRY)
+            journal.accept(len(journal.data) - _parsed(journal.path, journal.data).torn)
+        except BaseException:
+            journal.close()
+            raise
+        self.journal = self.log = journal
+        self.halted, self.is_doubtful = None, True
+
+
+def _is_below(node: _Node | None, top: _Node) -> bool:
+    while node is not None and node is not top:
+        node = node._parent
+    return node is not None
 
 
 class _Follower(_Tree):
@@ -6112,10 +6885,13 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _readonly: True: take no lock, write nothing, and see what others write after `refresh()`. The defaults are
             shown where the file lacks them.
         _mode: permission bits of a new file, such as 0o600; None (default) leaves it to the umask.
+        _shared: True: several processes have the file open and change it, all with this option. Each change waits for
+            its turn and first applies what others wrote; else that is seen after `refresh()`. What would overwrite
+            what another process changed since it was read raises StateConflict; not in a transaction.
 
     Raises:
         StateLocked: another process has it open. StateCorrupt: the file cannot be understood; it was left as it is.
-        StateError: it is open in this process with another `_mode`.
+        StateError: it is open in this process with another `_mode` or `_shared`.
         OSError: the file cannot be opened. TypeError, ValueError: a default is not storable, an option is unknown or
         wrong.
 
@@ -6154,9 +6930,10 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _wait: float = 0.0,
         _readonly: bool = False,
         _mode: int | None = None,
+        _shared: bool = False,
         **defaults: Any,
     ) -> None:
-        _check_options(_fsync, _wait, _readonly, _mode)
+        _check_options(_fsync, _wait, _readonly, _mode, _shared)
         for name in defaults:
             _check_name(name)
         text = os.fsdecode(path)
@@ -6168,7 +6945,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             tree = _Follower(text, defaults)
             tree.facades[id(self)] = self
         else:
-            tree = _shared_tree(text, self, fsync=_fsync, wait=_wait, mode=_mode)
+            tree = _live_tree(_SharedJournal if _shared else _Journal, text, self, fsync=_fsync, wait=_wait, mode=_mode)
         parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
         for name, value in parts.items():
             object.__setattr__(self, name, value)
@@ -6194,7 +6971,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         tree = getattr(self, "_tree", None) if not hasattr(self, "_refusal") else None
         if tree is None:
             return
-        with tree.turn():
+        with tree.still():
             if tree.levels:
                 tree.resume()  # where one could not be undone
             if tree.levels:
@@ -6403,16 +7180,18 @@ def _check_name(name: str) -> None:
     if name in _METHODS:
         raise AttributeError(f'{name} is a method of PersistedState; use STATE["{name}"]')
     if name[:1] == "_":
-        raise TypeError(f"unknown option {name}; there are _fsync, _mode, _readonly and _wait")
+        raise TypeError(f"unknown option {name}; there are _fsync, _mode, _readonly, _shared and _wait")
 
 
-def _check_options(fsync: object, wait: object, readonly: object, mode: object) -> None:
+def _check_options(fsync: object, wait: object, readonly: object, mode: object, shared: object) -> None:
     if not isinstance(fsync, (bool, int, float)) or (not isinstance(fsync, bool) and not fsync > 0):
         raise TypeError(f"_fsync is False, True or a number of seconds above 0, not {fsync!r}")
     if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not wait >= 0:
         raise TypeError(f"_wait is a number of seconds, not {wait!r}")
     if not isinstance(readonly, bool):
         raise TypeError(f"_readonly is False or True, not {readonly!r}")
+    if not isinstance(shared, bool):
+        raise TypeError(f"_shared is False or True, not {shared!r}")
     if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o7777):
         raise TypeError(f"_mode is None or permission bits such as 0o600, not {mode!r}")
 
@@ -6432,11 +7211,13 @@ def plain(node: Any) -> Any:
     raise TypeError(f"{type(node).__name__} is no part of a state")
 
 
-def _shared_tree(path: str, facade: PersistedState, *, fsync: bool | float, wait: float, mode: int | None) -> _LiveTree:
+def _live_tree(
+    kind: type[_Journal], path: str, facade: PersistedState, *, fsync: bool | float, wait: float, mode: int | None
+) -> _LiveTree:
     """Return the tree of a file, for one more object to show: one that this process has open already, or a new one."""
     deadline = _system.now() + wait
     while True:
-        journal = _Journal(path)
+        journal = kind(path)
         tree = _claim(journal, facade)
         if journal in _opening:
             if not _open_tree(journal, fsync=fsync, mode=mode, deadline=deadline):
@@ -6444,6 +7225,10 @@ def _shared_tree(path: str, facade: PersistedState, *, fsync: bool | float, wait
         elif tree is None:
             _system.sleep(_OPENING_RETRY)
         elif not tree.is_closing:
+            if type(tree.journal) is not kind:
+                tree.facades.pop(id(facade), None)
+                how = "without" if kind is _SharedJournal else "with"
+                raise StateError(tree.path, f"open in this process already, {how} _shared=True; open it so everywhere")
             return tree
         else:
             with tree.lock:  # another thread is closing it, or was interrupted while it did
@@ -6480,7 +7265,7 @@ def _is_being_opened(path: str, status: os.stat_result | None) -> bool:
     stacks = sys._current_frames() if _opening else {}
     for journal, opening in list(_opening.items()):
         frame = stacks.get(opening.thread)
-        while frame and (frame.f_code is not _shared_tree.__code__ or frame.f_locals.get("journal") is not journal):
+        while frame and (frame.f_code is not _live_tree.__code__ or frame.f_locals.get("journal") is not journal):
             frame = frame.f_back
         if frame is None:
             is_left = _opening.pop(journal, None) is not None  # else its thread has ended that since
@@ -6496,7 +7281,11 @@ def _open_tree(journal: _Journal, *, fsync: bool | float, mode: int | None, dead
     try:
         if not journal.open(mode, deadline):
             return False
-        _open_trees.append(_LiveTree(journal, fsync=fsync, mode=mode))
+        if isinstance(journal, _SharedJournal):
+            _open_trees.append(_SharedTree(journal, fsync=fsync, mode=mode))
+            journal.end_turn()
+        else:
+            _open_trees.append(_LiveTree(journal, fsync=fsync, mode=mode))
     except BaseException:
         for tree in [tree for tree in _open_trees.copy() if tree.journal is journal]:
             _open_trees.remove(tree)
@@ -6549,16 +7338,11 @@ def _after_fork() -> None:
         _registry_lock.release()
 
 
-def _refuse_in_child() -> None:
-    """After a fork the file is the parent's: the child only closes its descriptors, which leaves the parent's lock."""
+def _mend_in_child() -> None:
+    """After a fork let every tree do what it has to: files are the parent's."""
     _after_fork()
     for tree in _open_trees.copy():
-        reason = (
-            f"opened by process {os.getppid()}; its child {os.getpid()} must open the file itself, after the parent"
-        )
-        tree.lock = RLock()
-        tree.journal.leave()
-        tree.shut(StateError(tree.path, reason))
+        tree.mend_in_child()
     for journal in list(_opening):
         journal.leave()
     _opening.clear()
@@ -6570,7 +7354,7 @@ def _refuse_in_child() -> None:
 if not _before_reload:
     atexit.register(_close_at_exit)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_refuse_in_child)
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_mend_in_child)
 
 
 # ------------------------------------------------------- Tools -------------------------------------------------------

@@ -791,7 +791,7 @@ def test_child_of_a_fork_is_told_both_pids(path: Path) -> None:
     state = PersistedState(path, a=1)
     items = state._root
 
-    persistedstate._refuse_in_child()
+    persistedstate._mend_in_child()
 
     with pytest.raises(StateError, match=f"{os.getppid()}.*{os.getpid()}"):
         state.a = 2
