@@ -73,7 +73,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import islice, pairwise, takewhile
 from math import inf, isnan
 
@@ -108,9 +108,11 @@ __all__ = [
     "StateCorrupt",
     "StateDict",
     "StateError",
+    "StateForked",
     "StateList",
     "StateLocked",
     "StateReadOnly",
+    "StateUnknown",
     "check",
     "plain",
     "repair",
@@ -212,6 +214,14 @@ class StateConflict(StateError):
     Repeat the statement: by now memory holds what the other one wrote. In `with STATE.transaction():` nobody else can
     come in between.
     """
+
+
+class StateUnknown(StateError, OSError):
+    """No answer came from the server: whether the change was made is not known. The next one finds that out first."""
+
+
+class StateForked(StateError):
+    """The server lost changes that it had acknowledged, as after a failover. Memory keeps them; nothing is written."""
 
 
 class StateReadOnly(StateError, PermissionError):
@@ -3901,6 +3911,10 @@ class _SharedJournal(_Journal):
                 _take_over_attributes(self.descriptor, self.beside)
             self._publish(data)
 
+    def anew(self) -> _SharedJournal:
+        """Return another one for the same file, not open."""
+        return _SharedJournal(self.name)
+
     def take_turn(self) -> None:
         """Wait until nobody else may write, until `end_turn`. A signal handler may have a turn of its own meanwhile.
 
@@ -6608,7 +6622,7 @@ class _SharedTree(_LiveTree):
 
     def _reopen(self) -> None:
         """Open the file in a forked child, in a turn that goes on."""
-        journal = _SharedJournal(self.journal.name)
+        journal = self.journal.anew()
         try:
             while not journal.open(self.mode, _system.now()):
                 _system.sleep(_LOCK_RETRY)
@@ -6620,6 +6634,33 @@ class _SharedTree(_LiveTree):
         self.halted, self.is_doubtful = None, True
 
 
+class _LogTree(_SharedTree):
+    """A tree whose state is not in a file, but in a log of `persistedstate_logs`: what that holds is the truth."""
+
+    journal: Any
+
+    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None) -> None:
+        super().__init__(journal, fsync=fsync is True, mode=mode)  # the server sees to numbers of seconds
+
+    def _halt(self, trouble: Exception | None) -> None:
+        """Read anew what may differ; the log lacks nothing that has to be written to it."""
+        self.halted = None
+        self.is_doubtful = self.is_doubtful or trouble is not None
+
+    def sync(self) -> None:
+        self.journal.sync()
+
+    def _look_around(self) -> None:
+        """Nobody writes a log but by a log."""
+
+    def join(self, *, fsync: bool | float, mode: int | None) -> None:
+        if mode is not None:
+            raise StateError(self.path, "_mode is for files; this is none")
+        if fsync != self.journal.fsync:
+            raise StateError(self.path, "open in this process already, with another _fsync; use the same")
+        super().join(fsync=self.fsync, mode=mode)
+
+
 def _is_below(node: _Node | None, top: _Node) -> bool:
     while node is not None and node is not top:
         node = node._parent
@@ -6629,9 +6670,9 @@ def _is_below(node: _Node | None, top: _Node) -> bool:
 class _Follower(_Tree):
     """A tree that follows a file that others write; takes no lock and writes nothing."""
 
-    def __init__(self, path: str, defaults: Mapping[str, Any]) -> None:
-        super().__init__(os.path.realpath(path))
-        self.name = _absolute(path)
+    def __init__(self, path: str, defaults: Mapping[str, Any], shown: str = "") -> None:
+        super().__init__(shown or os.path.realpath(path))
+        self.name = shown or _absolute(path)
         self.reserved = _METHODS
         self.defaults = defaults
         self.seen = _Dated()
@@ -6701,6 +6742,28 @@ class _Follower(_Tree):
         self.lock, self.seen, self.content = RLock(), _Dated(), (-1, 0)
         with suppress(OSError, StateError):
             self.refresh()
+
+
+class _LogFollower(_Follower):
+    """A tree that follows a log."""
+
+    def __init__(self, journal: Any, defaults: Mapping[str, Any]) -> None:
+        self.journal, self.read = journal, b""
+        super().__init__(journal.path, defaults, journal.path)
+
+    def refresh(self) -> bool:
+        if self.journal.descriptor < 0:
+            self.journal.open(None, 0.0)
+            self.read, self.journal.data = self.journal.data, b""
+        elif (news := self.journal.news(is_doubtful=False)) is not None:
+            self.read = news[0] if news[1] else self.read + news[0]
+        else:
+            return False
+        return self._show(self.read)
+
+    def release(self) -> None:
+        super().release()
+        self.journal.close()
 
 
 def _parsed(path: str, data: bytes) -> _Stream:
@@ -6941,11 +7004,19 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             raise FileNotFoundError(errno.ENOENT, "the path is empty", text)
         defaults = _stored(_storable, defaults, 0, list)
         tree: _Follower | _LiveTree
+        engine = _engine(text) if "://" in text else None
         if _readonly:
-            tree = _Follower(text, defaults)
+            tree = (
+                _LogFollower(engine(text, fsync=False, readonly=True), defaults)
+                if engine
+                else _Follower(text, defaults)
+            )
             tree.facades[id(self)] = self
         else:
-            tree = _live_tree(_SharedJournal if _shared else _Journal, text, self, fsync=_fsync, wait=_wait, mode=_mode)
+            kind: Any = _SharedJournal if _shared else _Journal
+            if engine is not None:
+                kind = partial(engine, fsync=_fsync)
+            tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
         parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
         for name, value in parts.items():
             object.__setattr__(self, name, value)
@@ -7211,6 +7282,34 @@ def plain(node: Any) -> Any:
     raise TypeError(f"{type(node).__name__} is no part of a state")
 
 
+#: Where engines are found, by what stands before `://` in an address.
+_ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[a-z][a-z0-9+.-]*\Z")
+
+
+def _engine(url: str) -> Callable[..., Any] | None:
+    """Return what makes a journal of an address such as `redis://…`; None where the text is a path."""
+    scheme, _, _ = url.partition("://")
+    if not _SCHEME.match(scheme):
+        return None
+    from importlib.metadata import entry_points
+
+    found = {entry.name: entry for entry in entry_points(group=_ENGINES)}
+    shown = f"{scheme}://…"  # without the password that may be in it
+    if scheme not in found:
+        known = ", ".join(sorted(found)) or "none"
+        reason = f"no engine for {scheme} is installed (installed: {known})"
+        raise StateError(
+            shown, f'{reason}; redis, rediss, valkey and unix come with pip install "persistedstate[redis]"'
+        )
+    try:
+        engine = found[scheme].load()
+        from persistedstate_logs.journal import LogJournal
+    except ModuleNotFoundError as error:
+        reason = f'the package {error.name} is missing; pip install "persistedstate[redis]"'
+        raise ModuleNotFoundError(reason, name=error.name, path=error.path) from None
+    return partial(LogJournal, engine)
+
+
 def _live_tree(
     kind: type[_Journal], path: str, facade: PersistedState, *, fsync: bool | float, wait: float, mode: int | None
 ) -> _LiveTree:
@@ -7225,7 +7324,7 @@ def _live_tree(
         elif tree is None:
             _system.sleep(_OPENING_RETRY)
         elif not tree.is_closing:
-            if type(tree.journal) is not kind:
+            if type(tree.journal) is not type(journal):
                 tree.facades.pop(id(facade), None)
                 how = "without" if kind is _SharedJournal else "with"
                 raise StateError(tree.path, f"open in this process already, {how} _shared=True; open it so everywhere")
@@ -7276,16 +7375,18 @@ def _is_being_opened(path: str, status: os.stat_result | None) -> bool:
     return any(journal.path == path or opening.is_of(status) for journal, opening in _opening.items())
 
 
-def _open_tree(journal: _Journal, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
+_TREES: dict[type, Any] = {_Journal: _LiveTree, _SharedJournal: _SharedTree}
+
+
+def _open_tree(journal: Any, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
     """Open a file that was claimed; False if that has to be tried again."""
     try:
         if not journal.open(mode, deadline):
             return False
-        if isinstance(journal, _SharedJournal):
-            _open_trees.append(_SharedTree(journal, fsync=fsync, mode=mode))
+        kind = _TREES.get(type(journal), _LogTree)
+        _open_trees.append(kind(journal, fsync=fsync, mode=mode))
+        if kind is not _LiveTree:
             journal.end_turn()
-        else:
-            _open_trees.append(_LiveTree(journal, fsync=fsync, mode=mode))
     except BaseException:
         for tree in [tree for tree in _open_trees.copy() if tree.journal is journal]:
             _open_trees.remove(tree)

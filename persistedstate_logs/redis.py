@@ -330,11 +330,12 @@ class _Link:
 
     def ask(self, *command: bytes) -> Any:
         """Send a command and return the reply; raises ResponseError where that is an error."""
+        connection = self._connection
         self._send(command)
         while self._owed:
             self._owed -= 1
-            self._receive()
-        reply = self._receive()
+            self._receive(connection)
+        reply = self._receive(connection)
         self._is_busy = False
         if isinstance(reply, Exception):
             raise reply
@@ -351,11 +352,15 @@ class _Link:
         packed = [b"*%d\r\n" % len(command), *(b"$%d\r\n%b\r\n" % (len(part), part) for part in command)]
         self._connection.send_packed_command([b"".join(packed)], check_health=False)
 
-    def _receive(self) -> Any:
+    def _receive(self, connection: Any) -> Any:
         try:
-            return self._connection.read_response()
+            return connection.read_response()
         except exceptions.ResponseError as error:  # an answer: the connection is in order
             return error
+        except Exception:
+            if connection is not self._connection:
+                raise exceptions.ConnectionError("a signal handler was here, and needed another one") from None
+            raise
 
     def drop(self) -> None:
         """Let the connection go; in a forked child the parent's stays open."""
@@ -369,12 +374,12 @@ class _Link:
 
 
 class _Pending:
-    """An entry whose position was drawn."""
+    """An entry whose position was drawn; kept when it is settled, too, so that doing the same again says the same."""
 
     def __init__(self, entry: bytes, after: Position, *, edit: bool) -> None:
         self.what = (entry, after, edit)
         self.id = _drawn(after.number + 1)
-        #: How often it was sent without an answer.
+        #: How often it was sent without an answer, since there was one that says for certain what became of it.
         self.unanswered = 0
 
 
@@ -454,20 +459,19 @@ class RedisLog:
     def _enter(self, script: _Script, entry: bytes, after: Position, *more: bytes, edit: bool) -> Position:
         """Add an entry to the log; where that is already tried, find out how it ended."""
         pending = self._pending
-        if pending is None:
+        if pending is None or pending.what != (entry, after, edit):
+            if pending is not None and pending.unanswered:
+                raise Unknown(f"{self.path}: how an earlier change ended is not known; that has to be settled first")
             pending = self._pending = _Pending(entry, after, edit=edit)
-        elif pending.what != (entry, after, edit):
-            raise Unknown(f"{self.path}: whether an earlier change was written is not known; that has to be settled")
         try:
             reply = self._call(script, _told(after), _told(pending.id), self._token, entry, *more, pending=pending)
         except (OSError, StateError) as error:
             if pending.unanswered:
                 raise Unknown(f"{self.path}: whether this change was written is not known: {error}") from error
-            self._pending = None
             raise
-        if reply[0] == b"forgotten":
-            raise Unknown(f"{self.path}: whether this change was written cannot be told any more")
-        self._pending = None
+        if reply[0] == b"forgotten" or (reply[0] == b"held" and pending.unanswered):
+            raise Unknown(f"{self.path}: whether this change was written cannot be told, or not yet")
+        pending.unanswered = 0
         self._refuse(reply, after)
         self._at = pending.id
         return pending.id

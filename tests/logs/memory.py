@@ -40,6 +40,7 @@ class MemoryLog:
     def __init__(self, memory: Memory, chance: random.Random | None = None, faults: float = 0.0) -> None:
         self.memory, self.chance, self.faults = memory, chance, faults
         self._pending: tuple[tuple[bytes, Position, bool], Position] | None = None
+        self._is_open = False
 
     def open(self, wait: float = 0.0) -> Contents:  # noqa: ARG002 - it is always there
         with self.memory.guard:
@@ -65,20 +66,21 @@ class MemoryLog:
 
     def _enter(self, entry: bytes, after: Position, *, edit: bool) -> Position:
         what = (entry, after, edit)
-        if self._pending is None:
+        if self._pending is None or self._pending[0] != what:
+            if self._is_open:
+                raise Unknown
             self._pending = what, Position(after.number + 1, f"{next(_numbers)}")
-        if self._pending[0] != what:
-            raise Unknown
+        self._is_open = True
         self._may_fail()
         try:
             with self.memory.guard:
                 self._add(self._pending[1], None if edit else entry, entry, after)
         except Exception:
-            self._pending = None
+            self._is_open = False
             raise
         self._may_fail()
-        position, self._pending = self._pending[1], None
-        return position
+        self._is_open = False
+        return self._pending[1]
 
     def _add(self, position: Position, entry: bytes | None, text: bytes, after: Position) -> None:
         memory = self.memory

@@ -94,6 +94,22 @@ def test_an_append_behind_another_position_than_the_last_is_overtaken_and_writes
     assert opened().open(0).records == [b"a", b"b"]
 
 
+def test_doing_the_same_again_says_the_same(opened: Open) -> None:
+    """After an interrupt it is not known whether there was an answer."""
+    log, other = opened(), opened()
+    start = log.open(0).position
+    other.open(0)
+
+    position = surely(log.append, b"a", start)
+    assert surely(log.append, b"a", start) == position
+    last = surely(other.append, b"b", position)
+    assert surely(log.append, b"a", start) == position
+    edited = surely(log.replace, b"text", last, edit=True)
+    assert surely(log.replace, b"text", last, edit=True) == edited
+
+    assert opened().open(0) == Contents(b"text", [], edited)
+
+
 def test_the_same_record_twice_is_two(opened: Open) -> None:
     log = opened()
     position = log.open(0).position
