@@ -6642,6 +6642,19 @@ class _LogTree(_SharedTree):
     def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None) -> None:
         super().__init__(journal, fsync=fsync is True, mode=mode)  # the server sees to numbers of seconds
 
+    def steps(self) -> Iterator[None]:
+        with self.lock:
+            depth = self.journal.depth
+            self.journal.depth = depth + 1
+            try:
+                yield from super().steps()
+            finally:
+                self.journal.depth = depth
+
+    def _begin_turn(self) -> None:
+        self.journal.depth = 1  # an interrupt may have left another
+        super()._begin_turn()
+
     def _halt(self, trouble: Exception | None) -> None:
         """Read anew what may differ; the log lacks nothing that has to be written to it."""
         self.halted = None

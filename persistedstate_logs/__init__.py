@@ -57,8 +57,11 @@ class Log(Protocol):
     def open(self, wait: float) -> Contents:
         """Return all of it; make an empty one where there is none. Tries for `wait` seconds to reach it."""
 
-    def append(self, record: bytes, after: Position) -> Position:
-        """Add a record behind the last position, and return its position; raises Overtaken, Unknown, Forked."""
+    def append(self, record: bytes, after: Position, *, last: bool = False) -> Position:
+        """Add a record behind the last position, and return its position; raises Overtaken, Unknown, Forked.
+
+        last: the turn ends with it. The same record behind the same position again is the same one, added once.
+        """
 
     def replace(self, text: bytes, after: Position, *, edit: bool) -> Position:
         """Put a text in the place of all up to a position, and return the position of the text.

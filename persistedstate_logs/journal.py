@@ -46,6 +46,8 @@ class LogJournal:
         self.position = Position(0, "")
         #: The turn is ours; it is, or perhaps.
         self.is_in_turn = self._is_taken = False
+        #: How many have the turn, one inside of the other: a single one writes once.
+        self.depth = 0
         #: What is being written: how, and the size when it is. Kept while it is open how that ended.
         self._writing: tuple[Callable[[], Position], int] | None = None
         self._is_unknown = False
@@ -112,7 +114,7 @@ class LogJournal:
         Raises StateConflict where the turn was lost meanwhile, OSError where nothing was written, StateUnknown where
         that is open.
         """
-        self._write(partial(self.log.append, data, self.position), self.size + len(data))
+        self._write(partial(self.log.append, data, self.position, last=self.depth == 1), self.size + len(data))
 
     def landed(self, offset: int, data: bytes) -> bool:  # noqa: ARG002 - the log knows it
         """After an interrupted `append`: tell whether the record was added."""

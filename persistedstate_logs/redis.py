@@ -80,7 +80,8 @@ local function holder()
     return token and string.sub(token, 1, 1) ~= '-' and token
 end
 
-local function pass(baton_value)
+local function pass(token, baton_value)
+    if redis.call('GET', turn) ~= token then return end
     redis.set_repl(redis.REPL_NONE)
     redis.call('SET', turn, baton_value, 'PX', PASSING)
     redis.call('DEL', baton)
@@ -89,12 +90,13 @@ local function pass(baton_value)
     redis.set_repl(redis.REPL_ALL)
 end
 
--- What is in the way of an entry; nil where nothing is.
-local function refusal(id, after, token)
+-- What is in the way of an entry; nil where nothing is. With a value for the baton, the turn ends.
+local function refusal(id, after, token, baton_value)
     if head ~= after then
         if head == id or is_there(id) then
             redis.call('HSET', state, 'head', head) -- WAIT waits for what this connection wrote
-            return {'done', id}
+            if baton_value ~= '' then pass(token, baton_value) end
+            return {'done'}
         end
         if number(id) <= number(kept) then return {'forgotten', head} end
         return {'overtaken', head, news(after)}
@@ -122,24 +124,25 @@ end
 """.replace("LAYOUT", _LAYOUT) + _COMMON + "return contents()"  # fmt: skip
 
 _APPEND = _COMMON + """
-local after, id, token, record = unpack(ARGV)
-local refused = refusal(id, after, token)
+local after, id, token, baton_value, record = unpack(ARGV)
+local refused = refusal(id, after, token, baton_value)
 if refused then return refused end
 redis.call('XADD', log, id, 'record', record)
 redis.call('HSET', state, 'head', id)
-return {'done', id}
+if baton_value ~= '' then pass(token, baton_value) end
+return {'done'}
 """  # fmt: skip
 
 _REPLACE = _COMMON + """
-local after, id, token, text, keep = unpack(ARGV)
+local after, id, token, baton_value, text, keep = unpack(ARGV)
 if id ~= '' then
-    local refused = refusal(id, after, token)
+    local refused = refusal(id, after, token, baton_value)
     if refused then return refused end
     redis.call('XADD', log, id, 'text', '')
     redis.call('HSET', state, 'head', id, 'edited', id)
     after = id
 elseif number(after) <= number(at) then
-    return {'done', after}
+    return {'done'}
 elseif number(after) > number(head) or after ~= head and not is_there(after) then
     return {'forked', head}
 end
@@ -153,7 +156,7 @@ if not marked or math.abs(now - marked) >= tonumber(keep) then
     end
     redis.call('HSET', state, 'mark', after, 'marked', now)
 end
-return {'done', after}
+return {'done'}
 """  # fmt: skip
 
 _READ = _COMMON + "return news(ARGV[1])"
@@ -164,14 +167,14 @@ _TURN = _COMMON + """
 local after, token, baton_value, milliseconds = unpack(ARGV)
 local now = redis.call('GET', turn)
 if not milliseconds then
-    if now == token then pass(baton_value) end
-    return {'done', head}
+    pass(token, baton_value)
+    return {'done'}
 end
 redis.set_repl(redis.REPL_NONE)
 if not now or now == token or now == baton_value or not holder() and redis.call('LPOP', baton) == now then
-    redis.call('DEL', baton)
     redis.call('SET', turn, token, 'PX', milliseconds)
-    return {'taken', head, after ~= '' and news(after)}
+    if after == head then return {'taken'} end
+    return {'taken', after ~= '' and news(after)}
 end
 return {'waits', redis.call('PTTL', turn)}
 """  # fmt: skip
@@ -388,6 +391,11 @@ def _drawn(number: int) -> Position:
     return Position(number, str(int.from_bytes(os.urandom(8), "big") >> 1))
 
 
+def _baton() -> bytes:
+    """Return a value for the turn while nobody has it; who gets the same as a baton may take it."""
+    return b"-" + os.urandom(8).hex().encode()
+
+
 def _told(position: Position) -> bytes:
     return f"{position.number}-{position.nonce}".encode()
 
@@ -424,6 +432,8 @@ class RedisLog:
         self._token = os.urandom(8).hex().encode()
         self._link, self._watching = (_Link(self._address, self._check_server) for _ in range(2))
         self._pending: _Pending | None = None
+        #: The turn may be ours.
+        self._has_turn = False
         #: The position that was told last.
         self._at: Position | None = None
         #: What came along with the last answer for a `read` that follows, and the position behind which that is.
@@ -443,28 +453,31 @@ class RedisLog:
         self._at = contents.position
         return contents
 
-    def append(self, record: bytes, after: Position) -> Position:
+    def append(self, record: bytes, after: Position, *, last: bool = False) -> Position:
         """See Log."""
-        return self._enter(_append, record, after, edit=False)
+        return self._enter(_append, record, after, last=last)
 
     def replace(self, text: bytes, after: Position, *, edit: bool = False) -> Position:
         """See Log."""
         keep = b"%d" % _KEPT
         if edit:
             return self._enter(_replace, text, after, keep, edit=True)
-        reply = self._call(_replace, _told(after), b"", self._token, text, keep)
+        reply = self._call(_replace, _told(after), b"", self._token, b"", text, keep)
         self._refuse(reply)
         return after
 
-    def _enter(self, script: _Script, entry: bytes, after: Position, *more: bytes, edit: bool) -> Position:
+    def _enter(
+        self, script: _Script, entry: bytes, after: Position, *more: bytes, edit: bool = False, last: bool = False
+    ) -> Position:
         """Add an entry to the log; where that is already tried, find out how it ended."""
         pending = self._pending
         if pending is None or pending.what != (entry, after, edit):
             if pending is not None and pending.unanswered:
                 raise Unknown(f"{self.path}: how an earlier change ended is not known; that has to be settled first")
             pending = self._pending = _Pending(entry, after, edit=edit)
+        arguments = _told(after), _told(pending.id), self._token, _baton() if last else b"", entry, *more
         try:
-            reply = self._call(script, _told(after), _told(pending.id), self._token, entry, *more, pending=pending)
+            reply = self._call(script, *arguments, pending=pending)
         except (OSError, StateError) as error:
             if pending.unanswered:
                 raise Unknown(f"{self.path}: whether this change was written is not known: {error}") from error
@@ -474,6 +487,7 @@ class RedisLog:
         pending.unanswered = 0
         self._refuse(reply, after)
         self._at = pending.id
+        self._has_turn = self._has_turn and not last
         return pending.id
 
     def read(self, after: Position) -> News | Contents:
@@ -490,13 +504,14 @@ class RedisLog:
     def take_turn(self, wait: float) -> None:
         """See Log. What a `read` behind the last position will return comes along."""
         deadline = time.monotonic() + wait
+        self._has_turn = True
         passed, milliseconds = b"", b"%d" % (1000 * self._address.lease)
         while True:
             reply = self._call(_turn, _told(self._at) if self._at else b"", self._token, passed, milliseconds)
             self._refuse(reply)
             if reply[0] == b"taken":
                 if self._at is not None:
-                    self._note_ahead(self._at, reply[2])
+                    self._note_ahead(self._at, reply[1] if reply[1:] else [b"news", _told(self._at), []])
                 return
             left = deadline - time.monotonic()
             if left <= 0:
@@ -513,10 +528,11 @@ class RedisLog:
 
     def end_turn(self) -> None:
         """See Log. Does not wait for an answer; where it fails, the turn expires."""
-        baton = b"-" + os.urandom(8).hex().encode()
-        with suppress(exceptions.RedisError, OSError, StateError):
-            self._link.connect()
-            self._link.tell(b"EVALSHA", _turn.hash, b"4", *self._keys, b"", self._token, baton)
+        if self._has_turn:
+            with suppress(exceptions.RedisError, OSError, StateError):
+                self._link.connect()
+                self._link.tell(b"EVALSHA", _turn.hash, b"4", *self._keys, b"", self._token, _baton())
+            self._has_turn = False
 
     def sync(self) -> None:
         """See Log: waits for replicas, where some were asked for. The server itself waits for its disk."""

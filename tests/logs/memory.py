@@ -46,8 +46,11 @@ class MemoryLog:
         with self.memory.guard:
             return self._contents()
 
-    def append(self, record: bytes, after: Position) -> Position:
-        return self._enter(record, after, edit=False)
+    def append(self, record: bytes, after: Position, *, last: bool = False) -> Position:
+        position = self._enter(record, after, edit=False)
+        if last:
+            self.end_turn()
+        return position
 
     def replace(self, text: bytes, after: Position, *, edit: bool = False) -> Position:
         memory = self.memory

@@ -225,6 +225,19 @@ def test_the_turn_goes_to_who_waits(opened: Open) -> None:
     assert sorted(order) == sorted([*range(waiters)] * 3)
 
 
+def test_a_last_append_ends_the_turn(opened: Open) -> None:
+    log, other = opened(), opened()
+    position = log.open(0).position
+    other.open(0)
+
+    with turn(log):
+        position = surely(log.append, b"a", position, last=True)
+        with turn(other):
+            position = surely(other.append, b"b", position)
+
+    assert opened().open(0).records == [b"a", b"b"]
+
+
 def test_an_exception_in_a_turn_ends_it(opened: Open) -> None:
     log, other = opened(), opened()
     position = log.open(0).position
