@@ -9,7 +9,7 @@ Four keys with one hash tag, so that a cluster keeps them together:
 |                |        | all records are `kept`; the one up to which they go next, and since when (`mark`,      |
 |                |        | `marked`)                                                                              |
 | `{NAME}:log`   | stream | the records; the id of each is its position: a number, and a nonce that its writer drew |
-| `{NAME}:turn`  | string | who has the turn; it expires                                                           |
+| `{NAME}:turn`  | string | who has the turn, and whether others wait; it expires                                  |
 | `{NAME}:baton` | list   | what the holder of the turn leaves for the one who waits longest                       |
 
 Each request is one script, which compares and changes in one step, and says the same when it is sent again. So a reply
@@ -53,7 +53,9 @@ _PAUSE = 0.05
 
 _COMMON = """
 local state, log, turn, baton = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local layout, head, at, kept, edited = unpack(redis.call('HMGET', state, 'layout', 'head', 'at', 'kept', 'edited'))
+local layout, head = unpack(redis.call('HMGET', state, 'layout', 'head'))
+
+local function field(name) return redis.call('HGET', state, name) end
 
 local function number(id) return tonumber(string.match(id, '^%d+')) end
 
@@ -65,28 +67,32 @@ local function behind(id)
     return records
 end
 
-local function contents() return {'contents', head, behind(at), redis.call('HGET', state, 'text')} end
+local function contents() return {'contents', head, behind(field('at')), field('text')} end
 
 local function news(after)
     if after == head then return {'news', head, {}} end
+    local kept = field('kept')
     if number(after) < number(kept) then return contents() end
     if after ~= kept and not is_there(after) then return {'forked', head} end
-    if number(after) < number(edited) then return contents() end
+    if number(after) < number(field('edited')) then return contents() end
     return {'news', head, behind(after)}
 end
 
-local function holder()
-    local token = redis.call('GET', turn)
-    return token and string.sub(token, 1, 1) ~= '-' and token
-end
+-- `turn` is somebody's token, with a mark where others wait, or a baton for whoever comes first.
+local now = redis.call('GET', turn)
+
+local function holder() return now and string.sub(now, 1, 1) ~= '-' and string.gsub(now, '!', '') end
 
 local function pass(token, baton_value)
-    if redis.call('GET', turn) ~= token then return end
     redis.set_repl(redis.REPL_NONE)
-    redis.call('SET', turn, baton_value, 'PX', PASSING)
-    redis.call('DEL', baton)
-    redis.call('RPUSH', baton, baton_value)
-    redis.call('PEXPIRE', baton, PASSING)
+    if now == token then
+        redis.call('DEL', turn)
+    elseif now == token .. '!' then
+        redis.call('SET', turn, baton_value, 'PX', PASSING)
+        redis.call('DEL', baton)
+        redis.call('RPUSH', baton, baton_value)
+        redis.call('PEXPIRE', baton, PASSING)
+    end
     redis.set_repl(redis.REPL_ALL)
 end
 
@@ -98,7 +104,7 @@ local function refusal(id, after, token, baton_value)
             if baton_value ~= '' then pass(token, baton_value) end
             return {'done'}
         end
-        if number(id) <= number(kept) then return {'forgotten', head} end
+        if number(id) <= number(field('kept')) then return {'forgotten', head} end
         return {'overtaken', head, news(after)}
     end
     local other = holder()
@@ -141,7 +147,7 @@ if id ~= '' then
     redis.call('XADD', log, id, 'text', '')
     redis.call('HSET', state, 'head', id, 'edited', id)
     after = id
-elseif number(after) <= number(at) then
+elseif number(after) <= number(field('at')) then
     return {'done'}
 elseif number(after) > number(head) or after ~= head and not is_there(after) then
     return {'forked', head}
@@ -165,19 +171,30 @@ _READ = _COMMON + "return news(ARGV[1])"
 #: no milliseconds, passes it on. One script, because nobody waits for the answer to the latter: it must be known there.
 _TURN = _COMMON + """
 local after, token, baton_value, milliseconds = unpack(ARGV)
-local now = redis.call('GET', turn)
 if not milliseconds then
     pass(token, baton_value)
     return {'done'}
 end
 redis.set_repl(redis.REPL_NONE)
-if not now or now == token or now == baton_value or not holder() and redis.call('LPOP', baton) == now then
-    redis.call('SET', turn, token, 'PX', milliseconds)
-    if after == head then return {'taken'} end
-    return {'taken', after ~= '' and news(after)}
+local mine
+if now and now == baton_value then
+    mine = token .. '!' -- more may wait
+elseif holder() == token then
+    mine = now
+elseif not now or not holder() and redis.call('LPOP', baton) == now then
+    mine = token
+elseif holder() and string.sub(now, -1) ~= '!' then
+    redis.call('SET', turn, now .. '!', 'KEEPTTL')
 end
-return {'waits', redis.call('PTTL', turn)}
+if not mine then return {'waits', redis.call('PTTL', turn)} end
+redis.call('SET', turn, mine, 'PX', milliseconds)
+if after == head then return {'taken'} end
+return {'taken', after ~= '' and news(after)}
 """  # fmt: skip
+
+
+def _packed(*parts: bytes) -> bytes:
+    return b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
 
 
 class _Script:
@@ -186,6 +203,10 @@ class _Script:
     def __init__(self, text: str) -> None:
         self.text = text.encode()
         self.hash = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+
+    def command(self, keys: list[bytes]) -> bytes:
+        """Return the packed beginning of the command that runs it."""
+        return _packed(b"EVALSHA", self.hash, b"%d" % len(keys), *keys)
 
 
 _open, _append, _replace, _read, _turn = map(_Script, (_OPEN, _APPEND, _REPLACE, _READ, _TURN))
@@ -331,10 +352,14 @@ class _Link:
             self.drop()
             raise
 
-    def ask(self, *command: bytes) -> Any:
+    def ask(self, *parts: bytes) -> Any:
         """Send a command and return the reply; raises ResponseError where that is an error."""
+        return self.ask_packed(len(parts), _packed(*parts))
+
+    def ask_packed(self, count: int, command: bytes) -> Any:
+        """Do the same for a command of so many parts that are packed."""
         connection = self._connection
-        self._send(command)
+        self._send(count, command)
         while self._owed:
             self._owed -= 1
             self._receive(connection)
@@ -344,16 +369,15 @@ class _Link:
             raise reply
         return reply
 
-    def tell(self, *command: bytes) -> None:
+    def tell_packed(self, count: int, command: bytes) -> None:
         """Send a command whose reply does not matter: it is read before that of the next."""
-        self._send(command)
+        self._send(count, command)
         self._owed += 1
         self._is_busy = False
 
-    def _send(self, command: tuple[bytes, ...]) -> None:
+    def _send(self, count: int, command: bytes) -> None:
         self._is_busy = True
-        packed = [b"*%d\r\n" % len(command), *(b"$%d\r\n%b\r\n" % (len(part), part) for part in command)]
-        self._connection.send_packed_command([b"".join(packed)], check_health=False)
+        self._connection.send_packed_command([b"*%d\r\n%b" % (count, command)], check_health=False)
 
     def _receive(self, connection: Any) -> Any:
         try:
@@ -429,6 +453,7 @@ class RedisLog:
         self.path = self._address.shown
         self.fsync, self.readonly = fsync, readonly
         self._keys = [f"{{{self._address.name}}}:{part}".encode() for part in ("state", "log", "turn", "baton")]
+        self._commands = {script: script.command(self._keys) for script in (_open, _append, _replace, _read, _turn)}
         self._token = os.urandom(8).hex().encode()
         self._link, self._watching = (_Link(self._address, self._check_server) for _ in range(2))
         self._pending: _Pending | None = None
@@ -531,7 +556,7 @@ class RedisLog:
         if self._has_turn:
             with suppress(exceptions.RedisError, OSError, StateError):
                 self._link.connect()
-                self._link.tell(b"EVALSHA", _turn.hash, b"4", *self._keys, b"", self._token, _baton())
+                self._link.tell_packed(10, self._commands[_turn] + _packed(b"", self._token, _baton()))
             self._has_turn = False
 
     def sync(self) -> None:
@@ -567,12 +592,12 @@ class RedisLog:
         """Run a script; try again for the seconds of `timeout`. Raises OSError, StateError."""
         if deadline is None:
             deadline = time.monotonic() + self._address.timeout
-        self._ahead, command = None, (b"EVALSHA", script.hash, b"4", *self._keys, *arguments)
+        self._ahead, command = None, self._commands[script] + _packed(*arguments)
         while True:
             try:
-                reply: list[Any] = self._try(command, pending)
+                reply: list[Any] = self._try(7 + len(arguments), command, pending)
             except exceptions.NoScriptError:  # not run
-                command = (b"EVAL", script.text, *command[2:])
+                command = _packed(b"EVAL", script.text, b"4", *self._keys, *arguments)
             except Exception as error:
                 if not _is_for_now(error) or time.monotonic() >= deadline:
                     raise self._refused(error) from error
@@ -581,14 +606,14 @@ class RedisLog:
             else:
                 return reply
 
-    def _try(self, command: tuple[bytes, ...], pending: _Pending | None) -> Any:
+    def _try(self, count: int, command: bytes, pending: _Pending | None) -> Any:
         """Send a command; note whether it may have reached the server, if what comes back is not an answer."""
         self._link.connect()
         if pending is None:
-            return self._link.ask(*command)
+            return self._link.ask_packed(count, command)
         pending.unanswered += 1
         try:
-            reply = self._link.ask(*command)
+            reply = self._link.ask_packed(count, command)
         except exceptions.ResponseError:
             pending.unanswered -= 1
             raise

@@ -295,6 +295,8 @@ def test_who_dies_with_the_baton_in_hand_keeps_the_others_waiting_for_a_moment_o
         log.open(0)
         other.open(0)
         with turn(log, 0):
+            with pytest.raises(TimeoutError):
+                other.take_turn(0)  # as every client does before it waits
             thread = threading.Thread(target=dead.blpop, args=(f"{{{name}}}:baton",), kwargs={"timeout": PATIENCE})
             thread.start()
             await_blocked(server, 1)
