@@ -3947,30 +3947,29 @@ class _SharedJournal(_Journal):
 
     def news(self, *, is_doubtful: bool) -> tuple[bytes, bool] | None:
         """Return what others wrote; see `_Log`. What a person did makes the file suspicious."""
-        try:
-            status = _system.stat(self.name)
-            path = status.st_dev, status.st_ino
-        except FileNotFoundError:
-            status, path = None, (0, 0)
-        if status is not None and path == self.inode and status.st_size == self.size and not is_doubtful:
-            return None
+        device, inode, size, _ = _glance(self.name) or (0, 0, -1, 0)
+        path = device, inode
+        # The size of the copy tells, too: what a person saves may be as long as what was there when we looked last.
+        if path == self.inode and size == self.size and not is_doubtful:
+            if _system.fstat(self.beside).st_size == self.note.start + self.size:
+                return None
         note = _Note.read(self.beside)
         if note is None:
             raise StateError(self.path, f"somebody emptied {self.path + _BESIDE}; close the state in all processes")
-        if not note.is_whole or path == (note.next_device, note.next_inode):
+        if not note.is_whole or (note.next_inode and path == (note.next_device, note.next_inode)):
             note = self._mended(note)
         is_all = is_doubtful or note.number != self.note.number
         self.note = note
         data = self._copy(0 if is_all else self.size)
         end = len(data) if is_all else self.size + len(data)
-        if status is not None and path == (note.device, note.inode):
+        if path == (note.device, note.inode):
             self._switch(path)
             data += self._unfinished(end)
         if is_all:
             self._know(data)
         else:
             self.size += len(data)
-        is_as_left = status is not None and path == self.inode and _system.fstat(self.descriptor).st_size == self.size
+        is_as_left = path == self.inode and _system.fstat(self.descriptor).st_size == self.size
         self.is_suspicious = self.is_suspicious or not is_as_left
         return (data, is_all) if data or is_all else None
 
@@ -4003,6 +4002,9 @@ class _SharedJournal(_Journal):
     def _mended(self, note: _Note) -> _Note:
         """Finish a renewal for a process that was killed when the new file had its place."""
         self.note, self.past = note, []
+        if note.is_whole:  # as yet of the old file
+            text = self._copy().decode()
+            self.past = [(text[: _journal_start(text)], _first_record(text), False), *self.past_texts()]
         self._switch(_seen(_system.stat(self.name))[:2])
         self._publish(_read_all(self.descriptor))
         self._keep_name()
