@@ -6954,7 +6954,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     """A YAML file as an object: its top-level keys are attributes and items, and every change is in the file at once.
 
     Args:
-        path: the file, created if there is none. A symbolic link is followed.
+        path: the file, created if there is none. A symbolic link is followed. Or the address of a state on a server, such
+            as "redis://host:6379/0/importer.state"; see README.md.
         **defaults: keys that are set where the file lacks them. Names that begin with `_` are options:
         _fsync: False (default): a change survives the death of the process. True: also that of the machine, at the
             cost of a disk access per change or transaction. A number: after at most so many seconds it survives that,

@@ -177,12 +177,12 @@ if not milliseconds then
 end
 redis.set_repl(redis.REPL_NONE)
 local mine
-if now and now == baton_value then
-    mine = token .. '!' -- more may wait
+if not now then
+    mine = token
 elseif holder() == token then
     mine = now
-elseif not now or not holder() and redis.call('LPOP', baton) == now then
-    mine = token
+elseif now == baton_value or not holder() and redis.call('LPOP', baton) == now then
+    mine = token .. '!' -- others may wait, or be about to
 elseif holder() and string.sub(now, -1) ~= '!' then
     redis.call('SET', turn, now .. '!', 'KEEPTTL')
 end
