@@ -3949,10 +3949,10 @@ class _SharedJournal(_Journal):
         """Return what others wrote; see `_Log`. What a person did makes the file suspicious."""
         device, inode, size, _ = _glance(self.name) or (0, 0, -1, 0)
         path = device, inode
+        is_as_left = path == self.inode and size == self.size
         # The size of the copy tells, too: what a person saves may be as long as what was there when we looked last.
-        if path == self.inode and size == self.size and not is_doubtful:
-            if _system.fstat(self.beside).st_size == self.note.start + self.size:
-                return None
+        if is_as_left and _system.fstat(self.beside).st_size == self.note.start + size and not is_doubtful:
+            return None
         note = _Note.read(self.beside)
         if note is None:
             raise StateError(self.path, f"somebody emptied {self.path + _BESIDE}; close the state in all processes")
@@ -6528,6 +6528,7 @@ class _SharedTree(_LiveTree):
         latest = _Root(stream.value, _Tree())
         _replay(latest, stream, self.path)
         super()._take(_plain(latest))
+        self.root._show_all()  # an interrupt may have kept an operation from that
         self.document, self.edits = stream.document, latest._tree.edits
         self._go_on_behind(stream, data)
         self.path = self.journal.path
@@ -6596,8 +6597,8 @@ class _SharedTree(_LiveTree):
 
     def _save(self) -> None:
         """Vacuum if nobody else has the file: those who do will."""
-        is_reopened = self.halted is None or self.halted[0] != self._reopen
-        if is_reopened and (self.trouble is not None or self.log.become_alone()):
+        is_open = self.halted is None or self.halted[0] not in (self._reopen, self.refuse)
+        if is_open and (self.trouble is not None or self.log.become_alone()):
             try:
                 with self.turn():
                     super()._save()

@@ -36,14 +36,15 @@ def run_get(options: Namespace) -> int:
 
 @contextmanager
 def _opened(options: Namespace) -> Iterator[PersistedState]:
-    """Open a file that is there for a change."""
+    """Open a file that is there for a change, together with those who share it."""
     try:
         persistedstate._system.stat(options.file)
     except FileNotFoundError:
         has_folder = os.path.isdir(os.path.dirname(options.file) or os.curdir)
         rest = f"; to begin with an empty state: touch {options.file}" if has_folder else ", nor its folder"
         raise Refusal(f"{options.file}: no such file{rest}") from None
-    with PersistedState(options.file, _wait=options.wait) as state:
+    is_shared = persistedstate._is_shared(os.path.realpath(options.file))
+    with PersistedState(options.file, _wait=options.wait, _shared=is_shared) as state:
         try:
             yield state
         except (TypeError, ValueError) as error:
@@ -53,7 +54,7 @@ def _opened(options: Namespace) -> Iterator[PersistedState]:
 def run_set(options: Namespace) -> int:
     *above, last = parse_path(options.path)
     value = _value(options)
-    with _opened(options) as state:
+    with _opened(options) as state, state.transaction():
         keys, node = resolve(state, above)
         is_new = type(_content(node)) is dict and not any(twin(_content(node), wanted) for wanted in last)
         key = last[0] if is_new else key_in(node, last, keys)
@@ -65,7 +66,7 @@ def run_set(options: Namespace) -> int:
 
 def run_delete(options: Namespace) -> int:
     steps = parse_path(options.path)
-    with _opened(options) as state:
+    with _opened(options) as state, state.transaction():
         keys, _ = resolve(state, steps)
         del resolve(state, steps[:-1])[1][keys[-1]]
     return 0
@@ -73,7 +74,7 @@ def run_delete(options: Namespace) -> int:
 
 def run_append(options: Namespace) -> int:
     steps, value = parse_path(options.path), _value(options)
-    with _opened(options) as state:
+    with _opened(options) as state, state.transaction():
         keys, node = resolve(state, steps)
         if not isinstance(node, StateList):
             kind = "a mapping" if isinstance(node, StateDict) else shown_line(_flow_text(node, quoted=False))

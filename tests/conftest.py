@@ -24,6 +24,14 @@ DESCRIPTORS = Path("/proc/self/fd")
 #: The variable with the seed of all random tests.
 SEED = "PERSISTEDSTATE_SEED"
 
+if os.environ.get("PERSISTEDSTATE_SHARED"):  # every state of these tests is a shared one; see test_shared_suites.py
+    _open_state = PersistedState.__init__
+
+    def _open_shared(self: PersistedState, path: Any, /, **options: Any) -> None:
+        _open_state(self, path, **{"_shared": True, **options})
+
+    PersistedState.__init__ = _open_shared  # type: ignore[method-assign,assignment]
+
 
 @pytest.hookimpl(tryfirst=True)  # Hypothesis reads its option in the same hook
 def pytest_configure(config: pytest.Config) -> None:

@@ -150,7 +150,7 @@ FAULTS = [
     ),
     Fault(
         "no check of the process",
-        [(", after_in_child=_refuse_in_child)\n", ")\n")],
+        [(", after_in_child=_mend_in_child)\n", ")\n")],
     ),
     Fault(
         "unlock in the child",

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import select
 import signal
 import sys
@@ -41,35 +42,35 @@ def write(path: Path, name: str, pipe: int, chance: random.Random) -> None:
     try:
         warnings.simplefilter("ignore")  # what a person saves in the middle of saving
         persistedstate._VACUUM_FLOOR = FLOOR
-        state = PersistedState(path, _shared=True)
-        number = 0
+        state, number = PersistedState(path, _shared=True), 0
         while True:
             number += 1
-            kind = chance.choice(["both", "both", "append", "plain", "nested", "reopen"][: None if number % 50 else 5])
-            said = ""
-            if kind == "both":
-                with state.transaction():
-                    state.total += 1
-                    state.ids.append(f"{name}-{number}")
-                    said = f"total {state.total}\nid {name}-{number}\n"
-            elif kind == "append":
-                state.ids.append(f"{name}-{number}")
-                said = f"id {name}-{number}\n"
-            elif kind == "plain":
-                value = increment(state)
-                said = f"counter {value}\n"
-            elif kind == "nested":
-                state.by_writer.setdefault(name, {})[f"k{number}"] = number
-                said = f"key {name} k{number}\n"
-            else:
+            if number % 50 == 0:
                 state.close()
                 state = PersistedState(path, _shared=True)
-            os.write(pipe, said.encode())
+            os.write(pipe, change(state, name, number, chance).encode())
     except BaseException:
         traceback.print_exc()
         raise
     finally:
         os._exit(status)
+
+
+def change(state: PersistedState, name: str, number: int, chance: random.Random) -> str:
+    """Make one change, of some kind; return the lines that acknowledge it."""
+    kind = chance.choice(["both", "both", "append", "plain", "nested"])
+    if kind == "both":
+        with state.transaction():
+            state.total += 1
+            state.ids.append(f"{name}-{number}")
+            return f"total {state.total}\nid {name}-{number}\n"
+    if kind == "append":
+        state.ids.append(f"{name}-{number}")
+        return f"id {name}-{number}\n"
+    if kind == "plain":
+        return f"counter {increment(state)}\n"
+    state.by_writer.setdefault(name, {})[f"k{number}"] = number
+    return f"key {name} k{number}\n"
 
 
 def increment(state: PersistedState) -> int:
@@ -89,7 +90,7 @@ class Sharing:
         self.path.write_text("# by hand\nnote: 0\ntotal: 0\ncounter: 0\nids: []\nby_writer: {}\n")
         self.writers: dict[int, tuple[int, bytes]] = {}
         self.said: list[str] = []
-        self.born, self.note, self.failed = 0, 0, 0
+        self.born, self.note, self.again, self.failed = 0, 0, 0, 0
 
     def start(self) -> None:
         """Start one more writer, and wait for what it does first."""
@@ -106,10 +107,11 @@ class Sharing:
 
     def listen(self) -> None:
         """Take what the writers acknowledged."""
-        for pid, (pipe, rest) in list(self.writers.items()):
+        for pid, (pipe, unread) in list(self.writers.items()):
+            parts = [unread]
             while select.select([pipe], [], [], 0)[0] and (data := os.read(pipe, 1 << 16)):
-                rest += data
-            *lines, rest = rest.split(b"\n")
+                parts.append(data)
+            *lines, rest = b"".join(parts).split(b"\n")
             self.said += [line.decode() for line in lines]
             self.writers[pid] = pipe, rest
 
@@ -127,10 +129,10 @@ class Sharing:
     def edit(self) -> None:
         """Change the note as a person would, by a new file or within the file."""
         text = self.path.read_text()
-        if not text.startswith(f"# by hand\nnote: {self.note}\n"):
-            return  # the last one is not merged yet
-        self.note += 1
-        text = text.replace(f"note: {self.note - 1}\n", f"note: {self.note}\n", 1)
+        is_there = f"\nnote: {self.note}\n" in text
+        self.again += not is_there  # it came between a vacuum's last look and its renaming
+        self.note += is_there
+        text = re.sub(r"\bnote: \d+\n", f"note: {self.note}\n", text, count=1)
         time.sleep(self.chance.choice([0.0, 0.002]))
         if self.chance.random() < 0.5:
             new = self.path.with_name("x.state.new")
@@ -147,10 +149,14 @@ class Sharing:
             time.sleep(10 ** self.chance.uniform(-3.5, -1.5))
             if round_ % 5 == 4:
                 self.edit()
-                time.sleep(self.chance.choice([0.0, 0.01, 0.15]))
+                time.sleep(self.chance.choice([0.0, 0.01, 0.2]))
             self.listen()
             self.end(self.chance.choice(list(self.writers)))
             self.start()
+        end = time.monotonic() + PATIENCE
+        while f"\nnote: {self.note}\n" not in self.path.read_text() and time.monotonic() < end:
+            time.sleep(0.5)
+            self.edit()
         for pid in list(self.writers):
             self.end(pid)
 
@@ -170,6 +176,7 @@ class Sharing:
             "kills": self.born - WRITERS,
             "acknowledged": len(self.said),
             "edits": self.note,
+            "again": self.again,
             "failed": self.failed,
             "lost": lost[:5],
             "twice": [line for line, times in said.items() if times > 1][:5]

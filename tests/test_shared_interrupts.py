@@ -1,0 +1,191 @@
+"""KeyboardInterrupt before any instruction of a shared change: its turn, its catch-up, and what it does itself.
+
+What another process wrote is there by then, as records or behind a vacuum. Afterwards memory is what the file was at
+some moment, half a catch-up never shows, the turn is free, and nothing of either process is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import oracle
+import pytest
+from checks import scratch
+from editing import save
+from rounds import rounds
+from test_interrupts import START, TEXT, chosen, executed, interrupt
+
+import persistedstate
+from persistedstate import PersistedState, plain
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+class Neighbour:
+    """Shares a file as another process does, but in this one: with a tree and descriptors of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.journal = persistedstate._SharedJournal(str(path))
+        assert self.journal.open(None, 0.0)
+        self.tree = persistedstate._SharedTree(self.journal, fsync=False, mode=None)
+        self.journal.end_turn()
+        self.root: Any = self.tree.root
+
+    def vacuum(self) -> None:
+        with self.tree.turn():
+            self.tree.vacuum()
+
+    def seen(self) -> Any:
+        """Return all there is by now."""
+        with self.tree.turn():
+            return plain(self.root)
+
+    def close(self) -> None:
+        self.journal.close()
+
+
+def transact(state: Any) -> None:
+    with state.transaction() if isinstance(state, PersistedState) else contextlib.nullcontext():
+        state["a"] += 1
+        state["l"].append({"both": 1})
+
+
+#: What this process does; the same call does it to plain containers.
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "set": lambda s: s.__setitem__("mine", 5),
+    "append": lambda s: s["l"].append("mine"),
+    "deep": lambda s: s["d"]["k"]["deep"].append(2),
+    "remove": lambda s: s["l"].remove("x"),
+    "transaction": transact,
+    "delete": lambda s: s.__delitem__("gone"),
+}
+#: What the other one did before.
+THEIRS: dict[str, Callable[[Any], object]] = {
+    "records": lambda s: (s.__setitem__("a", 7), s["l"].insert(0, [1]), s["d"].update(z=5, y={"n": 1})),
+    "removal": lambda s: (s["l"].__delitem__(1), s["d"].pop("z")),
+    "nothing": lambda _: None,
+}
+
+
+@pytest.fixture(autouse=True)
+def _same_way_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing depend on how long something takes: stand in line for each turn, look for a person's hand once."""
+    monkeypatch.setattr(persistedstate, "_IN_A_ROW", 0.0)
+    monkeypatch.setattr(persistedstate, "_LOOK_EVERY", 1e6)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[tuple[Path, Any, Neighbour]]:
+    with scratch() as path:
+        path.write_text(TEXT)
+        state = PersistedState(path, _shared=True)
+        neighbour = Neighbour(path)
+        try:
+            yield path, state, neighbour
+        finally:
+            neighbour.close()
+            state.close()
+
+
+def check(path: Path, state: Any, neighbour: Neighbour, stale: Any, allowed: tuple[Any, ...], where: object) -> None:
+    """Assert that memory was the file at some moment, that the turn is free, and that both go on with the same."""
+    journal = state._tree.journal
+    assert not any((journal.is_in_turn, journal.is_locked, journal.is_in_line)), where
+    assert plain(state) in (stale, *allowed), where
+    assert {name: getattr(state, name) for name in state} == plain(state), where
+    found = neighbour.seen()
+    assert found in allowed, where
+    state["later"] = str(where)
+    neighbour.root["too"] = 1
+    state.refresh()
+    expected = {**found, "later": str(where), "too": 1}
+    assert plain(state) == neighbour.seen() == expected, where
+    assert oracle.read(path, oracle.FASTEST) == expected, where
+
+
+@pytest.mark.leaves("descriptors")
+@pytest.mark.parametrize("is_renewed", [False, True], ids=["records", "vacuum"])
+@pytest.mark.parametrize("theirs", THEIRS.values(), ids=THEIRS)
+@pytest.mark.parametrize("mine", CHANGES.values(), ids=CHANGES)
+@rounds(ci=1_000, nightly=20_000)
+def test_an_interrupt_at_any_instruction_of_a_shared_change(
+    chance: random.Random,
+    rounds: int,
+    mine: Callable[[Any], object],
+    theirs: Callable[[Any], object],
+    is_renewed: bool,
+) -> None:
+    before = copy.deepcopy(START)
+    between = copy.deepcopy(START)
+    theirs(between)
+    after = copy.deepcopy(between)
+    mine(after)
+
+    def prepare(neighbour: Neighbour) -> None:
+        theirs(neighbour.root)
+        if is_renewed:
+            neighbour.vacuum()
+            neighbour.root["a"] = neighbour.root["a"]
+
+    for _ in range(2):  # the first time fills caches
+        with opened() as (_, state, neighbour):
+            prepare(neighbour)
+            points = executed(partial(mine, state))
+            assert plain(state) == after
+    for point in chosen(chance, points, rounds):
+        with opened() as (path, state, neighbour):
+            prepare(neighbour)
+            interrupt(point, partial(mine, state))
+            check(path, state, neighbour, before, (between, after), point)
+
+
+@pytest.mark.leaves("descriptors", "threads")
+@rounds(ci=200, nightly=10_000)
+def test_an_interrupt_in_the_merge_of_a_save(chance: random.Random, rounds: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(persistedstate, "_QUIET", 0.0)
+    monkeypatch.setattr(persistedstate, "_QUIET_RETRY", 0.0)
+    between = {**copy.deepcopy(START), "a": 9, "theirs": 1}
+    after = {**between, "mine": 5}
+
+    def prepare(path: Path, neighbour: Neighbour) -> None:
+        neighbour.root["theirs"] = 1
+        save(path, TEXT.replace("a: 1 ", "a: 9 "))
+
+    with opened() as (path, state, neighbour):
+        prepare(path, neighbour)
+        points = executed(partial(CHANGES["set"], state))
+        assert plain(state) == after
+    unmerged = {**copy.deepcopy(START), "theirs": 1}
+    for point in chosen(chance, points, rounds):
+        with opened() as (path, state, neighbour), warnings.catch_warnings():
+            prepare(path, neighbour)
+            interrupt(point, partial(CHANGES["set"], state))
+            assert plain(state) in (START, unmerged, between, after), point
+            check(path, state, neighbour, plain(state), (between, after), point)
+
+
+@pytest.mark.leaves("descriptors")
+@rounds(ci=1_000, nightly=20_000)
+def test_an_interrupt_in_a_close(chance: random.Random, rounds: int) -> None:
+    with opened() as (_, state, neighbour):
+        neighbour.close()
+        state["l"].append(1)
+        points = executed(state.close)
+    for point in chosen(chance, points, rounds):
+        with scratch() as path:
+            path.write_text(TEXT)
+            state = PersistedState(path, _shared=True)
+            state["l"].append(1)
+            interrupt(point, state.close)
+            state.close()
+            assert oracle.read(path, oracle.FASTEST)["l"] == [*START["l"], 1], point
+            assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name], point
+            with PersistedState(path) as again:
+                again["a"] += 1
