@@ -116,9 +116,11 @@ __all__ = [
     "StateCorrupt",
     "StateDict",
     "StateError",
+    "StateForked",
     "StateList",
     "StateLocked",
     "StateReadOnly",
+    "StateUnknown",
     "check",
     "on_change",
     "plain",
@@ -221,6 +223,14 @@ class StateConflict(StateError):
     Repeat the statement: by now memory holds what the other one wrote. In `with STATE.transaction():` nobody else can
     come in between.
     """
+
+
+class StateUnknown(StateError, OSError):
+    """No answer came from the server: whether the change was made is not known. The next one finds that out first."""
+
+
+class StateForked(StateError):
+    """The server lost changes that it had acknowledged, as after a failover. Memory keeps them; nothing is written."""
 
 
 class StateReadOnly(StateError, PermissionError):
@@ -3986,6 +3996,10 @@ class _SharedJournal(_Journal):
                 _take_over_attributes(self.descriptor, self.beside)
             self._publish(data)
 
+    def anew(self) -> _SharedJournal:
+        """Return another one for the same file, not open."""
+        return _SharedJournal(self.name)
+
     def take_turn(self) -> None:
         """Wait until nobody else may write, until `end_turn`. A signal handler may have a turn of its own meanwhile.
 
@@ -6259,10 +6273,14 @@ class _LiveTree(_Tree):
         return self.merges > before
 
     def declare(self, declaration: Any, *, is_checked: bool) -> None:
-        """Hold the state to what a class declares, and what is saved; `is_checked`: also what the script changes.
+        """Hold the state, and what a person saves, to what a class declares, if it does.
+
+        is_checked: what the script changes, too.
 
         Raises StateCorrupt where the file has something else; then the file is left as it is.
         """
+        if declaration is None:
+            return
         with self.turn():
             filled = declaration.filled(_plain(self.root))
             try:
@@ -6809,7 +6827,7 @@ class _SharedTree(_LiveTree):
 
     def _reopen(self) -> None:
         """Open the file in a forked child, in a turn that goes on."""
-        journal = _SharedJournal(self.journal.name)
+        journal = self.journal.anew()
         try:
             while not journal.open(self.mode, _system.now()):
                 _system.sleep(_LOCK_RETRY)
@@ -6819,6 +6837,46 @@ class _SharedTree(_LiveTree):
             raise
         self.journal = self.log = journal
         self.halted, self.is_doubtful = None, True
+
+
+class _LogTree(_SharedTree):
+    """A tree whose state is not in a file, but in a log of `persistedstate_logs`: what that holds is the truth."""
+
+    journal: Any
+
+    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None) -> None:
+        super().__init__(journal, fsync=fsync is True, mode=mode)  # the server sees to numbers of seconds
+
+    def steps(self) -> Iterator[None]:
+        with self.lock:
+            depth = self.journal.depth
+            self.journal.depth = depth + 1
+            try:
+                yield from super().steps()
+            finally:
+                self.journal.depth = depth
+
+    def _begin_turn(self) -> None:
+        self.journal.depth = 1  # an interrupt may have left another
+        super()._begin_turn()
+
+    def _halt(self, trouble: Exception | None) -> None:
+        """Read anew what may differ; the log lacks nothing that has to be written to it."""
+        self.halted = None
+        self.is_doubtful = self.is_doubtful or trouble is not None
+
+    def sync(self) -> None:
+        self.journal.sync()
+
+    def _look_around(self) -> None:
+        """Nobody writes a log but by a log."""
+
+    def join(self, *, fsync: bool | float, mode: int | None) -> None:
+        if mode is not None:
+            raise StateError(self.path, "_mode is for files; this is none")
+        if fsync != self.journal.fsync:
+            raise StateError(self.path, "open in this process already, with another _fsync; use the same")
+        super().join(fsync=self.fsync, mode=mode)
 
 
 def _is_below(node: _Node | None, top: _Node) -> bool:
@@ -6833,22 +6891,29 @@ class _CheckedSharedTree(_CheckedTree, _SharedTree):
     __slots__ = ()
 
 
+class _CheckedLogTree(_CheckedTree, _LogTree):
+    """The same, in a log."""
+
+    __slots__ = ()
+
+
 #: The classes of trees whose changes are checked; of the same layout, so that an open tree may become one.
 _CHECKED = {
-    _LiveTree: _CheckedTree,
-    _CheckedTree: _CheckedTree,
-    _SharedTree: _CheckedSharedTree,
-    _CheckedSharedTree: _CheckedSharedTree,
-}
+    tree: checked
+    for plain_one, checked in (
+        (_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree),
+    )
+    for tree in (plain_one, checked)
+}  # fmt: skip
 
 
 class _Follower(_Tree):
     """A tree that follows a file that others write; takes no lock and writes nothing."""
 
-    def __init__(self, path: str, defaults: Mapping[str, Any], declaration: Any = None) -> None:
-        super().__init__(os.path.realpath(path))
+    def __init__(self, path: str, defaults: Mapping[str, Any], declaration: Any = None, shown: str = "") -> None:
+        super().__init__(shown or os.path.realpath(path))
         self.declaration = declaration
-        self.name = _absolute(path)
+        self.name = shown or _absolute(path)
         self.reserved = _METHODS
         self.defaults = defaults
         self.seen = _Dated()
@@ -6922,6 +6987,28 @@ class _Follower(_Tree):
         self.lock, self.seen, self.content = RLock(), _Dated(), (-1, 0)
         with suppress(OSError, StateError):
             self.refresh()
+
+
+class _LogFollower(_Follower):
+    """A tree that follows a log."""
+
+    def __init__(self, journal: Any, defaults: Mapping[str, Any], declaration: Any) -> None:
+        self.journal, self.read = journal, b""
+        super().__init__(journal.path, defaults, declaration, journal.path)
+
+    def refresh(self) -> bool:
+        if self.journal.descriptor < 0:
+            self.journal.open(None, 0.0)
+            self.read, self.journal.data = self.journal.data, b""
+        elif (news := self.journal.news(is_doubtful=False)) is not None:
+            self.read = news[0] if news[1] else self.read + news[0]
+        else:
+            return False
+        return self._show(self.read)
+
+    def release(self) -> None:
+        super().release()
+        self.journal.close()
 
 
 def _parsed(path: str, data: bytes) -> _Stream:
@@ -7379,7 +7466,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     """A YAML file as an object: its top-level keys are attributes and items, and every change is in the file at once.
 
     Args:
-        path: the file, created if there is none. A symbolic link is followed.
+        path: the file, created if there is none. A symbolic link is followed. Or the address of a state on a server,
+            such as "redis://host:6379/0/importer.state".
         **defaults: keys that are set where the file lacks them. Names that begin with `_` are options:
         _fsync: False (default): a change survives the death of the process. True: also that of the machine, at the
             cost of a disk access per change or transaction. A number: after at most so many seconds it survives that,
@@ -7458,24 +7546,29 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         declared = self._declared
         defaults = _stored(_storable, defaults, 0, list) if declared is None else declared.with_defaults(defaults)
         tree: _Follower | _LiveTree
+        engine = _engine(text)
         if _readonly:
-            tree = _Follower(text, defaults, declared)
+            tree = _follower(text, engine, defaults, declared)
             tree.facades[id(self)] = self
         else:
-            tree = _live_tree(_SharedJournal if _shared else _Journal, text, self, fsync=_fsync, wait=_wait, mode=_mode)
-        parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
-        for name, value in parts.items():
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "__dict__", tree.attributes)
+            own = _SharedJournal if _shared else _Journal
+            kind = own if engine is None else partial(engine, fsync=_fsync)
+            tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
+        self._show(tree)
         if isinstance(tree, _LiveTree):
             try:
                 tree.join(fsync=_fsync, mode=_mode)
-                if declared is not None:
-                    tree.declare(declared, is_checked=_check)
+                tree.declare(declared, is_checked=_check)
                 tree.set_defaults(defaults)
             except BaseException:
                 self.close()
                 raise
+
+    def _show(self, tree: _Tree) -> None:
+        parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
+        for name, value in parts.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "__dict__", tree.attributes)
 
     @property
     def _thread_lock(self) -> Any:
@@ -7729,8 +7822,48 @@ def plain(node: Any) -> Any:
     raise TypeError(f"{type(node).__name__} is no part of a state")
 
 
+#: Where engines are found, by what stands before `://` in an address.
+_ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[a-z][a-z0-9+.-]*\Z")
+
+
+def _engine(url: str) -> Callable[..., Any] | None:
+    """Return what makes a journal of an address such as `redis://…`; None where the text is a path."""
+    scheme, mark, _ = url.partition("://")
+    if not mark or not _SCHEME.match(scheme):
+        return None
+    from importlib.metadata import entry_points
+
+    found = {entry.name: entry for entry in entry_points(group=_ENGINES)}
+    shown = f"{scheme}://…"  # without the password that may be in it
+    if scheme not in found:
+        known = ", ".join(sorted(found)) or "none"
+        reason = f"no engine for {scheme} is installed (installed: {known})"
+        raise StateError(
+            shown, f'{reason}; redis, rediss, valkey and unix come with pip install "persistedstate[redis]"'
+        )
+    try:
+        engine = found[scheme].load()
+        from persistedstate_logs.journal import LogJournal
+    except ModuleNotFoundError as error:
+        reason = f'the package {error.name} is missing; pip install "persistedstate[redis]"'
+        raise ModuleNotFoundError(reason, name=error.name, path=error.path) from None
+    return partial(LogJournal, engine)
+
+
+def _follower(path: str, engine: Any, defaults: Mapping[str, Any], declaration: Any) -> _Follower:
+    if engine is None:
+        return _Follower(path, defaults, declaration)
+    return _LogFollower(engine(path, fsync=False, readonly=True), defaults, declaration)
+
+
 def _live_tree(
-    kind: type[_Journal], path: str, facade: PersistedState, *, fsync: bool | float, wait: float, mode: int | None
+    kind: Callable[[str], _Journal],
+    path: str,
+    facade: PersistedState,
+    *,
+    fsync: bool | float,
+    wait: float,
+    mode: int | None,
 ) -> _LiveTree:
     """Return the tree of a file, for one more object to show: one that this process has open already, or a new one."""
     deadline = _system.now() + wait
@@ -7743,7 +7876,7 @@ def _live_tree(
         elif tree is None:
             _system.sleep(_OPENING_RETRY)
         elif not tree.is_closing:
-            if type(tree.journal) is not kind:
+            if type(tree.journal) is not type(journal):
                 tree.facades.pop(id(facade), None)
                 how = "without" if kind is _SharedJournal else "with"
                 raise StateError(tree.path, f"open in this process already, {how} _shared=True; open it so everywhere")
@@ -7794,16 +7927,18 @@ def _is_being_opened(path: str, status: os.stat_result | None) -> bool:
     return any(journal.path == path or opening.is_of(status) for journal, opening in _opening.items())
 
 
-def _open_tree(journal: _Journal, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
+_TREES: dict[type, Any] = {_Journal: _LiveTree, _SharedJournal: _SharedTree}
+
+
+def _open_tree(journal: Any, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
     """Open a file that was claimed; False if that has to be tried again."""
     try:
         if not journal.open(mode, deadline):
             return False
-        if isinstance(journal, _SharedJournal):
-            _open_trees.append(_SharedTree(journal, fsync=fsync, mode=mode))
+        kind = _TREES.get(type(journal), _LogTree)
+        _open_trees.append(kind(journal, fsync=fsync, mode=mode))
+        if kind is not _LiveTree:
             journal.end_turn()
-        else:
-            _open_trees.append(_LiveTree(journal, fsync=fsync, mode=mode))
     except BaseException:
         for tree in [tree for tree in _open_trees.copy() if tree.journal is journal]:
             _open_trees.remove(tree)

@@ -1,0 +1,812 @@
+"""The log in Valkey or Redis, when connections are cut, servers are killed, paused, promoted or wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from processes import Child, interrupt_at
+from rounds import rounds
+
+from logs import servers
+from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
+from logs.writers import PATIENCE, Writer, check, turn
+from persistedstate import StateError
+from persistedstate_logs import Contents, Forked, News, Overtaken, Unknown
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from logs.servers import Server
+
+redis = pytest.importorskip("redis", reason="the extra `redis` is not installed")
+
+from persistedstate_logs.redis import RedisLog  # noqa: E402 - it imports redis
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for the tests that neither kill nor change it."""
+    with servers.running(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A name that no other test uses."""
+    return str(request.node.name).replace("[", "-").replace("]", "")
+
+
+@pytest.fixture
+def proxied(server: Server) -> Iterator[Proxy]:
+    proxy = Proxy(server.port)
+    yield proxy
+    proxy.close()
+
+
+def opened(url: str, **options: Any) -> contextlib.closing[RedisLog]:
+    return contextlib.closing(RedisLog(url, **options))
+
+
+def records(url: str) -> list[bytes]:
+    with opened(url) as log:
+        return log.open(PATIENCE).records
+
+
+# ---- Lost connections ----
+
+
+@pytest.mark.stress
+@rounds(ci=500, nightly=5000)
+@pytest.mark.parametrize("way", ["bump", "bump_in_turn"])
+def test_cut_connections_lose_and_double_nothing(
+    server: Server, proxied: Proxy, chance: random.Random, name: str, rounds: int, way: str
+) -> None:
+    """Until so many connections were cut, before and behind the forwarding, three writers count one number up."""
+    writers = [Writer(f"w{number}", RedisLog(server.url(name, "?lease=0.3", port=proxied.port))) for number in range(3)]
+    proxied.fate = at_random(chance, 0.15)
+
+    def run(writer: Writer) -> None:
+        while sum(proxied.cuts.values()) < rounds:
+            getattr(writer, way)()
+
+    threads = [threading.Thread(target=run, args=(writer,)) for writer in writers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for writer in writers:
+        writer.log.close()
+
+    check(records(server.url(name)), writers)
+    assert all(proxied.cuts.values())
+
+
+@pytest.mark.parametrize("fate", [BEFORE, BEHIND])
+def test_a_lost_reply_is_settled_by_asking_again(server: Server, proxied: Proxy, name: str, fate: str) -> None:
+    with opened(server.url(name, "?timeout=0.3", port=proxied.port)) as log, opened(server.url(name)) as other:
+        position = log.open(0).position
+        other.open(0)
+
+        proxied.fate = of_scripts(fate)
+        for _ in range(2):
+            with pytest.raises(Unknown):
+                log.append(b"a", position)
+        assert other.read(position).records == [b"a"] * (fate == BEHIND)
+        proxied.fate = of_scripts(FORWARD)
+        with pytest.raises(Unknown, match="an earlier change"):
+            log.append(b"b", position)
+        landed = log.append(b"a", position)
+
+        assert other.read(position) == News([b"a"], landed)
+        last = log.append(b"b", landed)
+        assert other.read(landed) == News([b"b"], last)
+
+
+def test_a_lost_append_that_others_overtook_did_not_land(server: Server, proxied: Proxy, name: str) -> None:
+    with opened(server.url(name, "?timeout=0.3", port=proxied.port)) as log, opened(server.url(name)) as other:
+        position = log.open(0).position
+        other.open(0)
+        proxied.fate = of_scripts(BEFORE)
+        with pytest.raises(Unknown):
+            log.append(b"a", position)
+        other.append(b"b", position)
+        proxied.fate = of_scripts(FORWARD)
+
+        with pytest.raises(Overtaken):
+            log.append(b"a", position)
+
+        news = log.read(position)
+        assert news.records == [b"b"]
+        log.append(b"c", news.position)
+    assert records(server.url(name)) == [b"b", b"c"]
+
+
+def test_records_stay_for_those_who_ask_late(server: Server, proxied: Proxy, name: str) -> None:
+    """Vacuums by others take nothing away that may not be settled yet."""
+    with opened(server.url(name, "?timeout=0.3", port=proxied.port)) as log, opened(server.url(name)) as other:
+        position = log.open(0).position
+        proxied.fate = of_scripts(BEHIND)
+        with pytest.raises(Unknown):
+            log.append(b"1", position)
+        vacuum_thrice(other)
+        proxied.fate = of_scripts(FORWARD)
+
+        landed = log.append(b"1", position)
+
+        assert log.read(landed).records == [b"more", b"more", b"more"]
+
+
+def test_who_asks_too_late_is_told_so(
+    server: Server, proxied: Proxy, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persistedstate_logs.redis._KEPT", 0)
+    with opened(server.url(name, "?timeout=0.3", port=proxied.port)) as log, opened(server.url(name)) as other:
+        position = log.open(0).position
+        proxied.fate = of_scripts(BEHIND)
+        with pytest.raises(Unknown):
+            log.append(b"1", position)
+        vacuum_thrice(other)
+        proxied.fate = of_scripts(FORWARD)
+
+        for _ in range(2):
+            with pytest.raises(Unknown, match="cannot be told"):
+                log.append(b"1", position)
+        assert isinstance(log.read(position), Contents)
+
+
+def vacuum_thrice(log: RedisLog) -> None:
+    position = log.open(0).position
+    for _ in range(3):
+        position = log.append(b"more", position)
+        log.replace(b"text", position)
+
+
+# ---- Servers that die ----
+
+
+@pytest.mark.stress
+@rounds(ci=100, nightly=1000)
+def test_kills_of_a_server_that_writes_each_change_to_its_disk_lose_nothing(tmp_path: Path, rounds: int) -> None:
+    """Three writers count one number up while their server is killed and started again."""
+    with servers.running(tmp_path / "server", *servers.ALWAYS) as server:
+        url = server.url("killed", f"?timeout={PATIENCE}")
+        writers = [Writer(f"w{number}", RedisLog(url, fsync=True)) for number in range(3)]
+        is_over = threading.Event()
+        threads = [threading.Thread(target=count_until, args=(is_over, writer)) for writer in writers]
+        for thread in threads:
+            thread.start()
+        for _ in range(rounds):
+            before = sum(writer.count for writer in writers)
+            while sum(writer.count for writer in writers) < before + 10:
+                time.sleep(0.001)
+            server.kill()
+            server.start()
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        with opened(url) as log:
+            contents = log.open(0)
+        for writer in writers:
+            writer.log.close()
+
+    values = [int(record.split()[2]) for writer in writers for record in writer.acknowledged]
+    assert sorted(values) == list(range(1, len(values) + 1))
+    last = contents.records[-1].split()[2] if contents.records else contents.text
+    assert int(last) == len(values)
+
+
+def count_until(is_over: threading.Event, writer: Writer) -> None:
+    while not is_over.is_set():
+        (writer.bump_in_turn if writer.count % 3 == 0 else writer.bump)()
+        if writer.count % 100 == 0:
+            writer.vacuum()
+
+
+def test_a_client_that_sleeps_past_its_turn_is_overtaken(server: Server, name: str) -> None:
+    code = """
+        import sys
+        from persistedstate_logs import Overtaken
+        from persistedstate_logs.redis import RedisLog
+
+        log = RedisLog(sys.argv[1])
+        position = log.open(0).position
+        log.take_turn(0)
+        print("has the turn")
+        sys.stdin.readline()
+        try:
+            log.append(b"late", position)
+        except Overtaken as overtaken:
+            print("overtaken", overtaken.is_held)
+    """
+    url = server.url(name, "?lease=0.3")
+    with Child(code, url) as child, opened(url) as log:
+        child.expect("has the turn")
+        child.send_signal(signal.SIGSTOP)
+        position = log.open(0).position
+        with turn(log):
+            child.send_signal(signal.SIGCONT)
+            child.tell()
+            child.expect("overtaken True")
+            log.append(b"in time", position)
+        child.finish()
+
+    assert records(url) == [b"in time"]
+
+
+def test_a_turn_that_expired_while_nobody_else_came_counts(server: Server, name: str) -> None:
+    url = server.url(name, "?lease=0.01")
+    with opened(url) as log:
+        position = log.open(0).position
+        with turn(log, 0):
+            while server.command("EXISTS", f"{{{name}}}:turn"):
+                time.sleep(0.01)
+            log.append(b"a", position)
+
+    assert records(url) == [b"a"]
+
+
+def test_a_turn_costs_no_write_to_the_disk(tmp_path: Path) -> None:
+    with servers.running(tmp_path / "server", *servers.ALWAYS) as server, opened(server.url("x")) as log:
+        position = log.open(0).position
+        before = server.command("INFO", "persistence")["aof_current_size"]  # type: ignore[index]
+        for _ in range(3):
+            with turn(log):
+                log.read(position)
+        log.read(position)
+
+        assert server.command("INFO", "persistence")["aof_current_size"] == before  # type: ignore[index]
+        log.append(b"a", position)
+        assert server.command("INFO", "persistence")["aof_current_size"] > before  # type: ignore[index]
+
+
+def test_the_turn_of_a_killed_process_ends(server: Server, name: str) -> None:
+    code = """
+        import sys
+        from persistedstate_logs.redis import RedisLog
+
+        log = RedisLog(sys.argv[1])
+        log.open(0)
+        log.take_turn(0)
+        print("has the turn")
+        sys.stdin.readline()
+    """
+    url = server.url(name, "?lease=0.5")
+    with Child(code, url) as child, opened(url) as log:
+        child.expect("has the turn")
+        child.kill()
+        position = log.open(0).position
+        with turn(log):
+            log.append(b"a", position)
+
+
+def test_who_dies_with_the_baton_in_hand_keeps_the_others_waiting_for_a_moment_only(server: Server, name: str) -> None:
+    """A client that waits in front of the others, gets the baton, and does nothing with it."""
+    url = server.url(name)
+    with opened(url) as log, opened(url) as other, contextlib.closing(redis.Redis(port=server.port)) as dead:
+        log.open(0)
+        other.open(0)
+        with turn(log, 0):
+            with pytest.raises(TimeoutError):
+                other.take_turn(0)  # as every client does before it waits
+            thread = threading.Thread(target=dead.blpop, args=(f"{{{name}}}:baton",), kwargs={"timeout": PATIENCE})
+            thread.start()
+            await_blocked(server, 1)
+        thread.join(PATIENCE)
+
+        with turn(other):
+            pass
+
+
+def await_blocked(server: Server, count: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while server.command("INFO", "clients")["blocked_clients"] < count:  # type: ignore[index]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_the_longest_waiting_has_the_turn_next(server: Server, name: str) -> None:
+    url, order = server.url(name), []
+    with opened(url) as log, contextlib.ExitStack() as stack:
+        log.open(0)
+        logs = [stack.enter_context(opened(url)) for _ in range(3)]
+
+        def wait(number: int) -> None:
+            logs[number].open(0)
+            with turn(logs[number]):
+                order.append(number)
+
+        threads = [threading.Thread(target=wait, args=(number,)) for number in range(3)]
+        with turn(log, 0):
+            for number, thread in enumerate(threads):
+                thread.start()
+                await_blocked(server, number + 1)
+        for thread in threads:
+            thread.join(PATIENCE)
+
+    assert order == [0, 1, 2]
+
+
+# ---- Replicas ----
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
+    """A primary and its replica, in step."""
+    options = ("--repl-diskless-sync-delay", "0")
+    with servers.running(tmp_path / "primary", *servers.ALWAYS, *options) as primary:
+        follows = ("--replicaof", f"127.0.0.1 {primary.port}")
+        with servers.running(tmp_path / "replica", *servers.ALWAYS, *options, *follows) as replica:
+            await_step(primary, replica)
+            yield primary, replica
+
+
+def await_step(primary: Server, replica: Server) -> None:
+    """Wait until a replica has all that its primary has, on its disk, too."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        first, second = (dict(server.command("INFO")) for server in (primary, replica))  # type: ignore[call-overload]
+        is_linked = second["master_link_status"] == "up"
+        is_in_step = is_linked and second["slave_repl_offset"] == first["master_repl_offset"]
+        if is_in_step and not second["aof_rewrite_in_progress"] and not second["aof_rewrite_scheduled"]:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_replica_is_refused_except_for_reading(pair: tuple[Server, Server]) -> None:
+    primary, replica = pair
+    with (
+        opened(primary.url("x")) as log,
+        opened(replica.url("x")) as other,
+        opened(replica.url("x"), readonly=True) as reader,
+    ):
+        position = log.append(b"a", log.open(0).position)
+        await_step(primary, replica)
+
+        with pytest.raises(OSError, match="replica, which only reads"):
+            other.open(0)
+        assert reader.open(0) == Contents(b"", [b"a"], position)
+
+
+def test_promotion_of_a_replica_that_lacks_changes_is_a_fork(pair: tuple[Server, Server]) -> None:
+    primary, replica = pair
+    proxy = Proxy(primary.port)
+    try:
+        with opened(primary.url("x", port=proxy.port)) as log, opened(replica.url("x")) as other:
+            position = log.append(b"on both", log.open(0).position)
+            await_step(primary, replica)
+            replica.kill()
+            lost = log.append(b"lost", position)
+            primary.kill()
+            replica.options = servers.ALWAYS
+            replica.start()
+            proxy.target = replica.port
+
+            with pytest.raises(Forked):
+                log.append(b"more", lost)
+            with pytest.raises(Forked):
+                log.read(lost)
+            # Neither does it go unnoticed when the number of records is the same again.
+            for record in (b"other", b"others"):
+                position = other.append(record, other.open(0).position)
+            with pytest.raises(Forked):
+                log.append(b"more", lost)
+
+            assert other.open(0).records == [b"on both", b"other", b"others"]
+    finally:
+        proxy.close()
+
+
+def test_what_a_replica_has_survives_its_promotion(pair: tuple[Server, Server]) -> None:
+    """With `?replicas=1` and `_fsync=True`; a reply that was lost meanwhile is settled on the other server."""
+    primary, replica = pair
+    proxy = Proxy(primary.port)
+    try:
+        with opened(primary.url("x", "?replicas=1&timeout=2", port=proxy.port), fsync=True) as log:
+            position = log.append(b"1", log.open(0).position)
+            log.sync()
+            proxy.fate = of_scripts(BEHIND)
+            with pytest.raises(Unknown):
+                log.append(b"2", position)
+            await_step(primary, replica)
+            primary.kill()
+            replica.command("REPLICAOF", "NO", "ONE")
+            proxy.target, proxy.fate = replica.port, of_scripts(FORWARD)
+
+            position = log.append(b"2", position)
+
+            with pytest.raises(OSError, match="0 of 1 replicas only"):
+                log.sync()
+            assert log.open(0) == Contents(b"", [b"1", b"2"], position)
+    finally:
+        proxy.close()
+
+
+def test_waiting_for_replicas_waits_for_what_another_connection_wrote(pair: tuple[Server, Server]) -> None:
+    """The server counts by connection: what is settled on a new one has to be waited for, too."""
+    primary, replica = pair
+    proxy = Proxy(primary.port)
+    try:
+        with opened(primary.url("x", "?replicas=1&timeout=0.5", port=proxy.port), fsync=True) as log:
+            position = log.append(b"0", log.open(0).position)  # the server knows the script from here on
+            log.sync()
+            replica.pause()
+            proxy.fate = of_scripts(BEHIND)
+            with pytest.raises(Unknown):
+                log.append(b"1", position)
+            proxy.fate = of_scripts(FORWARD)
+            assert len(records(primary.url("x"))) == 2  # it has landed
+            log.append(b"1", position)
+
+            with pytest.raises(OSError, match="0 of 1 replicas only"):
+                log.sync()
+            replica.go_on()
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                with contextlib.suppress(OSError):
+                    log.sync()
+                    break
+                assert time.monotonic() < deadline
+    finally:
+        proxy.close()
+
+
+# ---- Servers that are wrong ----
+
+
+def refusal(url: str, **options: Any) -> Exception:
+    """Open a log that must refuse; return the error."""
+    with opened(url, **options) as log, pytest.raises((OSError, StateError)) as caught:
+        log.open(0)
+    return caught.value
+
+
+def test_a_server_that_is_not_there_is_told_at_once() -> None:
+    error = refusal(f"redis://127.0.0.1:{servers.free_port()}/0/x")
+
+    assert isinstance(error, ConnectionError)
+    assert "cannot be reached" in str(error)
+
+
+def test_a_server_that_does_not_answer_is_told_within_seconds(name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        error = refusal(f"redis://127.0.0.1:{silent.getsockname()[1]}/0/{name}?timeout=0.2")
+
+    assert isinstance(error, TimeoutError)
+    assert "no answer within 0.2 seconds" in str(error)
+
+
+def test_open_waits_for_a_server_that_starts(tmp_path: Path) -> None:
+    with servers.running(tmp_path / "server") as server:
+        server.kill()
+        thread = threading.Thread(target=server.start)
+        with opened(server.url("x")) as log:
+            thread.start()
+            assert log.open(PATIENCE).records == []
+        thread.join()
+
+
+def test_an_append_to_a_server_that_is_gone_writes_nothing(tmp_path: Path) -> None:
+    with (
+        servers.running(tmp_path / "server", *servers.ALWAYS) as server,
+        opened(server.url("x", "?timeout=0.3")) as log,
+    ):
+        position = log.open(0).position
+        server.kill()
+        with pytest.raises((ConnectionError, Unknown)):
+            log.append(b"a", position)  # it may have been sent: the connection was open
+        log.close()
+        with pytest.raises(Unknown):
+            log.append(b"a", position)
+        server.start()
+
+        position = log.append(b"a", position)
+
+        assert log.open(0) == Contents(b"", [b"a"], position)
+
+
+@pytest.mark.parametrize(
+    ("user", "environment", "reason"),
+    [
+        ("", {}, "wants a password"),
+        (":wrong@", {}, "does not accept user and password"),
+        ("nobody:secret@", {}, "does not accept user and password"),
+        (":secret@", {}, ""),
+        ("", {"REDIS_PASSWORD": "secret"}, ""),
+        ("default@", {"REDIS_PASSWORD": "secret"}, ""),
+        ("", {"REDIS_PASSWORD": "other", "REDIS_USERNAME": "default"}, "does not accept user and password"),
+    ],
+)
+def test_passwords(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, environment: dict[str, str], reason: str
+) -> None:
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    with servers.running(tmp_path / "server", "--requirepass", "secret") as server:
+        if not reason:
+            with opened(server.url("x", user=user)) as log:
+                assert log.open(0).records == []
+            return
+        error = refusal(server.url("x", user=user))
+
+    assert isinstance(error, PermissionError)
+    assert reason in str(error)
+    assert "secret" not in str(error)
+    assert "wrong" not in str(error)
+
+
+def test_no_memory_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    with servers.running(tmp_path / "server", "--maxmemory-policy", "noeviction") as server:
+        with opened(server.url("x")) as log:
+            position = log.append(b"a", log.open(0).position)
+            server.command("CONFIG", "SET", "maxmemory", "1")
+            with pytest.raises(OSError, match="no memory left"):
+                log.append(b"b", position)
+            with pytest.raises(OSError, match="no memory left"):
+                log.replace(b"text", position)
+            assert log.read(position).records == []
+            server.command("CONFIG", "SET", "maxmemory", "0")
+
+            log.append(b"c", position)
+        assert records(server.url("x")) == [b"a", b"c"]
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
+def test_a_server_that_may_drop_the_state_is_refused(tmp_path: Path, policy: str) -> None:
+    with servers.running(tmp_path / "server", "--maxmemory", "1gb", "--maxmemory-policy", policy) as server:
+        error = refusal(server.url("x"))
+        assert server.command("DBSIZE") == 0
+
+    assert isinstance(error, StateError)
+    assert policy in str(error)
+
+
+@pytest.mark.parametrize("policy", ["volatile-lru", "noeviction"])
+def test_a_server_that_drops_only_what_expires_is_fine(tmp_path: Path, policy: str) -> None:
+    with servers.running(tmp_path / "server", "--maxmemory", "1gb", "--maxmemory-policy", policy) as server:
+        assert records(server.url("x")) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        (("SET", "{x}:state", "mine"), "{x}:state is a string"),
+        (("HSET", "{x}:state", "mine", "1"), "{x}:state is a hash of something else"),
+        (("SET", "{x}:log", "mine"), "{x}:log is a string"),
+        (("XADD", "{x}:log", "1-1", "mine", "1"), "{x}:log is a stream without a state"),
+        (("RPUSH", "{x}:turn", "mine"), "{x}:turn is a list"),
+        (("SET", "{x}:baton", "mine"), "{x}:baton is a string"),
+    ],
+)
+def test_what_somebody_else_keeps_there_is_refused_and_stays(
+    tmp_path: Path, command: tuple[str, ...], found: str
+) -> None:
+    with servers.running(tmp_path / "server") as server:
+        server.command(*command)
+        before = server.command("DUMP", command[1])
+
+        error = refusal(server.url("x"))
+
+        assert isinstance(error, StateError)
+        assert found in str(error)
+        assert server.command("DUMP", command[1]) == before
+        assert server.command("DBSIZE") == 1
+
+
+def test_another_layout_is_refused_at_any_time(server: Server, name: str) -> None:
+    with opened(server.url(name)) as log:
+        position = log.open(0).position
+        server.command("HSET", f"{{{name}}}:state", "layout", "2")
+
+        for action in (
+            lambda: log.append(b"a", position),
+            lambda: log.replace(b"a", position),
+            lambda: log.read(position),
+            lambda: log.take_turn(0),
+        ):
+            with pytest.raises(StateError, match="layout 2; this version of persistedstate knows 1"):
+                action()
+        assert "install the version" in str(refusal(server.url(name)))
+        assert not server.command("EXISTS", f"{{{name}}}:log")
+
+
+def test_a_state_that_somebody_removed_is_a_fork(server: Server, name: str) -> None:
+    with opened(server.url(name)) as log:
+        position = log.append(b"a", log.open(0).position)
+        server.command("DEL", f"{{{name}}}:state", f"{{{name}}}:log")
+
+        with pytest.raises(Forked, match="no state any more"):
+            log.append(b"b", position)
+        with pytest.raises(Forked):
+            log.read(position)
+
+
+def test_reading_makes_nothing(server: Server, name: str) -> None:
+    with opened(server.url(name), readonly=True) as log, pytest.raises(FileNotFoundError):
+        log.open(0)
+
+    assert not server.command("EXISTS", f"{{{name}}}:state")
+
+
+@pytest.mark.parametrize(
+    ("options", "fsync", "found"),
+    [
+        ((), True, "no, without appendonly"),
+        (("--appendfsync", "always"), True, "no, without appendonly"),
+        (("--appendonly", "yes", "--appendfsync", "everysec"), True, "everysec"),
+        (("--appendonly", "yes", "--appendfsync", "everysec"), 1, "everysec"),
+        (("--appendonly", "yes", "--appendfsync", "no"), 5, "no"),
+        (("--appendonly", "yes", "--appendfsync", "everysec"), 2, None),
+        (("--appendonly", "yes", "--appendfsync", "no"), False, None),
+        (servers.ALWAYS, True, None),
+        (servers.ALWAYS, 0.1, None),
+    ],
+)
+def test_fsync_asks_for_what_the_server_does(
+    tmp_path: Path, options: tuple[str, ...], fsync: bool | float, found: str | None
+) -> None:
+    with servers.running(tmp_path / "server", *options) as server:
+        if found is None:
+            with opened(server.url("x"), fsync=fsync) as log:
+                assert log.open(0).records == []
+            return
+        error = refusal(server.url("x"), fsync=fsync)
+        assert server.command("DBSIZE") == 0
+
+    assert isinstance(error, StateError)
+    assert f"there it is {found}" in str(error)
+
+
+def test_fsync_is_refused_where_the_server_does_not_tell(tmp_path: Path) -> None:
+    with servers.running(tmp_path / "server", *servers.ALWAYS) as server:
+        server.command("ACL", "SETUSER", "some", "on", ">secret", "~*", "+@all", "-config", "-info")
+
+        error = refusal(server.url("x", user="some:secret@"), fsync=True)
+
+        assert isinstance(error, StateError)
+        assert "does not tell" in str(error)
+        with opened(server.url("x", user="some:secret@")) as log:
+            assert log.open(0).records == []
+
+
+def test_what_the_user_may_not_do_is_told(server: Server, name: str) -> None:
+    server.command("ACL", "SETUSER", name, "on", ">secret", "~other", "+@all")
+
+    error = refusal(server.url(name, user=f"{name}:secret@"))
+
+    assert isinstance(error, PermissionError)
+    assert "may not do what a state needs" in str(error)
+
+
+def test_a_server_lends_its_other_databases(server: Server, name: str) -> None:
+    with opened(server.url(name).replace("/0/", "/3/")) as log, opened(server.url(name)) as other:
+        log.append(b"a", log.open(0).position)
+
+        assert other.open(0).records == []
+
+
+def test_scripts_that_the_server_forgot_are_sent_again(server: Server, name: str) -> None:
+    with opened(server.url(name)) as log, opened(server.url(name)) as other:
+        position = log.open(0).position
+        for record in (b"a", b"b"):
+            server.command("SCRIPT", "FLUSH")
+            position = log.append(record, position)
+        with turn(log, 0):
+            log.read(position)
+            server.command("SCRIPT", "FLUSH")
+            position = log.append(b"c", position)
+        assert other.open(0).records == [b"a", b"b", b"c"]
+
+
+# ---- Addresses ----
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:1/0/",
+        "redis://127.0.0.1:1/0",
+        "redis://127.0.0.1:1/x.state",
+        "redis://127.0.0.1:1/zero/x.state",
+        "redis://127.0.0.1:1/0/a/b",
+        "redis://127.0.0.1:1/0/a{b}",
+        "redis://127.0.0.1:1/0/a%0Ab",
+        "redis://127.0.0.1:port/0/x",
+        "unix:///0/x",
+    ],
+)
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(StateError, match="no address of a state"):
+        RedisLog(url)
+
+
+@pytest.mark.parametrize(
+    "option", ["lease=0", "timeout=x", "replicas=-1", "retries=3", "ssl_ca_certs=x", "timeout=nan"]
+)
+def test_an_unknown_option_is_refused(option: str) -> None:
+    with pytest.raises(StateError, match="is no option; there are lease, replicas, timeout"):
+        RedisLog(f"redis://127.0.0.1:1/0/x?{option}")
+
+
+def test_no_error_shows_the_password() -> None:
+    log = RedisLog("redis://ada:secret@localhost:1/0/x")
+
+    assert log.path == "redis://ada:…@localhost:1/0/x"
+    assert "secret" not in str(refusal("redis://ada:secret@127.0.0.1:1/0/x"))
+
+
+def test_a_socket_serves_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "valkey.sock"
+    with servers.running(tmp_path / "server", "--unixsocket", str(path)):
+        url = f"unix://{path}/0/importer.state"
+        with opened(url) as log:
+            position = log.append(b"a", log.open(0).position)
+            assert log.read(position).records == []
+        assert records(url) == [b"a"]
+
+
+def test_valkey_is_a_scheme_too(server: Server, name: str) -> None:
+    url = server.url(name)
+    with opened(url.replace("redis:", "valkey:")) as log:
+        log.append(b"a", log.open(0).position)
+
+    assert records(url) == [b"a"]
+
+
+# ---- Interrupts and forks ----
+
+
+@pytest.mark.stress
+@rounds(ci=60, nightly=2000)
+@pytest.mark.leaves("descriptors")  # as long as what an interrupt left is not collected
+def test_an_interrupt_leaves_each_append_whole_or_undone(
+    server: Server, name: str, chance: random.Random, rounds: int
+) -> None:
+    import persistedstate_logs.redis as engine
+
+    with opened(server.url(name)) as log:
+        position = start = log.open(0).position
+        for count in range(rounds):
+            record = b"%d" % count
+            interrupt_at(chance.randrange(1, 250), lambda: log.append(record, position), [engine.__file__])  # noqa: B023
+            position = log.append(record, position)
+            interrupt_at(chance.randrange(1, 400), lambda: take_turn(log), [engine.__file__])
+        assert log.read(start).records == [b"%d" % count for count in range(rounds)]
+
+
+def take_turn(log: RedisLog) -> None:
+    with contextlib.suppress(TimeoutError), turn(log, 0):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_uses_a_connection_of_its_own(server: Server, name: str) -> None:
+    """Parent and child count one number up at the same time."""
+    writer = Writer("parent", RedisLog(server.url(name)))
+    child = os.fork()
+    if child == 0:
+        writer.name = "child"
+        try:
+            for _ in range(200):
+                writer.bump()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    for _ in range(200):
+        writer.bump()
+    _, status = os.waitpid(child, 0)
+    writer.log.close()
+
+    found = records(server.url(name))
+    assert status == 0
+    assert [int(record.split()[2]) for record in found] == list(range(1, 401))
+    assert [record for record in found if record.startswith(b"parent")] == writer.acknowledged

@@ -1,0 +1,682 @@
+"""States in a log: the same objects, and the same rules for several processes, as with a shared file.
+
+The tests of shared files run here, too, with a server behind them; what they read of the file is read from the server
+without the engine. A second spelling of an address gives a second tree in the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import oracle
+import pytest
+import test_conformance
+import test_shared
+from oracle import same
+from processes import Child, interrupt_at
+from rounds import rounds
+from test_conformance import ListNodes, MappingNodes, MappingRoot
+from test_shared import (  # noqa: F401 - they run here, too, with the fixtures of this file
+    test_a_change_is_seen_by_the_next_change_of_another_process,
+    test_a_child_that_was_forked_in_a_transaction_takes_no_part_in_it,
+    test_a_closed_one_says_so,
+    test_a_forked_child_does_not_overwrite_what_it_has_not_read,
+    test_a_transaction_that_fails_undoes_only_its_own,
+    test_a_value_that_json_cannot_say_comes_over,
+    test_after_a_conflict_the_same_statement_works,
+    test_nodes_stay_the_same_objects,
+    test_refresh_tells_whether_others_changed_anything,
+    test_the_thread_lock_holds_the_turn,
+    test_threads_of_several_processes_lose_nothing,
+    test_what_is_computed_in_its_turn_is_no_conflict,
+    test_what_one_reads_in_a_transaction_is_up_to_date,
+    test_what_one_removed_oneself_lives_on,
+    test_what_was_not_read_is_not_overwritten,
+    test_what_was_removed_by_another_process_can_be_read_and_not_changed,
+)
+
+import persistedstate
+from logs import servers
+from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
+from persistedstate import (
+    PersistedState,
+    StateConflict,
+    StateError,
+    StateForked,
+    StateReadOnly,
+    StateUnknown,
+    plain,
+)
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from logs.servers import Server
+
+pytest.importorskip("redis", reason="the extra `redis` is not installed")
+
+#: Seconds to wait for a server that comes back.
+PATIENCE = 60
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.running(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    """The address of a state that does not exist yet."""
+    return server.url(f"state-{next(_numbers)}")
+
+
+class Place:
+    """The place of a state on a server, as far as tests use the path of a file."""
+
+    def __init__(self, state: PersistedState | str) -> None:
+        self.url = state if isinstance(state, str) else os.fspath(state)
+        self.port, self.name = int(self.url.split("/")[2].split(":")[1]), self.url.split("/")[4].split("?")[0]
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __fspath__(self) -> str:
+        return self.url
+
+    def read_bytes(self) -> bytes:
+        """Return what a file would hold: the text, and the records behind it."""
+        return b"".join(self.read_on(b"")[1])
+
+    def read_on(self, behind: bytes) -> tuple[bytes, list[bytes]]:
+        """Return the last position, and the records behind another one; where that is too old, text and records."""
+        import redis
+
+        with contextlib.closing(redis.Redis(port=self.port)) as client:
+            text, at = client.hmget(f"{{{self.name}}}:state", "text", "at")
+            is_part = behind and int(behind.split(b"-")[0]) >= int(at.split(b"-")[0])
+            records = client.xrange(f"{{{self.name}}}:log", b"(" + (behind if is_part else at), "+")
+        last = records[-1][0] if records else behind or at
+        return last, [b"" if is_part else text, *(fields[b"record"] for _, fields in records)]
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode()
+
+    def open(self, *_: Any, **__: Any) -> Any:
+        return io.BytesIO(self.read_bytes())
+
+
+@pytest.fixture
+def shared(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[PersistedState]:
+    """As in `test_shared`, whose tests think that it is a file."""
+    monkeypatch.setattr(test_shared, "Path", Place)
+    content: dict[str, Any] = {"a": 1, "b": 1, "jobs": [{"name": "x"}, {"name": "y"}], "conf": {"deep": {"n": 1}}}
+    with PersistedState(url, **content) as state:
+        yield state
+
+
+@pytest.fixture
+def peer(shared: PersistedState) -> Iterator[test_shared.Peer]:
+    with test_shared.Peer(Place(shared)) as peer:  # type: ignore[arg-type]
+        yield peer
+        peer.do("state.close()")
+
+
+def spelled(url: str, **options: Any) -> PersistedState:
+    """Open a state once more in this process, by an address of its own."""
+    return PersistedState(f"{url}{'&' if '?' in url else '?'}lease={100 + next(_numbers)}", **options)
+
+
+# ---- The object -----------------------------------------------------------------------------------------------------
+
+
+def test_a_state_is_there_again_for_the_next_one(url: str) -> None:
+    with PersistedState(url, counter=0, jobs=[]) as state:
+        state.counter += 1
+        with state.transaction():
+            state.jobs.append({"name": "a"})
+            state.jobs[0]["done"] = True
+        assert os.fspath(state) == url
+
+    assert Place(url).read_text() == (
+        "counter: 0\njobs: []\n"
+        '--- ["set",[],"counter",1]\n'
+        '--- ["transaction",[["insert",["jobs"],0,{"name":"a"}],["set",["jobs",0],"done",true]]]\n'
+    )
+    with PersistedState(url, counter=9, other=[1]) as state:
+        assert state == {"counter": 1, "jobs": [{"name": "a", "done": True}], "other": [1]}
+        state.vacuum()
+    assert Place(url).read_text() == "counter: 1\njobs:\n- name: a\n  done: true\nother:\n- 1\n"
+
+
+def test_a_vacuum_comes_by_itself_and_keeps_comments(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistedstate, "_VACUUM_FLOOR", 500)
+    from persistedstate_logs.redis import RedisLog
+
+    with contextlib.closing(RedisLog(url)) as log:
+        log.replace(b"# mine\na: 0   # counts\nb: 0\n", log.open().position, edit=True)
+    with PersistedState(url) as state, spelled(url) as other:
+        for _ in range(50):
+            state.a += 1
+            other.b += 1
+
+        assert len(Place(url).read_bytes()) < 3_000
+        state.vacuum()
+        assert Place(url).read_text().startswith("# mine\na: 50   # counts\nb: 50\n")
+        assert other.refresh() or other.a == 50
+        assert plain(state) == plain(other) == {"a": 50, "b": 50}
+
+
+def test_opened_twice_it_is_one_state(url: str) -> None:
+    with PersistedState(url, a=1) as state, PersistedState(url) as same_one:
+        state.a = 2
+        assert same_one.a == 2
+        with pytest.raises(StateError, match="another _fsync"):
+            PersistedState(url, _fsync=5)
+
+
+def test_permission_bits_are_for_files(url: str) -> None:
+    with pytest.raises(StateError, match="_mode is for files"):
+        PersistedState(url, _mode=0o600)
+
+
+def test_a_follower_follows(url: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        PersistedState(url, _readonly=True)
+    with PersistedState(url, a=1) as state, PersistedState(url, _readonly=True, b=2) as follower:
+        assert plain(follower) == {"a": 1, "b": 2}
+        assert not follower.refresh()
+        state.a = 2
+        state.vacuum()
+        state.c = [3]
+        assert follower.refresh()
+        assert plain(follower) == {"a": 2, "c": [3], "b": 2}
+        with pytest.raises(StateReadOnly):
+            follower.a = 3
+
+
+def test_an_unknown_scheme_tells_which_are_installed() -> None:
+    with pytest.raises(
+        StateError, match=r"no engine for nosql is installed \(installed: .*redis.*pip install"
+    ) as caught:
+        PersistedState("nosql://ada:secret@host/x")
+
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.delitem(sys.modules, "persistedstate_logs.redis", raising=False)
+    monkeypatch.setitem(sys.modules, "redis", None)
+
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "persistedstate\[redis\]"'):
+        PersistedState("redis://127.0.0.1:1/0/x")
+
+
+def test_a_path_with_a_colon_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "A:").mkdir()
+    with PersistedState("A://x.state", a=1):
+        pass
+
+    assert (tmp_path / "A:" / "x.state").read_text() == "a: 1\n"
+
+
+class OnServer:
+    """Opens the states of a suite on the server."""
+
+    port: int
+
+    def open(self) -> PersistedState:
+        url = f"redis://127.0.0.1:{self.port}/0/suite-{next(_numbers)}"
+        state = PersistedState(url)
+        self.followers: list[Any]
+        self.followers.append((state, Follower(url)))
+        return state
+
+    def tearDown(self) -> None:
+        self.compare()  # type: ignore[attr-defined]
+        for state, follower in self.followers:
+            state.close()
+            with PersistedState(str(follower.path)) as again:
+                assert same(plain(again), follower.read())
+
+
+class Follower(test_conformance.Follower):
+    """What stands on the server, in the eyes of PyYAML."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(Place(url))  # type: ignore[arg-type]
+        self.last = b""
+
+    def read(self) -> dict[Any, Any]:
+        place: Any = self.path
+        self.last, (text, *records) = place.read_on(self.last)
+        documents = oracle.READERS[test_conformance.READER](b"".join([text, *records]).decode())
+        self.value = oracle.replay({} if text else self.value, [one for one in documents if one is not None])
+        return self.value
+
+
+@pytest.fixture(autouse=True)
+def _suites_find_the_server(server: Server) -> None:
+    OnServer.port = server.port
+
+
+class TestListNodes(OnServer, ListNodes):
+    pass
+
+
+class TestMappingNodes(OnServer, MappingNodes):
+    pass
+
+
+class TestMappingRoot(OnServer, MappingRoot):
+    pass
+
+
+del ListNodes, MappingNodes, MappingRoot  # else pytest runs them again on files
+
+
+# ---- Several hands --------------------------------------------------------------------------------------------------
+
+COUNTING = """
+    import json, os, sys
+    import persistedstate
+    from persistedstate import PersistedState, StateConflict, StateUnknown
+
+    persistedstate._VACUUM_FLOOR = 5_000
+    url, how, count = sys.argv[1:]
+    state = PersistedState(url, _wait=60, counter=0, ids=[])
+    print("open", flush=True)
+    got = []
+    while len(got) < int(count):
+        try:
+            if how == "transaction":
+                with state.transaction():
+                    value = state.counter = state.counter + 1
+                    state.ids.append(value)
+            elif how == "append":
+                value = f"{os.getpid()} {len(got)}"
+                state.ids.append(value)
+            else:
+                value = state.counter + 1
+                state.counter = value
+        except StateConflict:
+            continue
+        got.append(value)
+        print(json.dumps(value), flush=True)
+    state.close()
+"""
+
+
+@pytest.mark.stress
+@rounds(ci=400, nightly=20_000)
+@pytest.mark.parametrize("how", ["transaction", "append", "plain"])
+def test_processes_at_once_lose_nothing(url: str, how: str, rounds: int) -> None:
+    children = [Child(COUNTING, url, how, rounds) for _ in range(3)]
+    for child in children:
+        child.expect("open")
+    acknowledged = [json.loads(child.line()) for child in children for _ in range(rounds)]
+    for child in children:
+        child.finish()
+
+    found = oracle.read(Place(url))  # type: ignore[arg-type]
+    assert len(set(acknowledged)) == len(acknowledged) == 3 * rounds
+    assert found["counter"] == (0 if how == "append" else 3 * rounds)
+    assert sorted(found["ids"]) == ([] if how == "plain" else sorted(acknowledged))
+
+
+@pytest.mark.stress
+@rounds(ci=30, nightly=2000)
+def test_kills_of_clients_lose_nothing(url: str, chance: random.Random, rounds: int) -> None:
+    """One of three writers is killed, again and again; what it had printed is there, and no value twice."""
+    address = f"{url}?lease=0.2"
+    children = [Child(COUNTING, address, "transaction", 10**9) for _ in range(3)]
+    acknowledged: list[int] = []
+    for number in range(rounds):
+        place = number % 3
+        children[place].expect("open")
+        acknowledged += [json.loads(children[place].line()) for _ in range(chance.randrange(1, 10))]
+        children[place].kill()
+        children[place] = Child(COUNTING, address, "transaction", 10**9)
+    for child in children:
+        child.kill()
+
+    found = oracle.read(Place(url))  # type: ignore[arg-type]
+    assert found["ids"] == list(range(1, found["counter"] + 1))
+    assert len(set(acknowledged)) == len(acknowledged)
+    assert set(acknowledged) <= set(found["ids"])
+
+
+def operated(one: Any, operation: Any) -> Any:
+    try:
+        return plain_or_value(operation(one))
+    except (LookupError, TypeError, ValueError) as error:
+        return type(error)
+
+
+def plain_or_value(value: Any) -> Any:
+    return plain(value) if hasattr(value, "_tree") else value
+
+
+@rounds(ci=300, nightly=20_000)
+def test_two_hands_and_a_model_agree(
+    url: str, chance: random.Random, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random operations by either hand, on what it last saw, with vacuums in between; a conflict changes nothing."""
+    monkeypatch.setattr(persistedstate, "_VACUUM_FLOOR", 2_000)
+    start: dict[str, Any] = {"d": {"a": 1}, "l": [1, [2], {"x": 3}], "n": 0}
+    with PersistedState(url, **start) as one, spelled(url) as other:
+        model, hands, conflicts = copy.deepcopy(start), [one, other], 0
+        for number in range(rounds):
+            hand = chance.choice(hands)
+            if chance.random() < 0.5:
+                hand.refresh()
+                assert same(plain(hand), model)
+            operation = chance.choice(OPERATIONS)(chance, number)
+            attempt = copy.deepcopy(model)
+            try:
+                if chance.random() < 0.3:
+                    with hand.transaction():
+                        said = operated(hand, operation)
+                else:
+                    said = operated(hand, operation)
+            except StateConflict:
+                conflicts += 1
+                assert same(plain(hand), model)
+                continue
+            expected = operated(attempt, operation)
+            if same(plain(hand), attempt):
+                model = attempt
+                assert said == expected
+            assert same(plain(hand), model)
+            if chance.random() < 0.05:
+                hand.vacuum()
+        assert same(oracle.read(Place(url)), model)  # type: ignore[arg-type]
+
+
+#: What draws an operation; each works on a state and on a dict.
+OPERATIONS: list[Any] = [
+    lambda c, n: lambda s: s["d"].__setitem__(c_key(c, n), n),
+    lambda c, n: lambda s: s["d"].pop(c_key(c, n), None),
+    lambda c, n: lambda s: s["d"].update({c_key(c, n): [n]}),
+    lambda c, n: lambda s: s["d"].setdefault(c_key(c, n), n),
+    lambda _, n: lambda s: s["l"].append({"n": n}),
+    lambda _, n: lambda s: s["l"].insert(0, [n]),
+    lambda *_: lambda s: s["l"].pop(),
+    lambda *_: lambda s: s["l"].reverse(),
+    lambda _, n: lambda s: s["l"].__setitem__(0, n),
+    lambda _, n: lambda s: s.__setitem__("n", n),
+    lambda _, n: lambda s: s.__setitem__(f"k{n % 4}", {"deep": [n]}),
+    lambda _, n: lambda s: s.pop(f"k{n % 4}", None),
+]
+
+
+def c_key(_: random.Random, number: int) -> str:
+    return "abc"[number % 3]
+
+
+# ---- Servers and connections that fail ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    proxy = Proxy(server.port)
+    yield proxy
+    proxy.close()
+
+
+def through(proxy: Proxy, url: str, options: str = "") -> str:
+    return url.replace(f":{Place(url).port}/", f":{proxy.port}/") + options
+
+
+@pytest.mark.stress
+@rounds(ci=200, nightly=5000)
+def test_cut_connections_lose_and_double_nothing(url: str, proxy: Proxy, chance: random.Random, rounds: int) -> None:
+    with PersistedState(url, counter=0, ids=[]) as state:
+        pass
+    hands = [spelled(through(proxy, url, "?timeout=20")) for _ in range(3)]
+    acknowledged: list[int] = []
+    proxy.fate = at_random(chance, 0.1)
+
+    def run(hand: PersistedState) -> None:
+        while sum(proxy.cuts.values()) < rounds:
+            with contextlib.suppress(StateConflict), hand.transaction():
+                hand.counter += 1
+                hand.ids.append(hand.counter)
+                value = hand.counter
+            acknowledged.append(value)
+
+    threads = [threading.Thread(target=run, args=(hand,)) for hand in hands]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for hand in hands:
+        hand.close()
+
+    with PersistedState(url) as state:
+        assert state.ids == list(range(1, state.counter + 1))
+        assert sorted(acknowledged) == state.ids
+
+
+@pytest.mark.parametrize("fate", [BEFORE, BEHIND])
+@pytest.mark.parametrize("how", ["plain", "transaction"])
+def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, proxy: Proxy, fate: str, how: str) -> None:
+    with spelled(through(proxy, url, "?timeout=0.3"), a=1, jobs=[]) as state:
+        state.a = 2
+        proxy.fate = lambda data: of_scripts(fate)(data) if b'"lost"' in data else FORWARD
+        with pytest.raises(StateUnknown, match="whether this change was written is not known"):
+            if how == "plain":
+                state.jobs.append("lost")
+            else:
+                with state.transaction():
+                    state.a = 3
+                    state.jobs.append("lost")
+        assert plain(state) == {"a": 2, "jobs": []}
+        with pytest.raises(StateUnknown):
+            state.a = 4
+        proxy.fate = lambda _: FORWARD
+
+        assert state.refresh()  # it was sent again, and landed once
+        assert plain(state) == {"a": 2 if how == "plain" else 3, "jobs": ["lost"]}
+        state.jobs.append("next")
+    with PersistedState(url) as state:
+        assert state.jobs == ["lost", "next"]
+
+
+def test_a_server_that_is_gone_is_told_and_nothing_is_changed(tmp_path: Path) -> None:
+    with servers.running(tmp_path / "server", *servers.ALWAYS) as server:
+        state = PersistedState(server.url("x", "?timeout=0.3"), _fsync=True, a=1, jobs=[])
+        server.kill()
+        with pytest.raises(OSError, match="reached"):
+            state.a = 2
+        with pytest.raises(OSError, match="reached"), state.transaction():
+            state.a = 3
+        with pytest.raises(OSError, match="reached"):
+            state.refresh()
+        assert plain(state) == {"a": 1, "jobs": []}
+        server.start()
+
+        state.jobs.append(state.a)
+        state.close()
+        with PersistedState(server.url("x")) as state:
+            assert plain(state) == {"a": 1, "jobs": [1]}
+
+
+def test_closing_needs_no_server(tmp_path: Path) -> None:
+    with servers.running(tmp_path / "server") as server:
+        state = PersistedState(server.url("x"), a=1)
+        state.a = 2
+        server.kill()
+        state.close()
+
+
+def test_open_waits_for_the_server(tmp_path: Path) -> None:
+    with servers.running(tmp_path / "server") as server:
+        server.kill()
+        with pytest.raises(ConnectionError):
+            PersistedState(server.url("x"))
+        thread = threading.Thread(target=server.start)
+        thread.start()
+        with PersistedState(server.url("x"), _wait=PATIENCE, a=1) as state:
+            assert state.a == 1
+        thread.join()
+
+
+@pytest.mark.stress
+@rounds(ci=20, nightly=500)
+def test_kills_of_the_server_lose_nothing(tmp_path: Path, rounds: int) -> None:
+    with servers.running(tmp_path / "server", *servers.ALWAYS) as server:
+        url = server.url("x", f"?timeout={PATIENCE}")
+        hands = [spelled(url, _fsync=True, counter=0, ids=[]) for _ in range(2)]
+        acknowledged: list[int] = []
+        is_over = threading.Event()
+
+        def run(hand: PersistedState) -> None:
+            while not is_over.is_set():
+                with contextlib.suppress(StateConflict):
+                    with hand.transaction():
+                        value = hand.counter = hand.counter + 1
+                        hand.ids.append(value)
+                    acknowledged.append(value)
+
+        threads = [threading.Thread(target=run, args=(hand,)) for hand in hands]
+        for thread in threads:
+            thread.start()
+        for _ in range(rounds):
+            before = len(acknowledged)
+            while len(acknowledged) < before + 5:
+                time.sleep(0.001)
+            server.kill()
+            server.start()
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        for hand in hands:
+            hand.close()
+
+        with PersistedState(url) as state:
+            assert sorted(acknowledged) == state.ids == list(range(1, state.counter + 1))
+
+
+def test_who_sleeps_past_the_turn_is_told_and_changes_nothing(url: str) -> None:
+    code = """
+        import sys
+        from persistedstate import PersistedState, StateConflict, plain
+
+        state = PersistedState(sys.argv[1])
+        try:
+            with state.transaction():
+                state.a += 1
+                print("inside")
+                sys.stdin.readline()
+        except StateConflict as error:
+            print(error.reason[:43], plain(state))
+        with state.transaction():
+            state.a += 1
+        print(state.a)
+    """
+    with PersistedState(url, a=1) as state, Child(code, f"{url}?lease=0.3") as child:
+        child.expect("inside")
+        child.send_signal(signal.SIGSTOP)
+        state.a = 10
+        child.send_signal(signal.SIGCONT)
+        child.tell()
+        child.expect("another process had the turn before this on {'a': 1}")
+        child.expect("11")
+        child.finish()
+
+
+def test_a_server_that_lost_changes_is_told_and_memory_stays(tmp_path: Path) -> None:
+    """It comes back with what it had on its disk a while ago."""
+    with servers.running(tmp_path / "server", *servers.ALWAYS) as server:
+        state = PersistedState(server.url("x"), a=1, jobs=[])
+        kept = {path: path.read_bytes() for path in (tmp_path / "server").rglob("*") if path.is_file()}
+        state.jobs.append("lost")
+        server.kill()
+        for path, content in kept.items():
+            path.write_bytes(content)
+        server.start()
+
+        for _ in range(2):
+            with pytest.raises(StateForked, match=r"lost changes that it had acknowledged.*plain\(STATE\)"):
+                state.a = 2
+        with pytest.raises(StateForked), state.transaction():
+            pass
+        with pytest.raises(StateForked):
+            state.refresh()
+        assert plain(state) == {"a": 1, "jobs": ["lost"]}
+        state.close()
+        with PersistedState(server.url("x")) as state:
+            assert plain(state) == {"a": 1, "jobs": []}
+            state.a = 2
+
+
+# ---- Interrupts and forks -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.stress
+@rounds(ci=100, nightly=5000)
+@pytest.mark.leaves("descriptors")  # as long as what an interrupt left is not collected
+def test_an_interrupt_leaves_memory_and_log_equal(url: str, chance: random.Random, rounds: int) -> None:
+    from persistedstate_logs import journal, redis
+
+    files = [persistedstate.__file__, journal.__file__, redis.__file__]
+    with PersistedState(f"{url}?lease=0.5", n=0, ids=[]) as state, spelled(url) as other:
+        for number in range(rounds):
+            action = chance.choice([
+                lambda: state.ids.append(number),  # noqa: B023
+                lambda: both(state, number),  # noqa: B023
+                state.vacuum,
+                state.refresh,
+            ])  # fmt: skip
+            before = plain(state)
+            interrupt_at(chance.randrange(1, 1500), action, files)
+            after = plain(state)
+            assert after in (
+                before,
+                {"n": number, "ids": [*before["ids"], number]},
+                {**before, "ids": [*before["ids"], number]},
+            )
+            other.refresh()
+            assert plain(other) == plain(state)
+
+
+def both(state: PersistedState, number: int) -> None:
+    with state.transaction():
+        state.n = number
+        state.ids.append(number)
+
+
+def test_children_of_a_fork_go_on_by_themselves(url: str) -> None:
+    with PersistedState(url, counter=0) as state:
+        for _ in range(3):
+            if not os.fork():
+                try:
+                    for _ in range(50):
+                        with state.transaction():
+                            state.counter += 1
+                finally:
+                    os._exit(0)
+        for _ in range(50):
+            with state.transaction():
+                state.counter += 1
+        for _ in range(3):
+            os.wait()
+        state.refresh()
+
+        assert state.counter == 200
