@@ -189,27 +189,6 @@ def test_lines_are_read_as_ruamel_reads_them(chance: random.Random, rounds: int)
         assert same(persistedstate._Document.read(text)[1], expected), text
 
 
-@rounds(ci=1_000, nightly=50_000)
-def test_records_are_read_together_as_they_are_one_by_one(
-    monkeypatch: pytest.MonkeyPatch, chance: random.Random, rounds: int
-) -> None:
-    together = persistedstate._own_records
-    for _ in range(rounds):
-        glue = chance.choice(["---", "--- ", "--- ", "--- ", "---\n", "---  "])
-        chunks = [chance.choice(CHUNKS[:4] if chance.random() < 0.8 else CHUNKS) for _ in range(chance.randrange(1, 5))]
-        data = ("a: 1\nb: 2\n" + "".join(f"{glue}{chunk}\n" for chunk in chunks)).encode()
-        found: list[list[Any]] = []
-        readers: list[Callable[..., Any]] = [together, lambda *_: []]
-        for reader in readers:
-            monkeypatch.setattr(persistedstate, "_own_records", reader)
-            try:
-                stream = persistedstate._Stream(data)
-                found.append([stream.value, [record for record, _ in stream.records]])
-            except persistedstate._BadText as problem:
-                found.append([str(problem), problem.offset])
-        assert same(*found), data
-
-
 #: What JSON cannot say, beside what looks like it and what is difficult in both.
 BEYOND_JSON = [
     *[math.inf, -math.inf, math.nan, -0.0, 1e16, b"", b"abc", bytes(range(60)), date(2024, 2, 29), date.min],
