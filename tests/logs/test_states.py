@@ -152,7 +152,9 @@ def test_a_state_is_there_again_for_the_next_one(url: str) -> None:
 
     assert Place(url).read_text() == (
         "counter: 0\njobs: []\n"
+        '--- ["was",["counter"],0]\n'
         '--- ["set",[],"counter",1]\n'
+        '--- ["was",["jobs"],[]]\n'
         '--- ["transaction",[["insert",["jobs"],0,{"name":"a"}],["set",["jobs",0],"done",true]]]\n'
     )
     with PersistedState(url, counter=9, other=[1]) as state:
