@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -221,6 +222,7 @@ def test_what_the_source_no_longer_tells_goes_from_the_target(source: Path, addr
 def test_copy_into_a_file_keeps_what_a_person_wrote(source: Path, address: str) -> None:
     copy(source, address)
     copy(address, source)  # tells when the entities were made
+    assert oracle.read(source)["entities"]["a"]["metadata"]["trigger"] == "pay"  # which no database has
     text = source.read_text(encoding="utf-8")
     edited = "# orders of May\n" + text.replace("      amount: 30\n", "      amount: 25  # rebate\n", 1)
     source.write_text(edited + "notes: [mine]\n", encoding="utf-8")
@@ -228,6 +230,18 @@ def test_copy_into_a_file_keeps_what_a_person_wrote(source: Path, address: str) 
     assert copy(address, source).written == 1
 
     assert source.read_text(encoding="utf-8") == edited.replace("25  # rebate", "30  # rebate") + "notes: [mine]\n"
+
+
+@pytest.mark.parametrize("kind", ["redis"], indirect=True)
+def test_metadata_joins_what_is_there(source: Path, address: str) -> None:
+    with connected(address) as store:
+        store.set_state("a", "held", metadata={"vip": True, "trigger": "hold"})
+
+    copy(source, address)
+
+    with connected(address) as store:
+        metadata = json.loads(store._client.get("pystator:entity:a:metadata"))
+    assert metadata.items() >= {"vip": True, "trigger": "pay", "machine_name": "order"}.items()
 
 
 def test_logs_are_merged_in_the_order_of_numbers_and_times(source: Path, tmp_path: Path) -> None:
