@@ -29,7 +29,7 @@ from persistedstate import PersistedState, StateDict, StateError, StateReadOnly,
 from persistedstate_stores._warn import warn_of_places
 
 try:
-    from key_value.aio._utils.managed_entry import ManagedEntry  # BaseStore's methods take it; no public name has it
+    from key_value.aio._utils.managed_entry import ManagedEntry  # before 0.5, no public name has it
     from key_value.aio.errors import DeserializationError, SerializationError
     from key_value.aio.stores.base import (
         BaseContextManagerStore,
