@@ -20,9 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0, or 1 with the reason on stderr when the copy is not complete."""
     chosen = _parser().parse_args(arguments)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # the frameworks warn their developers, of beartype or of stores that may change
+        # The frameworks warn their developers: of beartype, or of stores that may change.
+        warnings.simplefilter("ignore")
         warnings.simplefilter("always", RuntimeWarning)
         warnings.showwarning = _show_warning
         try:

@@ -43,10 +43,6 @@ def warn_of_ids(state: PersistedState, *sections: str) -> None:
 def _level_of_script() -> int:
     """Return the `stacklevel` with which a warning of the function that asks points into the script."""
     frame, level = sys._getframe(1), 1  # noqa: SLF001 - there is no other way before Python 3.12
-    while frame.f_back is not None and _is_between(frame.f_globals.get("__name__", ""), frame.f_code.co_filename):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
     return level
-
-
-def _is_between(module: str, file: str) -> bool:
-    return module.partition(".")[0] in _BETWEEN or file.startswith("<@beartype")

@@ -416,6 +416,13 @@ def test_server_that_is_down_is_named_and_no_key_is_blamed(source: Path, tmp_pat
     assert not other.exists()
 
 
+def test_server_that_is_down_is_named_also_where_nothing_is_to_be_copied(path: Path, tmp_path: Path) -> None:
+    PersistedState(path).close()
+
+    with pytest.raises(CopyError, match=r"^redis://.* does not answer: "):
+        run(copy(path, down("redis", tmp_path)))
+
+
 def test_server_that_goes_down_in_the_middle_is_named(source: Path, tmp_path: Path) -> None:
     redis = pytest.importorskip("redis", reason="redis is not installed")
     with running("redis", tmp_path) as address:
