@@ -46,9 +46,10 @@ writer or a power cut leaves. It was never acknowledged and is dropped. A *vacuu
 new snapshot, in which every line that need not change is kept byte for byte.
 
 Guaranteed: a change whose statement has returned survives the death of the process (with ``_fsync=True`` also that of
-the machine); a file that cannot be understood is never written to; only one process writes; what a person saves
-meanwhile is merged, or kept beside. Not guaranteed: that a flipped bit is noticed (there are no checksums, so that
-people can edit), anything on network file systems that lie about locks. README.md has the whole table.
+the machine); a file that cannot be understood is never written to; only one process writes, or, with ``_shared=True``,
+each in its turn; what a person saves meanwhile is merged, or kept beside. Not guaranteed: that a flipped bit is noticed
+(there are no checksums, so that people can edit), anything on network file systems that lie about locks. README.md has
+the whole table.
 
 ``python -m persistedstate --help`` shows the command line: look at a state, change it, follow it, mend it.
 """
@@ -3820,7 +3821,7 @@ _BESIDE_MARK = b"persistedstate 1 "
 #: The bytes of it by whose locks processes hold it open, and stand in line for their turn.
 _PRESENCE, _QUEUE = 0, 1
 #: Seconds in which a process may take turn after turn, without standing in line for each.
-_IN_A_ROW = 0.001
+_IN_A_ROW = 0.005
 
 
 def _is_shared(path: str, *, remove: bool = False) -> bool:
@@ -3976,18 +3977,30 @@ class _SharedJournal(_Journal):
     def take_turn(self) -> None:
         """Wait until nobody else may write, until `end_turn`. A signal handler may have a turn of its own meanwhile.
 
-        Nobody wakes up fast enough to get a lock before the one who released it just now. Therefore everybody has to
-        stand in line now and then, whose first waits for the lock.
+        Nobody wakes up fast enough to get a lock before the one who released it just now, and takes it again. Therefore
+        everybody has to stand in line now and then, whose first waits for the lock.
         """
         while not self.is_in_turn:
             turns, self.is_locked = self.turns, True
             if _system.now() >= self.yields_at or not _system.lock(self.beside):
                 self.is_in_line = True
                 _system.lock_byte(self.beside, _QUEUE, "F_WRLCK", wait=True)
-                _system.await_lock(self.beside)
+                self._await_lock()
                 self._leave_line()
                 self.yields_at = _system.now() + _IN_A_ROW
             self.is_in_turn = turns == self.turns
+
+    def _await_lock(self) -> None:
+        """Wait for the lock, as the first in the line; at first so that it costs the one who has it no time.
+
+        To wake somebody at the end of each turn takes as long as the turn.
+        """
+        end = _system.now() + 2 * _IN_A_ROW
+        while not _system.lock(self.beside):
+            if _system.now() >= end:
+                _system.await_lock(self.beside)
+                return
+            _system.sleep(_IN_A_ROW / 50)
 
     def _leave_line(self) -> None:
         if self.is_in_line:
@@ -4148,12 +4161,12 @@ class _SharedJournal(_Journal):
     def close(self) -> None:
         """Let everything go; the last one removes the file beside."""
         super().close()
+        is_ours = os.getpid() == self.pid
         if self.beside >= 0:
-            path = self.path + _BESIDE
-            with suppress(OSError):
-                if os.getpid() == self.pid and self.become_alone() and not self._is_strange():
-                    _system.unlink(path)
-            if os.getpid() == self.pid:
+            if is_ours:  # else both are the parent's
+                with suppress(OSError):
+                    if self.become_alone() and not self._is_strange():
+                        _system.unlink(self.path + _BESIDE)
                 self.end_turn()
             beside, self.beside = self.beside, -1
             self.is_in_turn = self.is_locked = self.is_in_line = False

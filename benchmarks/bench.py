@@ -54,6 +54,7 @@ def main() -> int:
         if options.quick:
             write(Path(name), figures, caption)
             draw(Path(name))
+            _measure_sharing("--quick")
             print(f"The benchmarks work: {len(figures.rows)} figures, of sizes too small to mean anything.")
         elif options.k and not options.renew:
             print(page(figures, caption))
@@ -63,6 +64,8 @@ def main() -> int:
             write(RESULTS, figures, caption)
             draw(RESULTS)
             renew_readme(figures, caption)
+            if not options.k:
+                _measure_sharing(str(RESULTS / "several-processes.md"))
             print(bars_table(figures))
     return 0
 
@@ -100,6 +103,11 @@ def _prepare(folder: str, packages: list[str]) -> str:
     environment = {**os.environ, "PYTHON": sys.executable}
     subprocess.run([ROOT / ".ci/venv", folder, *packages], cwd=ROOT, env=environment, check=True)
     return str(ROOT / folder / "bin/python")
+
+
+def _measure_sharing(argument: str) -> None:
+    """Measure several processes at once, which is nothing for pytest-benchmark."""
+    subprocess.run([ROOT / ENVIRONMENT / "bin/python", HERE / "several_processes.py", argument], check=True)
 
 
 def _run(python: str, path: list[Path], scratch: Path, *arguments: str) -> dict[str, Any]:

@@ -44,6 +44,8 @@ SUITES = {
     "G signals": ["test_signals.py"],
     "lock": ["test_lock.py"],
     "K followers": ["test_followers.py"],
+    "sharing": ["test_shared.py"],
+    "sharing, interrupted": ["test_shared_interrupts.py"],
     "L threads": ["test_threads.py"],
     "J fuzz": ["test_fuzz.py"],
     "D kill -9": ["test_kill.py"],
@@ -152,6 +154,41 @@ FAULTS = [
         "no check of the process",
         [(", after_in_child=_mend_in_child)\n", ")\n")],
     ),
+    Fault(
+        "overwrite what was not read",
+        [("        if is_changed or (isinstance(now, _Node)", "        if 0 and (isinstance(now, _Node)")],
+    ),
+    Fault(
+        "go by the size of the file",
+        [(" and _system.fstat(self.beside).st_size == self.note.start + size and not", " and not")],
+    ),
+    Fault(
+        "hold no presence",
+        [
+            (
+                "            _system.ftruncate(self.beside, 0)\n        self.stay()\n",
+                "            _system.ftruncate(self.beside, 0)\n            self.stay()\n",
+            )
+        ],
+    ),
+    Fault(
+        "let removed nodes live on in silence", [("            node._tree, node._heads = self.grave, _NO_HEADS\n", "")]
+    ),
+    Fault(
+        "tell nobody of a new file",
+        [("        self.note._replace(next_device=device, next_inode=inode).write(self.beside)\n", "")],
+    ),
+    Fault(
+        "no copy of a record",
+        [("            _write_at(self.beside, data, self.note.start + size)\n", "            pass\n")],
+    ),
+    Fault(
+        "no copy of a record that an interrupt hit",
+        [("        if is_there:\n            _write_at", "        if 0:\n            _write_at")],
+    ),
+    Fault("no reload after an interrupt", [("                _surely(self._reload)\n", "                pass\n")]),
+    Fault("end a turn once", [("                self.log.end_turn()  # an", "                pass  # an")]),
+    Fault("write in a turn of the parent", [("        self.halted = (self._reopen,)\n", "")]),
     Fault(
         "unlock in the child",
         [("        if os.getpid() == self.pid:\n            with", "        if True:\n            with")],

@@ -266,7 +266,7 @@ def test_every_public_method_has_a_docstring() -> None:
     assert undocumented == []
 
 
-@pytest.mark.parametrize("option", ["_fsync", "_wait", "_readonly", "_mode", "_check"])
+@pytest.mark.parametrize("option", ["_check", "_fsync", "_wait", "_readonly", "_shared", "_mode"])
 def test_class_docstring_explains_option(option: str) -> None:
     assert option in (persistedstate.PersistedState.__doc__ or "")
 
