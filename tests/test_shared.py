@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -483,6 +484,31 @@ def test_a_closed_one_says_so(shared: PersistedState) -> None:
         shared.a = 1
     with pytest.raises(StateClosed):
         jobs.append(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["set", "a", "5"], {"a": 5}),
+        (["append", "jobs", "new"], {"jobs": [{"name": "x"}, {"name": "y"}, "new"]}),
+        (["delete", "conf"], {}),
+        (["vacuum"], {}),
+    ],
+)
+def test_commands_take_their_turn(
+    shared: PersistedState, peer: Peer, arguments: list[str], expected: dict[str, Any]
+) -> None:
+    peer.do("state.b = 2")
+    command = [sys.executable, "-m", "persistedstate", arguments[0], str(Path(shared)), *arguments[1:]]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE)
+    shared.refresh()
+
+    assert plain(shared) == {**plain(shared), "b": 2, **expected}
+    assert ("conf" in shared) == (arguments[0] != "delete")
+    assert peer.do("state.refresh(); said = plain(state)") == plain(shared)
+    assert listing(Path(shared).parent) == ["x.state", "x.state.shared"]
 
 
 # ---- Many at once ---------------------------------------------------------------------------------------------------
