@@ -7532,13 +7532,11 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         declared = self._declared
         defaults = _stored(_storable, defaults, 0, list) if declared is None else declared.with_defaults(defaults)
         tree: _Follower | _LiveTree
-        engine = _engine(text)
         if _readonly:
-            tree = _follower(text, engine, defaults, declared)
+            tree = _follower(text, defaults, declared)
             tree.facades[id(self)] = self
         else:
-            own = _SharedJournal if _shared else _Journal
-            kind = own if engine is None else partial(engine, fsync=_fsync)
+            kind = _engine(text, fsync=_fsync) or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
         self._show(tree)
         if isinstance(tree, _LiveTree):
@@ -7812,7 +7810,14 @@ def plain(node: Any) -> Any:
 _ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[a-z][a-z0-9+.-]*\Z")
 
 
-def _engine(url: str) -> Callable[..., Any] | None:
+def _follower(path: str, defaults: Mapping[str, Any], declaration: Any) -> _Follower:
+    engine = _engine(path, fsync=False, readonly=True)
+    if engine is None:
+        return _Follower(path, defaults, declaration)
+    return _LogFollower(engine(path), defaults, declaration)
+
+
+def _engine(url: str, *, fsync: bool | float, readonly: bool = False) -> Callable[..., Any] | None:
     """Return what makes a journal of an address such as `redis://…`; None where the text is a path."""
     scheme, mark, _ = url.partition("://")
     if not mark or not _SCHEME.match(scheme):
@@ -7833,23 +7838,11 @@ def _engine(url: str) -> Callable[..., Any] | None:
     except ModuleNotFoundError as error:
         reason = f'the package {error.name} is missing; pip install "persistedstate[redis]"'
         raise ModuleNotFoundError(reason, name=error.name, path=error.path) from None
-    return partial(LogJournal, engine)
-
-
-def _follower(path: str, engine: Any, defaults: Mapping[str, Any], declaration: Any) -> _Follower:
-    if engine is None:
-        return _Follower(path, defaults, declaration)
-    return _LogFollower(engine(path, fsync=False, readonly=True), defaults, declaration)
+    return partial(LogJournal, engine, fsync=fsync, readonly=readonly)
 
 
 def _live_tree(
-    kind: Callable[[str], _Journal],
-    path: str,
-    facade: PersistedState,
-    *,
-    fsync: bool | float,
-    wait: float,
-    mode: int | None,
+    kind: Callable[..., Any], path: str, facade: PersistedState, *, fsync: bool | float, wait: float, mode: int | None
 ) -> _LiveTree:
     """Return the tree of a file, for one more object to show: one that this process has open already, or a new one."""
     deadline = _system.now() + wait

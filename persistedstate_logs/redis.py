@@ -604,7 +604,10 @@ class RedisLog:
                 self._link.drop()  # what was a primary may be none
                 time.sleep(_PAUSE)
             else:
-                return reply
+                is_open = reply[0] == b"held" and pending is not None and pending.unanswered > 0
+                if not is_open or time.monotonic() >= deadline:
+                    return reply
+                time.sleep(_PAUSE)  # what was sent before may arrive when the other's turn ends
 
     def _try(self, count: int, command: bytes, pending: _Pending | None) -> Any:
         """Send a command; note whether it may have reached the server, if what comes back is not an answer."""

@@ -130,6 +130,26 @@ def test_a_lost_append_that_others_overtook_did_not_land(server: Server, proxied
     assert records(server.url(name)) == [b"b", b"c"]
 
 
+def test_a_lost_append_is_open_while_another_one_has_the_turn(server: Server, proxied: Proxy, name: str) -> None:
+    """It may still be under way, and would land when that turn ends; after a restart nobody's turn is known."""
+    with opened(server.url(name, "?timeout=0.3", port=proxied.port)) as log, opened(server.url(name)) as other:
+        position = log.open(0).position
+        other.open(0)
+        proxied.fate = of_scripts(BEFORE)
+        with pytest.raises(Unknown):
+            log.append(b"a", position)
+        proxied.fate = of_scripts(FORWARD)
+
+        with turn(other):
+            with pytest.raises(Unknown):
+                log.append(b"a", position)
+            thread = threading.Thread(target=lambda: log.append(b"a", position))
+            thread.start()
+        thread.join(PATIENCE)
+
+    assert records(server.url(name)) == [b"a"]
+
+
 def test_records_stay_for_those_who_ask_late(server: Server, proxied: Proxy, name: str) -> None:
     """Vacuums by others take nothing away that may not be settled yet."""
     with opened(server.url(name, "?timeout=0.3", port=proxied.port)) as log, opened(server.url(name)) as other:

@@ -603,8 +603,9 @@ def test_who_sleeps_past_the_turn_is_told_and_changes_nothing(url: str) -> None:
         child.finish()
 
 
-def test_a_server_that_lost_changes_is_told_and_memory_stays(tmp_path: Path) -> None:
-    """It comes back with what it had on its disk a while ago."""
+@pytest.mark.parametrize("is_doubtful", [False, True])
+def test_a_server_that_lost_changes_is_told_and_memory_stays(tmp_path: Path, is_doubtful: bool) -> None:
+    """It comes back with what it had on its disk a while ago; also where an interrupt has all be read anew."""
     with servers.running(tmp_path / "server", *servers.ALWAYS) as server:
         state = PersistedState(server.url("x"), a=1, jobs=[])
         kept = {path: path.read_bytes() for path in (tmp_path / "server").rglob("*") if path.is_file()}
@@ -614,6 +615,7 @@ def test_a_server_that_lost_changes_is_told_and_memory_stays(tmp_path: Path) -> 
             path.write_bytes(content)
         server.start()
 
+        state._tree.is_doubtful = is_doubtful
         for _ in range(2):
             with pytest.raises(StateForked, match=r"lost changes that it had acknowledged.*plain\(STATE\)"):
                 state.a = 2
