@@ -4,8 +4,7 @@
 
 takes a few minutes. It makes two virtual environments under `.venvs/`, one with the peers and one with persistedstate
 26.1, whose import name is the same; runs the benchmarks in both; and writes `benchmarks/results/`: `table.md` with all
-figures, `bars.md` with those that this project wants to reach, the charts, and the same as `results.json`. A part of
-README.md between `<!-- benchmark -->` and `<!-- end of benchmark -->`, if there is one, is renewed, too.
+figures, `bars.md` with those that this project wants to reach, the charts, and the same as `results.json`.
 
     python benchmarks/bench.py -k counter       only the benchmarks of that name (an expression of pytest); prints only
     python benchmarks/bench.py -k counter --renew     also puts them into `results/`, in the place of what is there
@@ -20,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -28,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from figures import Figures, Row, rows_of
-from rendering import bars_page, bars_table, page, short_table
+from rendering import bars_page, bars_table, page
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-RESULTS, README = HERE / "results", ROOT / "README.md"
+RESULTS = HERE / "results"
 ENVIRONMENT, OLD_ENVIRONMENT = ".venvs/bench", ".venvs/bench-26.1"
 PACKAGES = ["-e", ".", "--group", "bench"]
 OLD_PACKAGES = ["persistedstate==26.1", "pytest>=8.2", "pytest-benchmark>=5.0"]
@@ -63,7 +61,6 @@ def main() -> int:
             figures = renewed(figures) if options.k else figures
             write(RESULTS, figures, caption)
             draw(RESULTS)
-            renew_readme(figures, caption)
             if not options.k:
                 _measure_sharing(str(RESULTS / "several-processes.md"))
             print(bars_table(figures))
@@ -171,14 +168,6 @@ def renewed(figures: Figures) -> Figures:
     """Return what was measured last, with the figures of now in the place of those of the same cases."""
     cases = set(figures.cases())
     return Figures([*(row for row in read_results()[0].rows if row.case not in cases), *figures.rows])
-
-
-def renew_readme(figures: Figures, caption: str) -> None:
-    """Put the short table into README.md, where that has a place for it."""
-    text = README.read_text("utf-8")
-    part = f"<!-- benchmark -->\n{short_table(figures)}\n{caption}.\n<!-- end of benchmark -->"
-    pattern = r"<!-- benchmark -->\n.*?<!-- end of benchmark -->"
-    README.write_text(re.sub(pattern, lambda _: part, text, flags=re.DOTALL), "utf-8")
 
 
 if __name__ == "__main__":

@@ -97,10 +97,3 @@ def bars_table(figures: Figures) -> str:
         sign = "≥" if bar.is_floor else "≤"
         lines.append([bar.text, f"{sign} {bar.bound:g} {bar.unit}".rstrip(), measured, verdict])
     return table(["", "wanted", "measured", "met"], lines)
-
-
-def short_table(figures: Figures) -> str:
-    """Return what fits into a README: the counter in every store."""
-    rows = sorted(figures.of_case("counter"), key=lambda row: row.median)
-    lines = [_store_line(row, None) for row in rows]
-    return table(["`STATE.counter += 1`", "survives", "per change"], [line[:3] for line in lines])

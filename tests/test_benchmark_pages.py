@@ -191,18 +191,3 @@ def test_renewed_cases_take_the_place_of_what_was_measured_last(
     assert [row.store for row in renewed.of_case("counter")] == ["persistedstate"]
     assert renewed.median("counter") == pytest.approx(7e-6)
     assert renewed.find("vacuum 1 MB") == figures.find("vacuum 1 MB")
-
-
-def test_readme_is_renewed_between_its_marks(
-    bench: ModuleType, figures: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("above\n<!-- benchmark -->\nold\n<!-- end of benchmark -->\nbelow\n", "utf-8")
-    monkeypatch.setattr(bench, "README", readme)
-
-    bench.renew_readme(figures, "here")
-
-    text = readme.read_text("utf-8")
-    assert text.startswith("above\n<!-- benchmark -->\n| `STATE.counter += 1` |")
-    assert text.endswith("\n\nhere.\n<!-- end of benchmark -->\nbelow\n")
-    assert "old" not in text
