@@ -5726,12 +5726,11 @@ class _LiveTree(_Tree):
         return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
 
     def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
-        for check in self.checks:
-            check(keys, node, operation, arguments)
-        for key in _touched(keys, operation, arguments, self.root._items):
-            if key not in self.attested and self.has_facts:
-                self.facts[key] = self.document.fact(key, self.root._items.get(key, _GONE))
-                self.attested.add(key)
+        if self.checks:
+            for check in self.checks:
+                check(keys, node, operation, arguments)
+        if self.has_facts and not (keys and keys[0] in self.attested):
+            self._attest(_touched(keys, operation, arguments, self.root._items))
         if self.levels:
             self._check_task()
             self._make(self.batch, record, node._perform, len(node._items), keys, operation, *arguments)
@@ -5739,6 +5738,13 @@ class _LiveTree(_Tree):
         self._make(self.journal, self._framed(record), node._perform, len(node._items), keys, operation, *arguments)
         if self.fsync or self.journal.size > self.limit or self.journal.is_suspicious:
             self._after_append()
+
+    def _attest(self, keys: Iterable[Any]) -> None:
+        """Let the next record tell what the snapshot has under some keys, as far as none did yet."""
+        for key in keys:
+            if key not in self.attested:
+                self.facts[key] = self.document.fact(key, self.root._items.get(key, _GONE))
+                self.attested.add(key)
 
     def _framed(self, record: str) -> bytes:
         facts = "".join([f"--- {fact}\n" for fact in self.facts.values()]) if self.facts else ""
@@ -6056,7 +6062,7 @@ class _LiveTree(_Tree):
         if len(self.levels) > depth:
             self.latest = _NO_LATEST
             self.restore()
-            for key in [*self.facts][self.levels[-1].facts :]:
+            for key in [*self.facts][self.levels[-1].facts :] if self.facts else ():
                 del self.facts[key]
                 self.attested.discard(key)
             del self.batch[self.levels[-1].records :]
