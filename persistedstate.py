@@ -2601,16 +2601,6 @@ def _is_fact(record: Any) -> bool:
     return is_path and (record[0] == "was" or type(record[-1]) is str)
 
 
-def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
-    """Return the keys of the top-level entries that an operation changes.
-
-    keys: what leads to its node. present: those that there are.
-    """
-    if keys:
-        return keys[:1]
-    return present if operation == "clear" else arguments[0] if operation == "update" else arguments[:1]
-
-
 #: What a rewrite within the file writes in front of the new content; and what 26.1 writes there.
 _MARK = "--- # LAST VALID STATE: "
 _REWRITE = _pattern(rb"^%b([0-9]+) bytes\n" % _MARK.encode(), re.MULTILINE)
@@ -4323,12 +4313,12 @@ def _step(key: Any) -> str:
 
 
 class _Level:
-    """An open transaction: how many records, edits and facts there were before it, and what nodes it changes were."""
+    """An open transaction: how many records and edits there were before it, and what nodes that it changes were."""
 
-    __slots__ = ("edits", "facts", "images", "records")
+    __slots__ = ("edits", "images", "records")
 
-    def __init__(self, records: int, edits: int, facts: int = 0) -> None:
-        self.records, self.edits, self.facts = records, edits, facts
+    def __init__(self, records: int, edits: int) -> None:
+        self.records, self.edits = records, edits
         self.images: dict[int, _Image] = {}
 
 
@@ -5623,6 +5613,16 @@ class _Task(namedtuple("_Task", "scheduler task")):
     task: Any
 
 
+def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
+    """Return the keys of the top-level entries that an operation changes.
+
+    keys: what leads to its node. present: those that there are.
+    """
+    if keys:
+        return keys[:1]
+    return present if operation == "clear" else arguments[0] if operation == "update" else arguments[:1]
+
+
 _NO_LATEST = (None, None, None)
 
 
@@ -5729,26 +5729,33 @@ class _LiveTree(_Tree):
         if self.checks:
             for check in self.checks:
                 check(keys, node, operation, arguments)
-        if self.has_facts and not (keys and keys[0] in self.attested):
-            self._attest(_touched(keys, operation, arguments, self.root._items))
+        touched: Iterable[Any] = ()
+        if self.facts or not (keys and keys[0] in self.attested):
+            touched = _touched(keys, operation, arguments, self.root._items)
+            for key in touched:
+                if key not in self.attested and self.has_facts:
+                    self._attest(key)
         if self.levels:
             self._check_task()
             self._make(self.batch, record, node._perform, len(node._items), keys, operation, *arguments)
             return
-        self._make(self.journal, self._framed(record), node._perform, len(node._items), keys, operation, *arguments)
+        entry = self._framed(record, touched)
+        self._make(self.journal, entry, node._perform, len(node._items), keys, operation, *arguments)
         if self.fsync or self.journal.size > self.limit or self.journal.is_suspicious:
             self._after_append()
 
-    def _attest(self, keys: Iterable[Any]) -> None:
-        """Let the next record tell what the snapshot has under some keys, as far as none did yet."""
-        for key in keys:
-            if key not in self.attested:
-                self.facts[key] = self.document.fact(key, self.root._items.get(key, _GONE))
-                self.attested.add(key)
+    def _attest(self, key: Any) -> None:
+        """See to it that a record tells what the snapshot has under a key; if that goes wrong, the change goes on."""
+        with suppress(Exception):
+            fact = self.document.fact(key, self.root._items.get(key, _GONE))
+            if key not in self.attested:  # else a signal handler came meanwhile with a change
+                self.facts[key] = fact
+        self.attested.add(key)
 
-    def _framed(self, record: str) -> bytes:
-        facts = "".join([f"--- {fact}\n" for fact in self.facts.values()]) if self.facts else ""
-        return f"{self._separator}{facts}--- {record}\n".encode()
+    def _framed(self, record: str, touched: Iterable[Any] = ()) -> bytes:
+        """Return what is appended for a record, with what is to be told of the entries that it changes."""
+        told = [self.facts[key] for key in dict.fromkeys(touched) if key in self.facts] if self.facts else []
+        return (self._separator + "".join([f"--- {each}\n" for each in [*told, record]])).encode()
 
     def still(self) -> Any:
         """Return the lock; raises StateError in a thread for which the transaction that holds it seems to wait."""
@@ -5907,7 +5914,10 @@ class _LiveTree(_Tree):
         """Note that the file ends in a record; happens before memory changes, because an interrupt may come between."""
         self.first_record = _first_record(data.decode()) if self.is_clean else self.first_record
         self._separator, self.is_clean = "", False
-        self.facts.clear()
+        if self.facts:
+            written = set(data.decode().split("\n"))
+            self.attested.difference_update(key for key, fact in self.facts.items() if f"--- {fact}" not in written)
+            self.facts.clear()  # what was not written, because that change was undone, is told when it comes again
 
     def resume(self) -> None:
         while self.halted is not None:
@@ -5995,7 +6005,7 @@ class _LiveTree(_Tree):
             self.transaction = _Transaction(self.levels, _started_in.get())
             _started_in.set(self.transaction)
         self._write_latest()
-        level = _Level(len(self.batch), len(self.edits), len(self.facts))
+        level = _Level(len(self.batch), len(self.edits))
         self.levels.append(level)
         self.halted = None
         return level
@@ -6029,7 +6039,9 @@ class _LiveTree(_Tree):
             return
         self.started = self.moment()
         record = self.batch[0] if len(self.batch) == 1 else f'["transaction",[{",".join(self.batch)}]]'
-        self._make(self.journal, self._framed(record), self.levels.clear)
+        edits = self.edits[self.levels[0].edits :] if self.facts else ()
+        touched = [key for keys, name, *arguments in edits for key in _touched(keys, name, arguments, self.facts)]
+        self._make(self.journal, self._framed(record, touched), self.levels.clear)
         self._after_append()
 
     def abandon(self, depth: int) -> None:
@@ -6062,9 +6074,6 @@ class _LiveTree(_Tree):
         if len(self.levels) > depth:
             self.latest = _NO_LATEST
             self.restore()
-            for key in [*self.facts][self.levels[-1].facts :] if self.facts else ():
-                del self.facts[key]
-                self.attested.discard(key)
             del self.batch[self.levels[-1].records :]
             self.levels.pop()
         self.halted = before

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, 
 from contextlib import suppress
 from datetime import date, datetime
 from functools import lru_cache, partial
+from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import persistedstate
@@ -67,7 +68,7 @@ class Declaration:
     def __init__(self, cls: Any, fields: dict[str, Any], defaults: dict[str, Any], *, undeclared: bool) -> None:
         self.name, self.fields, self.undeclared = cls.__name__, fields, undeclared
         try:
-            import msgspec
+            msgspec: Any = import_module("msgspec")
         except ModuleNotFoundError:
             missing = f"{self.name} declares types; the package msgspec, which checks them, is missing"
             raise ModuleNotFoundError(f"{missing}; pip install msgspec", name="msgspec") from None
@@ -295,7 +296,7 @@ def _required(kind: Any) -> frozenset[str]:
 
 
 def _name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind)
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
 def _advice(kind: Any) -> str:

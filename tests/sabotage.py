@@ -52,6 +52,9 @@ SUITES = {
     "H model": ["test_state_machine.py"],
     "fast ways": ["test_short_way.py", "test_fast_paths.py"],
     "C real power loss": ["test_real_power_loss.py"],
+    "killed edits": ["test_killed_edits.py"],
+    "declared": ["test_declared.py"],
+    "told of changes": ["test_on_change.py"],
 }
 
 
@@ -313,6 +316,19 @@ FAULTS = [
     Fault(
         "an item in the place of another is taken for that",
         [("            part.is_stale, part.given = True, value if", "            part.given = value if")],
+    ),
+    Fault(
+        "tell again and again what the snapshot has",
+        [
+            (
+                "            self.facts.clear()  # what",
+                "            pass  # what",
+            )
+        ],
+    ),
+    Fault(
+        "no look at what records tell of the snapshot",
+        [("if not self.document.is_told(fact, self.value.get(key, _GONE))", "if key is _GONE")],
     ),
     Fault(
         "leave half a rewrite without notice",

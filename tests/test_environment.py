@@ -170,6 +170,7 @@ def test_limit_of_the_file_size_at_each_byte_leaves_a_change_whole_or_undone(pat
         path = Path(sys.argv[1])
         whole = undone = 0
         state = PersistedState(path, a=0, l=[])
+        state.update(a=0, l=[])  # from here on no record has to tell of the snapshot
         for room in range(80):
             model = plain(state)
             resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, resource.RLIM_INFINITY))

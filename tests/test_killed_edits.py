@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import re
 import subprocess
 import sys
@@ -387,3 +388,19 @@ def edited(value: dict[str, Any], chance: random.Random) -> dict[str, Any]:
     for _ in range(chance.randrange(3)):
         change(theirs, chance)
     return theirs
+
+
+def test_what_could_not_be_written_is_not_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    path.write_text("a: 1\nb: 2\n", encoding="utf-8")
+    with PersistedState(path) as state:
+        with monkeypatch.context() as patch:
+            patch.setattr(persistedstate._system, "write", full)
+            with pytest.raises(OSError, match="no space"):
+                state.a = 2
+        state.b = 3
+        assert path.read_text(encoding="utf-8") == 'a: 1\nb: 2\n--- ["was",["b"],2]\n--- ["set",[],"b",3]\n'
+        state.a = 4
+        assert path.read_text(encoding="utf-8").endswith('--- ["was",["a"],1]\n--- ["set",[],"a",4]\n')
