@@ -96,9 +96,7 @@ class LogJournal:
         if self._writing is not None:
             is_doubtful = True
             self._settle()
-        news = self._ask(self.log.read, self.position)
-        if is_doubtful:
-            news = self._ask(self.log.open, 0.0)
+        news = self._ask(self.log.open, 0.0) if is_doubtful else self._ask(self.log.read, self.position)
         if isinstance(news, Contents):
             return self._know(news), True
         self.position = news.position

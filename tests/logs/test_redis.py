@@ -786,7 +786,7 @@ def test_valkey_is_a_scheme_too(server: Server, name: str) -> None:
 
 
 @pytest.mark.stress
-@rounds(ci=60, nightly=2000)
+@rounds(ci=300, nightly=20_000)
 @pytest.mark.leaves("descriptors")  # as long as what an interrupt left is not collected
 def test_an_interrupt_leaves_each_append_whole_or_undone(
     server: Server, name: str, chance: random.Random, rounds: int
@@ -797,9 +797,9 @@ def test_an_interrupt_leaves_each_append_whole_or_undone(
         position = start = log.open(0).position
         for count in range(rounds):
             record = b"%d" % count
-            interrupt_at(chance.randrange(1, 250), lambda: log.append(record, position), [engine.__file__])  # noqa: B023
+            interrupt_at(chance.randrange(1, 500), lambda: log.append(record, position), [engine.__file__])  # noqa: B023
             position = log.append(record, position)
-            interrupt_at(chance.randrange(1, 400), lambda: take_turn(log), [engine.__file__])
+            interrupt_at(chance.randrange(1, 620), lambda: take_turn(log), [engine.__file__])
         assert log.read(start).records == [b"%d" % count for count in range(rounds)]
 
 

@@ -634,7 +634,7 @@ def test_a_server_that_lost_changes_is_told_and_memory_stays(tmp_path: Path, is_
 
 
 @pytest.mark.stress
-@rounds(ci=100, nightly=5000)
+@rounds(ci=400, nightly=20_000)
 @pytest.mark.leaves("descriptors")  # as long as what an interrupt left is not collected
 def test_an_interrupt_leaves_memory_and_log_equal(url: str, chance: random.Random, rounds: int) -> None:
     from persistedstate_logs import journal, redis
@@ -649,7 +649,7 @@ def test_an_interrupt_leaves_memory_and_log_equal(url: str, chance: random.Rando
                 state.refresh,
             ])  # fmt: skip
             before = plain(state)
-            interrupt_at(chance.randrange(1, 1500), action, files)
+            interrupt_at(chance.randrange(1, 3000), action, files)
             after = plain(state)
             assert after in (
                 before,
