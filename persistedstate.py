@@ -6848,6 +6848,15 @@ class _LogTree(_SharedTree):
     def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None) -> None:
         super().__init__(journal, fsync=fsync is True, mode=mode)  # the server sees to numbers of seconds
 
+    @property
+    def has_facts(self) -> bool:
+        """Tell that no record tells what the snapshot has: no person edits it, and other processes may renew it."""
+        return False
+
+    @has_facts.setter
+    def has_facts(self, value: bool) -> None:
+        pass
+
     def steps(self) -> Iterator[None]:
         with self.lock:
             depth = self.journal.depth
