@@ -367,10 +367,13 @@ async def _in_memcached(store: Any) -> Names:
 
 
 async def _memcached_keys(host: str, port: int) -> list[str]:
-    """Ask the server itself, since the client has no call for it; lines are `key=… exp=… …`, the last one is END."""
+    """Ask the server itself, since the client has no call for it; lines are `key=… exp=… …`, the last one is END.
+
+    With `all` in place of `hash`, it walks through lists among which it moves keys meanwhile, and misses some.
+    """
     reader, writer = await asyncio.open_connection(host, port)
     try:
-        writer.write(b"lru_crawler metadump all\r\n")
+        writer.write(b"lru_crawler metadump hash\r\n")
         keys = []
         while (line := (await reader.readline()).decode().strip()) != "END":
             if not line.startswith("key="):

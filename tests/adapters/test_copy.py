@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from key_value.aio.wrappers.prefix_keys import PrefixKeysWrapper
 from key_value.aio.wrappers.ttl_clamp import TTLClampWrapper
 
 from persistedstate_stores.__main__ import main
-from persistedstate_stores.copy import Copied, CopyError, copy, list_names, open_store
+from persistedstate_stores.copy import Copied, CopyError, _memcached_keys, copy, list_names, open_store
 from persistedstate_stores.key_value import PersistedStateStore
 
 from .conftest import run
@@ -261,6 +262,24 @@ def test_store_that_lists_only_a_page_of_its_names_is_copied_up_to_there(path: P
     run(store.put("k9999", {}))
     with pytest.raises(CopyError, match="lists 10000 keys at most"):
         run(copy(Paged(store), path))
+
+
+def test_memcached_lists_all_keys_while_it_moves_them(tmp_path: Path) -> None:
+    """As it does a moment after they were written or read."""
+    pytest.importorskip("aiomcache", reason="aiomcache is not installed")
+    keys = [b"k%d" % number for number in range(105)]
+    with running("memcached", tmp_path) as address:
+        host, port = address.removeprefix("memcached://").split(":")
+        with socket.create_connection((host, int(port))) as connection, connection.makefile("rwb") as stream:
+            for _ in range(300):
+                for key in keys:
+                    stream.write(b"set %s 0 0 20\r\n%s\r\n" % (key, b"x" * 20))
+                stream.write(b"get %s\r\n" % b" ".join(keys[:100]))
+                stream.flush()
+                assert [stream.readline() for _ in keys] == [b"STORED\r\n"] * len(keys)
+                assert sum(line == b"x" * 20 + b"\r\n" for line in iter(stream.readline, b"END\r\n")) == 100
+
+                assert len(run(_memcached_keys(host, int(port)))) == len(keys)
 
 
 def test_server_that_is_no_memcached_is_told(tmp_path: Path, path: Path) -> None:
