@@ -727,6 +727,28 @@ def test_a_whole_record_of_a_writer_that_was_killed_behind_it_counts(shared: Per
     assert oracle.read(Path(shared)) == plain(shared)
 
 
+def test_a_vacuum_whose_process_was_killed_behind_the_renaming_is_no_save_of_a_person(
+    shared: PersistedState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("a person is waited for")
+
+    with Peer(Path(shared)) as peer:
+        peer.do("state.a = 2")
+        peer.tell("persistedstate._SharedJournal._publish = lambda *_: os._exit(0); state.vacuum()")
+        peer.finish()
+    assert Path(shared).read_text().startswith("a: 2\n")
+    monkeypatch.setattr(persistedstate._SharedTree, "_await_edit", fail)
+
+    shared.b = 2
+
+    assert (shared.a, shared.b) == (2, 2)
+    assert oracle.read(Path(shared)) == plain(shared)
+    with Peer(Path(shared)) as peer:
+        assert peer.do("state.c = 1; said = plain(state)") == {**plain(shared), "c": 1}
+        peer.do("state.close()")
+
+
 # ---- Fork -----------------------------------------------------------------------------------------------------------
 
 
@@ -896,6 +918,23 @@ def test_a_change_that_fails_leaves_nothing(
     assert peer.do("state.b = 2; said = plain(state)") == {**plain(shared), "b": 2}
     shared.a = 7
     assert peer.do("state.refresh(); said = state.a") == 7
+
+
+def test_a_change_behind_one_that_was_interrupted_in_the_same_turn_reaches_others(
+    shared: PersistedState, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with shared._thread_lock:
+        monkeypatch.setattr(persistedstate._System, "pwrite", staticmethod(interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            shared.a = 5
+        shared.b = 6
+
+    assert (shared.a, shared.b) == (5, 6)
+    assert peer.do("state.c = 1; said = plain(state)") == {**plain(shared), "c": 1}
 
 
 def test_fsync_reaches_the_disk_before_the_turn_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
