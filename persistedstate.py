@@ -4018,7 +4018,7 @@ class _SharedJournal(_Journal):
         if note is None:
             raise StateError(self.path, f"somebody emptied {self.path + _BESIDE}; close the state in all processes")
         if not note.is_whole or (note.next_inode and path == (note.next_device, note.next_inode)):
-            note = self._mended(note)
+            note, is_doubtful = self._mended(note), True
         is_all = is_doubtful or note.number != self.note.number
         self.note = note
         data = self._copy(0 if is_all else self.size)
