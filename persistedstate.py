@@ -7117,7 +7117,8 @@ def _deletions(stream: _Stream) -> list[str]:
         return []
     touched: set[Any] = set()
     for record, _ in stream.records:
-        key = (record[1] or record[2:3] or [None])[0]
+        path = record[1]
+        key = path[0] if path else record[_BARE] if len(record) > _BARE else None
         if type(key) is not str or key not in touched:  # else known already, as nearly all are
             touched.update(_touched_by(record, stream.facts))
     lost = [key for key in stream.facts if key not in touched]
@@ -7160,7 +7161,7 @@ def _apply(root: StateDict, record: Any) -> None:
         for inner in records:
             _apply(root, inner)
         return
-    if _is_fact(record):
+    if len(record) <= _BARE + 1 and _is_fact(record):
         return
     operation, path, *arguments = record
     node = _target(root, path)

@@ -318,15 +318,6 @@ FAULTS = [
         [("            part.is_stale, part.given = True, value if", "            part.given = value if")],
     ),
     Fault(
-        "tell again and again what the snapshot has",
-        [
-            (
-                "            self.facts.clear()  # what",
-                "            pass  # what",
-            )
-        ],
-    ),
-    Fault(
         "no look at what records tell of the snapshot",
         [("if not self.document.is_told(fact, self.value.get(key, _GONE))", "if key is _GONE")],
     ),

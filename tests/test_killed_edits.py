@@ -162,6 +162,18 @@ def test_one_record_tells_of_each_entry_of_a_snapshot(killed: Path) -> None:
     assert (len(told), records(killed)) == (4, before + 4)
 
 
+def test_it_is_told_once(path: Path) -> None:
+    with PersistedState(path, limits={"cpu": 1}, n=0) as state:
+        state.limits["cpu"] = 2
+        state.limits.pop("cpu")
+        with state.transaction():
+            state.limits["mem"] = 3
+            state.update(n=1)
+        state.update(n=2)
+
+        assert path.read_text(encoding="utf-8").count('"was"') == 2
+
+
 def test_check_show_and_a_reader_say_the_same(killed: Path) -> None:
     replace(killed, "  cpu: 1", "  cpu: 9")
     before = killed.read_bytes()
