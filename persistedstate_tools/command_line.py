@@ -15,6 +15,7 @@ from persistedstate import StateError, __version__
 from persistedstate_tools.messages import ERROR, INTERRUPTED, PIPE_CLOSED, Refusal, complain, complaint
 
 _HELP = """\
+FILE is a state file, or the address of a state on a server, such as redis://localhost:6379/0/importer.state.
 PATH names a part of a state: keys and indexes, from the top.
   last_id   jobs[3].name   jobs.3.name   jobs[-1]   'a.b'[c]   "tab\\there"
 A word is a key, or an index in a list. A key with dots, brackets or quotes stands in quotes, '' and \\" inside of them.
@@ -114,7 +115,7 @@ def _seconds(text: str) -> float:
 
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "FILE": {"metavar": "FILE", "help": "a state file"},
+    "FILE": {"metavar": "FILE", "help": "a state file, or the address of a state on a server (but for repair)"},
     "OTHER": {"metavar": "OTHER", "help": "another one"},
     "PATH": {"metavar": "PATH", "help": "what is meant in it, such as jobs[3].name; persistedstate --help tells more"},
     "[PATH]": {

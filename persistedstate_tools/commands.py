@@ -11,8 +11,8 @@ from typing import Any
 
 import persistedstate
 from persistedstate import PersistedState, Problem, StateDict, StateError, StateList, _content, _flow_text, _plain
-from persistedstate_tools.excerpts import read_state, text_of
-from persistedstate_tools.messages import NO, Refusal, shown_line
+from persistedstate_tools.excerpts import contents, read_state, text_of
+from persistedstate_tools.messages import NO, Refusal, is_address, shown_line, shown_place
 from persistedstate_tools.paths import key_in, parse_path, path_text, resolve, twin
 from persistedstate_tools.values import json_text, yaml_value
 
@@ -34,17 +34,28 @@ def run_get(options: Namespace) -> int:
     return 0
 
 
+def _check_is_there(place: str) -> None:
+    try:
+        _ = contents(place) if is_address(place) else persistedstate._system.stat(place)
+    except FileNotFoundError:
+        if is_address(place):
+            raise Refusal(f"{shown_place(place)}: there is no such state") from None
+        has_folder = os.path.isdir(os.path.dirname(place) or os.curdir)
+        rest = f"; to begin with an empty state: touch {place}" if has_folder else ", nor its folder"
+        raise Refusal(f"{place}: no such file{rest}") from None
+
+
+def opened(place: str, wait: float = 0.0, mode: int | None = None) -> PersistedState:
+    """Open a state, together with those who share it."""
+    is_shared = not is_address(place) and persistedstate._is_shared(os.path.realpath(place))
+    return PersistedState(place, _wait=wait, _shared=is_shared, _mode=mode)
+
+
 @contextmanager
 def _opened(options: Namespace) -> Iterator[PersistedState]:
-    """Open a file that is there for a change, together with those who share it."""
-    try:
-        persistedstate._system.stat(options.file)
-    except FileNotFoundError:
-        has_folder = os.path.isdir(os.path.dirname(options.file) or os.curdir)
-        rest = f"; to begin with an empty state: touch {options.file}" if has_folder else ", nor its folder"
-        raise Refusal(f"{options.file}: no such file{rest}") from None
-    is_shared = persistedstate._is_shared(os.path.realpath(options.file))
-    with PersistedState(options.file, _wait=options.wait, _shared=is_shared) as state:
+    """Open a state that is there for a change, together with those who share it."""
+    _check_is_there(options.file)
+    with opened(options.file, options.wait) as state:
         try:
             yield state
         except (TypeError, ValueError) as error:
@@ -89,9 +100,9 @@ def _value(options: Namespace) -> Any:
 
 def run_check(options: Namespace) -> int:
     problems = persistedstate.check(options.file)
-    _print_problems(options.file, problems)
+    _print_problems(shown_place(options.file), problems)
     if not problems:
-        print(f"{options.file}: sound")
+        print(f"{shown_place(options.file)}: sound")
     return NO if problems else 0
 
 
@@ -121,7 +132,7 @@ def _sizes(before: int, after: int) -> str:
 
 def run_vacuum(options: Namespace) -> int:
     with _opened(options) as state:
-        before = persistedstate._system.stat(options.file).st_size
+        before = len(contents(options.file))
         state.vacuum()
-    print(f"{options.file}: {_sizes(before, persistedstate._system.stat(options.file).st_size)}")
+    print(f"{shown_place(options.file)}: {_sizes(before, len(contents(options.file)))}")
     return 0

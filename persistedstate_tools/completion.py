@@ -121,11 +121,22 @@ def _unquoted(word: str) -> str:
     return word
 
 
+def _joined(words: list[str]) -> list[str]:
+    """Put together the addresses that bash cuts at their colons."""
+    found: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if found and (word == ":" or (before == ":" and "://" in f"{found[-1]}{word}")):
+            found[-1] += word
+        else:
+            found.append(word)
+    return found
+
+
 def run_completion(options: Namespace) -> int:
     if not options.word:
         print(_SCRIPTS[options.shell], end="")
         return 0
-    *words, current = map(_unquoted, options.word)
+    *words, current = map(_unquoted, _joined(options.word) if options.shell == "bash" else options.word)
     for text, does in _following(words, current):
         if text == _FILES or text.startswith(current):
             print(_line(text, does, options.shell))

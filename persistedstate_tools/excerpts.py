@@ -1,16 +1,17 @@
-"""The present text of a state, or of a part of it."""
+"""What a file holds, or the address of a state on a server; the present text of a state, or of a part of it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from persistedstate import (
     _block,
     _column,
     _Document,
+    _engine,
     _inline,
     _Odd,
     _parsed,
@@ -22,12 +23,25 @@ from persistedstate import (
     _Top,
     _Tree,
 )
+from persistedstate_tools.messages import shown_place
 from persistedstate_tools.paths import Step, resolve
 
 
-def read_state(path: str) -> tuple[_Document, _Root]:
-    """Read a file, without a lock: the text of its snapshot, and the state with all records applied."""
-    stream = _parsed(path, _read_file(path)[0])
+def contents(place: str) -> bytes:
+    """Return all that a file holds, or the log at an address, without a lock."""
+    engine = _engine(place, fsync=False, readonly=True)
+    if engine is None:
+        return _read_file(place)[0]
+    with closing(engine(place)) as journal:
+        journal.open(None, 0.0)
+        data: bytes = journal.data
+        return data
+
+
+def read_state(place: str) -> tuple[_Document, _Root]:
+    """Read a file or log, without a lock: the text of its snapshot, and the state with all records applied."""
+    path = shown_place(place)
+    stream = _parsed(path, contents(place))
     root = _Root(stream.value, _Tree(path))
     _replay(root, stream, path)
     stream.document.edits = root._tree.edits

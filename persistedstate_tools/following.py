@@ -1,4 +1,4 @@
-"""Following a file that a script changes."""
+"""Following a state that a script changes, in a file or on a server."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import persistedstate
-from persistedstate import _GONE, StateDict, _apply, _Follower, _parsed, _plain, _replay, _Root, _Stream, _Tree
+from persistedstate import (
+    _GONE,
+    StateDict,
+    _apply,
+    _engine,
+    _Follower,
+    _LogFollower,
+    _parsed,
+    _plain,
+    _replay,
+    _Root,
+    _Stream,
+    _Tree,
+)
 from persistedstate_tools.differences import Change, Style, differences, told
 from persistedstate_tools.excerpts import text_of
-from persistedstate_tools.messages import Refusal, complain, complaint
+from persistedstate_tools.messages import Refusal, complain, complaint, shown_place
 from persistedstate_tools.paths import parse_path, resolve
 
 #: Seconds between two looks at a file that is followed.
@@ -25,15 +38,15 @@ class Teller(_Follower):
     Or, for `watch`, what differs in the part of the state that a PATH names.
     """
 
-    def __init__(self, name: str, path: str | None = None) -> None:
-        self.file = name
+    def __init__(self, name: str, path: str | None = None, followed: Any = None) -> None:
+        self.file = shown_place(name)
         self.news: list[Change] = []
         #: What was read last: the stream, its value without and with the records.
         self.stream: _Stream | None = None
         self.snapshot = ""
         self.latest = _Root({}, _Tree())
         self.shown: dict[Any, Any] = {}
-        super().__init__(name, {})
+        super().__init__(followed or name, {}, None)
         self.steps = parse_path(path) if path is not None else []
         self.part = self._part()
 
@@ -111,6 +124,16 @@ class Teller(_Follower):
             persistedstate._system.sleep(max(_POLL, 2 * (persistedstate._system.now() - started)))
 
 
+class _LogTeller(Teller, _LogFollower):
+    """The same for a log on a server."""
+
+
+def teller_of(place: str, path: str | None = None) -> Teller:
+    """Return what tells of a file, or of the log at an address."""
+    engine = _engine(place, fsync=False, readonly=True)
+    return Teller(place, path) if engine is None else _LogTeller(place, path, engine(place))
+
+
 def tell_on(teller: Teller, style: Style, news: Callable[[], list[Change]]) -> None:
     """Print what changes, until Ctrl-C."""
     said = ""
@@ -134,7 +157,7 @@ def _has_reader() -> bool:
 
 
 def run_log(options: Namespace) -> int:
-    teller, style = Teller(options.file), Style()
+    teller, style = teller_of(options.file), Style()
     style.print(teller.take_news())
     if options.follow:
         tell_on(teller, style, teller.take_news)

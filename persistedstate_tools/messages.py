@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import suppress
 
-from persistedstate import Problem, StateCorrupt, StateError, StateLocked, check
+from persistedstate import _SCHEME, Problem, StateCorrupt, StateError, StateLocked, check
 
 NO, ERROR, IN_USE, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
 #: So many characters of a line are shown in which something is wrong.
@@ -37,6 +38,17 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+def is_address(place: str) -> bool:
+    """Tell whether it is the address of a state on a server, no file."""
+    scheme, mark, _ = place.partition("://")
+    return bool(mark and _SCHEME.match(scheme))
+
+
+def shown_place(place: str) -> str:
+    """Return the name of a file, or an address without the password in it."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:…@", place) if is_address(place) else place
+
+
 def complaint(error: Exception, name: str) -> tuple[str, int]:
     """Return what to tell the person who typed the command with a file's name, and the exit code."""
     if isinstance(error, StateLocked):
@@ -46,15 +58,16 @@ def complaint(error: Exception, name: str) -> tuple[str, int]:
         first = _first_problem(error)
         line = f": {shown_line(first.text)}" if first.text.strip() else ""
         place = f"{error.path}: line {first.line}, column {first.column}"
-        return f"{place}: {first.reason}{line}; persistedstate repair helps", ERROR
+        advice = "" if is_address(error.path) else "; persistedstate repair helps"
+        return f"{place}: {first.reason}{line}{advice}", ERROR
     if isinstance(error, OSError) and not isinstance(error, StateError) and error.strerror:
-        return f"{os.fsdecode(error.filename or name)}: {error.strerror}", ERROR
+        return f"{os.fsdecode(error.filename or shown_place(name))}: {error.strerror}", ERROR
     return str(error), getattr(error, "code", ERROR)
 
 
 def _first_problem(error: StateCorrupt) -> Problem:
     """Return the problem that `check` tells first: reading a file whole often stops lines below what is wrong."""
-    with suppress(OSError):
+    with suppress(OSError, StateError):
         for problem in check(error.path):
             return problem
     return Problem(error.line, error.column, error.reason, error.text)

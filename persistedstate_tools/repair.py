@@ -44,11 +44,12 @@ from persistedstate import (
     _Tree,
     _without_half_rewrite,
 )
+from persistedstate_tools.excerpts import contents
 
 
 def check(path: str | os.PathLike[str]) -> list[Problem]:
     """Return every problem of a file, see `persistedstate.check`."""
-    return sorted(_Remains(_read_file(os.fsdecode(path))[0]).problems)
+    return sorted(_Remains(contents(os.fsdecode(path))).problems)
 
 
 def repair(path: str | os.PathLike[str], *, dry_run: bool = False, wait: float = 0.0) -> Repair:

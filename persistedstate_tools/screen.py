@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import persistedstate
 from persistedstate import _origins, _write_all
 from persistedstate_tools.differences import Style
-from persistedstate_tools.following import Teller, tell_on
+from persistedstate_tools.following import Teller, tell_on, teller_of
 from persistedstate_tools.messages import printable
 
 #: What ends `watch`: Ctrl-C, kill, a terminal that is closed, Ctrl-\.
@@ -158,7 +158,7 @@ def _silent_keyboard() -> Callable[[], None]:
 
 
 def run_watch(options: Namespace) -> int:
-    teller, style = Teller(options.file, options.path), Style()
+    teller, style = teller_of(options.file, options.path), Style()
     if style.is_terminal:
         Screen(teller, style).run()
     else:

@@ -1,0 +1,136 @@
+"""The command line on states in a log, with a real server: addresses stand where files do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from processes import Child
+from test_command_line import BY_LINES, complaint, printed
+
+from logs import servers
+from persistedstate import PersistedState, check, plain
+from persistedstate_tools.command_line import main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from logs.servers import Server
+
+pytest.importorskip("redis", reason="the extra `redis` is not installed")
+
+JOBS = [{"name": "fetch", "done": True}, {"name": "parse", "done": False}]
+STATE: dict[str, Any] = {"last_id": 3, "jobs": JOBS, "text": "a\nb"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers.running(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def url(server: Server, request: pytest.FixtureRequest) -> str:
+    """The address of a state that holds something, in its text and in records."""
+    address = server.url(re.sub(r"\W", "-", request.node.name))
+    with PersistedState(address, **STATE) as state:
+        state.vacuum()
+        state.last_id = 4
+    return address
+
+
+def test_reading_commands_take_addresses(url: str, path: Path) -> None:
+    assert json.loads(printed("show", "--json", url)) == {**STATE, "last_id": 4}
+    assert printed("show", url, "jobs[0]") == "name: fetch\ndone: true\n"
+    assert printed("get", url, "jobs[1].name") == "parse\n"
+    assert printed("log", url) == "~ last_id: 3 → 4\n"
+    assert printed("check", url) == f"{url}: sound\n"
+    assert check(url) == []
+    path.write_text(printed("show", url))
+    assert printed("diff", url, path) == ""
+    printed("set", path, "last_id", "5")
+    assert printed("diff", url, path, code=1) == "~ last_id: 4 → 5\n"
+
+
+def test_changing_commands_take_addresses(url: str) -> None:
+    with PersistedState(url) as script:  # beside one that runs
+        printed("set", url, "jobs[0].done", "false")
+        printed("append", url, "jobs", "{name: load}")
+        printed("delete", url, "jobs[1]")
+        script.last_id += 1
+
+        assert plain(script) == {
+            "last_id": 5, "jobs": [{"name": "fetch", "done": False}, {"name": "load"}], "text": "a\nb"
+        }  # fmt: skip
+    assert re.fullmatch(r"\S+: \d+ → \d+ bytes\n", printed("vacuum", url))
+    assert printed("log", url) == ""
+
+
+def test_an_address_without_a_state_makes_none(server: Server) -> None:
+    address = server.url("absent")
+
+    assert complaint("show", address) == f"persistedstate: {address}: No such file or directory\n"
+    assert complaint("set", address, "a", "1") == f"persistedstate: {address}: there is no such state\n"
+    assert server.command("EXISTS", "{absent}:state") == 0
+
+
+def test_no_message_shows_a_password(tmp_path: Path) -> None:
+    with servers.running(tmp_path / "guarded", "--requirepass", "secret") as server:
+        right, wrong = (server.url("x", user=f":{password}@") for password in ("secret", "wrong-word"))
+        with PersistedState(right, a=1):
+            pass
+
+        assert printed("check", right) == f"{server.url('x', user=':…@')}: sound\n"
+        assert "wrong-word" not in complaint("get", wrong, "a")
+        assert "secret" not in complaint("get", right, "b", code=1)
+        assert "secret" not in printed("vacuum", right)
+
+
+def test_an_engine_that_is_not_installed_is_told() -> None:
+    assert "no engine for nothing is installed" in complaint("get", "nothing://host/x", "a")
+
+
+def test_log_follows_an_address_across_a_vacuum(url: str) -> None:
+    with PersistedState(url) as script, Child(BY_LINES, "log", "--follow", url) as log:
+        log.expect("~ last_id: 3 → 4")
+        script.last_id = 5
+        log.expect("~ last_id: 4 → 5")
+        script.vacuum()
+        script.jobs.append("c")
+        log.expect("+ jobs[2]: c")
+
+
+def test_watch_prints_an_address_and_what_differs(url: str) -> None:
+    with PersistedState(url) as script, Child(BY_LINES, "watch", url, "last_id") as watch:
+        watch.expect("4")
+        script.last_id = 6
+        watch.expect("~ last_id: 4 → 6")
+
+
+def test_a_log_that_is_followed_may_lose_its_server_for_a_while(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(servers.running(tmp_path / "server", *servers.ALWAYS))
+        address = server.url("x", "?timeout=0.2")
+        with PersistedState(address, a=1):
+            pass
+        with Child(f"import sys; sys.stderr = sys.stdout\n{BY_LINES}", "watch", address) as watch:
+            watch.expect("a: 1")
+            server.kill()
+            assert watch.line().endswith("; waiting for it to change")
+            server.start()
+            with PersistedState(address) as state:
+                state.a = 2
+            watch.expect("~ a: 1 → 2")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_paths_of_an_address_are_completed(shell: str, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [word for word in re.split(r"(:)", url) if word] if shell == "bash" else [url]
+
+    assert main(["completion", shell, "get", *words, "jobs[0].n"]) == 0
+
+    assert re.split(r"[\t:]", capsys.readouterr().out)[0].strip() == "jobs[0].name"
