@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from persistedstate_logs import Log
 
 
+#: In the place of how a file looked when its content was read: what a person made of a snapshot is to be written.
+EDITED = "edited"
+
+
 class LogJournal:
     """A state in a log, written in turns.
 
@@ -152,9 +156,10 @@ class LogJournal:
         reason = "whether this change was written is not known, because no answer came; the next change finds out first"
         raise StateUnknown(self.path, f"{reason}, and refresh() does") from error
 
-    def replace(self, data: bytes, basis: object) -> None:  # noqa: ARG002 - there is no file that could look different
-        """Put a snapshot in the place of all there is; the first one says something new."""
-        self._write(partial(self.log.replace, data, self.position, edit=not self.size), len(data))
+    def replace(self, data: bytes, basis: object) -> None:
+        """Put a snapshot in the place of all there is; the first one, and one that was edited, say something new."""
+        is_edit = basis is EDITED or not self.size
+        self._write(partial(self.log.replace, data, self.position, edit=is_edit), len(data))
         self._text = data
 
     def holds(self, data: bytes) -> bool:

@@ -7,12 +7,15 @@
 | `values.py`       | VALUE, and values as JSON                                                  |
 | `excerpts.py`     | the present text of a state, or of a part of it                            |
 | `differences.py`  | what differs between two states, what a record changes, how it is printed  |
-| `following.py`    | following a file that a script changes; `log`                              |
+| `following.py`    | following a state that a script changes; `log`                             |
 | `screen.py`       | `watch`: what it draws on a terminal                                       |
 | `repair.py`       | `check` and `repair`: what is wrong with a file, and what is left of it    |
 | `demo.py`         | the demo                                                                   |
 | `declared.py`     | what the annotations of a class declare, checked by msgspec                |
 | `commands.py`     | the other commands: one function for each                                  |
+| `renewal.py`      | putting a text in the place of that of a state                             |
+| `editing.py`      | `edit`: a state in an editor                                               |
+| `copying.py`      | `copy`: a state from a file or server to another                           |
 | `command_line.py` | the table of commands, their arguments, help, and how a command runs       |
 | `completion.py`   | what a shell completes at TAB                                              |
 

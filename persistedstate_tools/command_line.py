@@ -91,6 +91,14 @@ _COMMANDS = {
         "differences", "FILE OTHER", "tell what differs between two states, by path; exit code 1 if anything does",
         "persistedstate diff yesterday.state today.state",
     ),
+    "edit": _Command(
+        "editing", "FILE", "edit the present state in $VISUAL or $EDITOR; merge that with what scripts do meanwhile",
+        "persistedstate edit example.state\n  EDITOR='code --wait' persistedstate edit redis://localhost:6379/0/x",
+    ),
+    "copy": _Command(
+        "copying", "SOURCE TARGET --force --wait", "copy a state, with its comments, between files and servers",
+        "persistedstate copy example.state redis://localhost:6379/0/example.state",
+    ),
     "demo": _Command(
         "demo", "", "run a script in a temporary folder, stop it twice, and see it go on",
         "persistedstate demo",
@@ -117,6 +125,8 @@ def _seconds(text: str) -> float:
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "FILE": {"metavar": "FILE", "help": "a state file, or the address of a state on a server (but for repair)"},
     "OTHER": {"metavar": "OTHER", "help": "another one"},
+    "SOURCE": {"metavar": "SOURCE", "help": "a state file, or the address of a state on a server"},
+    "TARGET": {"metavar": "TARGET", "help": "another one, which must hold nothing"},
     "PATH": {"metavar": "PATH", "help": "what is meant in it, such as jobs[3].name; persistedstate --help tells more"},
     "[PATH]": {
         "metavar": "PATH",
@@ -139,6 +149,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "how long to wait for another process that has the file (default: not at all)",
     },
     "--follow": {"action": "store_true", "help": "go on with what changes from now on, until Ctrl-C"},
+    "--force": {"action": "store_true", "help": "replace what TARGET holds; that is lost"},
     "--dry-run": {"action": "store_true", "help": "only tell what would be done"},
 }
 
@@ -212,8 +223,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         return INTERRUPTED
     except (Refusal, StateError, OSError, ModuleNotFoundError) as error:
         sys.stdout.flush()  # raises if it is that which failed
-        text, code = complaint(error, getattr(options, "file", ""))
-        for name in filter(None, [getattr(options, "file", ""), getattr(options, "other", "")]):
+        places = [place for name in ("file", "other", "source", "target") if (place := getattr(options, name, ""))]
+        text, code = complaint(error, next(iter(places), ""))
+        for name in places:
             text = text.replace(os.path.realpath(name), name)
         complain(text)
         return code

@@ -34,7 +34,8 @@ def run_get(options: Namespace) -> int:
     return 0
 
 
-def _check_is_there(place: str) -> None:
+def check_is_there(place: str) -> None:
+    """Refuse a place where there is no state: a command that changes one makes none."""
     try:
         _ = contents(place) if is_address(place) else persistedstate._system.stat(place)
     except FileNotFoundError:
@@ -54,7 +55,7 @@ def opened(place: str, wait: float = 0.0, mode: int | None = None) -> PersistedS
 @contextmanager
 def _opened(options: Namespace) -> Iterator[PersistedState]:
     """Open a state that is there for a change, together with those who share it."""
-    _check_is_there(options.file)
+    check_is_there(options.file)
     with opened(options.file, options.wait) as state:
         try:
             yield state

@@ -89,7 +89,7 @@ def _places(arguments: list[str], words: list[str], current: str) -> Iterator[tu
     names = [name for name in arguments if not name.startswith("-")]
     given = [word for word, before in zip(words, ["", *words], strict=False) if word[:1] != "-" and before != "--wait"]
     wanted = names[len(given)] if len(given) < len(names) else ""
-    if wanted in ("FILE", "OTHER"):
+    if wanted in ("FILE", "OTHER", "SOURCE", "TARGET"):
         yield _FILES, ""
     elif wanted == "PATH":
         with suppress(Exception):  # what is wrong with the file is told when the command runs

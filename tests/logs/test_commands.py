@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +18,7 @@ from persistedstate import PersistedState, check, plain
 from persistedstate_tools.command_line import main
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from logs.servers import Server
@@ -134,3 +136,92 @@ def test_paths_of_an_address_are_completed(shell: str, url: str, capsys: pytest.
     assert main(["completion", shell, "get", *words, "jobs[0].n"]) == 0
 
     assert re.split(r"[\t:]", capsys.readouterr().out)[0].strip() == "jobs[0].name"
+
+
+# ---- edit and copy ----
+
+
+@pytest.fixture
+def edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let the editor run a code that finds a `text`."""
+    program = tmp_path / "editor.py"
+
+    def does(code: str) -> None:
+        begin, end = "text = open(sys.argv[1]).read()", "open(sys.argv[1], 'w').write(text)"
+        program.write_text(f"import sys\n{begin}\n{code}\n{end}\n")
+
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", shlex.join([sys.executable, str(program)]))
+    return does
+
+
+@pytest.mark.leaves("files")
+def test_edit_keeps_comments_and_merges_with_what_others_do(url: str, edits: Callable[[str], None]) -> None:
+    edits(
+        "from persistedstate import PersistedState\n"
+        f"with PersistedState({url!r}) as state: state.last_id, state.added = 7, 1\n"
+        "text = text.replace('last_id: 4', 'last_id: 4  # how far').replace('fetch', 'FETCH')"
+    )
+    with PersistedState(url) as script:
+        assert main(["edit", url]) == 0
+        script.last_id += 1
+
+        jobs = [{**JOBS[0], "name": "FETCH"}, JOBS[1]]
+        assert plain(script) == {"last_id": 8, "jobs": jobs, "text": "a\nb", "added": 1}
+    assert printed("show", url).startswith("last_id: 8  # how far\n")
+
+
+@pytest.mark.leaves("files")
+def test_edits_of_many_and_a_script_lose_nothing(url: str, edits: Callable[[str], None], tmp_path: Path) -> None:
+    edits("import os; text += f'key{os.getppid()}: 1  # mine\\n'")
+    counting = f"""
+        from persistedstate import PersistedState
+        with PersistedState({url!r}, counter=0) as state:
+            print("open")
+            for _ in range(200):
+                with state.transaction():
+                    state.counter += 1
+    """
+    with contextlib.ExitStack() as stack:
+        script = stack.enter_context(Child(counting))
+        script.expect("open")
+        editing = [stack.enter_context(Child(BY_LINES, "edit", url)) for _ in range(4)]
+        for child in [*editing, script]:
+            child.finish()
+
+    with PersistedState(url) as state:
+        keys = [key for key in state if key.startswith("key")]
+        assert (state.counter, len(keys)) == (200, 4)
+    assert not list(tmp_path.glob("persistedstate-*"))
+
+
+@pytest.mark.leaves("files")
+def test_copy_goes_both_ways_with_comments(server: Server, path: Path) -> None:
+    text = "# what it is\n\na:   0x1E   # thirty\nb: [1, {c: d}]\n"
+    path.write_text(text + '--- ["was",["b"],[1,{"c":"d"}]]\n--- ["insert",["b"],2,3]\n')
+    address, back = server.url("copied"), path.with_name("back")
+
+    printed("copy", path, address)
+    printed("copy", address, back)
+
+    assert back.read_text() == text.replace("}]", "}, 3]")
+    assert printed("show", address) == back.read_text()
+    said = f"{address}: holds something already; nothing was changed, and --force replaces it"
+    assert complaint("copy", back, address) == f"persistedstate: {said}\n"
+    path.write_text("other: 1  # new\n")
+    with PersistedState(address) as script:
+        printed("copy", "--force", path, address)
+        script.more = 2
+        assert plain(script) == {"other": 1, "more": 2}
+    assert printed("show", address) == "other: 1  # new\nmore: 2\n"
+    printed("copy", address, server.url("twin"))
+    assert printed("diff", address, server.url("twin")) == ""
+
+
+@pytest.mark.leaves("files")
+def test_copy_from_where_nothing_is_makes_nothing(server: Server, path: Path) -> None:
+    complaint("copy", server.url("never"), path)
+    complaint("copy", path, server.url("never"))
+
+    assert not path.exists()
+    assert server.command("EXISTS", "{never}:state") == 0
