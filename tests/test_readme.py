@@ -152,14 +152,6 @@ def test_examples_are_found() -> None:
     assert all({"run", "file", "prints"} <= found for found in verbs.values())
 
 
-def test_readme_section_of_declared_state_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("msgspec")
-    from adapters.sections import run_section
-
-    monkeypatch.chdir(tmp_path)
-    run_section("Declare your state")
-
-
 def test_readme_shows_code_and_the_file_it_leaves_on_the_first_screen() -> None:
     todo = steps(README.read_text(encoding="utf-8"))
 
