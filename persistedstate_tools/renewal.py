@@ -11,6 +11,7 @@ from typing import Any
 import persistedstate
 from persistedstate import (
     _FLAGS,
+    _QUIET,
     _TRIES,
     PersistedState,
     _BadText,
@@ -31,7 +32,7 @@ from persistedstate import (
     _Tree,
     _write_all,
 )
-from persistedstate_tools.excerpts import contents
+from persistedstate_tools.excerpts import contents, read_state
 from persistedstate_tools.messages import Refusal, shown_place
 
 #: Seconds in which a script that runs must take up what a save needs first, and seconds between two looks for that.
@@ -70,7 +71,7 @@ def save_beside(path: str, base: dict[Any, Any], saved: _Saved) -> None:
     The script compares with its last snapshot. What a person changed in something newer shows there only once the
     script has renewed the file, which a copy in the place of the file makes it do.
 
-    Raises BlockingIOError where the script let the file go meanwhile.
+    Raises BlockingIOError where that has to be tried again, because the script renewed the file in the same moment.
     """
     deadline, is_asked = _system.now() + _UPTAKE, False
     while (data := _as_saved(path, base, saved)) is None:
@@ -83,13 +84,26 @@ def save_beside(path: str, base: dict[Any, Any], saved: _Saved) -> None:
                 " no change now at which it could do that again; try again when it does, or end it"
             )
         _system.sleep(_LOOK)
-    _replace(path, data)
+    if _is_overwritten(path, _replace(path, data)):
+        root = read_state(path)[1]
+        if not _same(_merged(base, _plain(root), saved.value), _plain(root)):
+            raise BlockingIOError(errno.EAGAIN, "renewed just now", path)
+
+
+def _is_overwritten(path: str, ours: os.stat_result) -> bool:
+    """Tell whether the script perhaps put a snapshot over a file, unseen: before it takes up one, it waits longer."""
+    start = _system.now()
+    while os.path.samestat(_system.stat(path), ours):
+        if _system.now() - start >= _QUIET:
+            return False
+        _system.sleep(_LOOK / 10)
+    return True
 
 
 def _as_saved(path: str, base: dict[Any, Any], saved: _Saved) -> bytes | None:
     """Return what an editor that had read the file would save; None where the script would not understand that."""
-    text = _read_file(path)[0].decode()
-    stream = _parsed(path, text.encode())
+    stream = _parsed(path, _read_file(path)[0])
+    text = stream.text
     root = _Root(stream.value, _Tree())
     snapshot = _plain(root)
     _replay(root, stream, path)
@@ -104,13 +118,16 @@ def _as_saved(path: str, base: dict[Any, Any], saved: _Saved) -> bytes | None:
     return data if is_sound else None
 
 
-def _replace(path: str, data: bytes | None) -> None:
-    """Put a file with other content in the place of one; None: the same content. One of several names is written."""
+def _replace(path: str, data: bytes | None) -> os.stat_result:
+    """Put a file with other content in the place of one; None: the same content. One of several names is written.
+
+    Returns what tells the file from others.
+    """
     journal = _Journal(path)
     if data is not None and _system.stat(journal.path).st_nlink > 1:
         with open(journal.path, "wb") as file:
             file.write(data)
-        return
+            return os.fstat(file.fileno())
     name = journal._temporary_path()
     source = _system.open(journal.path, os.O_RDONLY | _FLAGS)
     new = _system.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
@@ -121,8 +138,10 @@ def _replace(path: str, data: bytes | None) -> None:
         if not os.path.samestat(_system.fstat(source), _system.stat(journal.path)):
             raise BlockingIOError(errno.EAGAIN, "renewed just now", path)
         _system.replace(name, journal.path)
+        return _system.fstat(new)
     except BaseException:
-        _system.unlink(name)
+        with suppress(OSError):
+            _system.unlink(name)
         raise
     finally:
         _system.close(new)

@@ -6,10 +6,11 @@ import os
 import shlex
 import sys
 import textwrap
+import time
 from typing import TYPE_CHECKING
 
 import pytest
-from processes import Child
+from processes import PATIENCE, Child
 from test_command_line import BUSY, SCRIPT, tell
 
 import persistedstate
@@ -215,6 +216,13 @@ def test_a_line_end_less_and_carriage_returns_survive(editor: Callable[..., Path
 # ---- Beside scripts ----
 
 
+def await_that(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_what_a_script_does_meanwhile_is_merged(is_shared: bool, editor: Callable[..., Path], config: Path) -> None:
     """The script changes the state while the editor is open, and goes on after that."""
@@ -235,8 +243,7 @@ def test_what_a_script_does_meanwhile_is_merged(is_shared: bool, editor: Callabl
             "from persistedstate_tools.command_line import main; sys.exit(main(['edit', sys.argv[1]]))", config
         )  # fmt: skip
         with edit:
-            while not (folder / "ready").exists():
-                assert edit._process.poll() is None
+            await_that((folder / "ready").exists)
             tell(script, "STATE.last_id = 4; STATE.hosts.insert(0, 'zero'); STATE.added = 1")
             (folder / "go").touch()
             line = edit.line()
@@ -258,20 +265,45 @@ def test_a_script_that_never_rests_loses_nothing(editor: Callable[..., Path], pa
     """What is newer than its last snapshot can be removed, too: it renews the file first."""
     with Child(BUSY, path) as script:
         script.expect("open")
-        while "last:" not in path.read_text() or "number" not in path.read_text():
-            pass
+        await_that(lambda: "number" in path.read_text())
         editor('text = text + "ours: 1   # kept\\n"', 'text = text.replace("ours: 1", "ours: 2")')
 
         assert main(["edit", str(path)]) == 0
-        while "ours: 1   # kept\n" not in path.read_text():
-            assert script._process.poll() is None
+        await_that(lambda: "ours: 1   # kept\n" in path.read_text())
         assert main(["edit", str(path)]) == 0
+        await_that(lambda: "ours: 2   # kept\n" in path.read_text())
         script.finish()
 
     with PersistedState(path) as state:
         assert state.ours == 2
         assert state.up == -state.down == state.last[-1]["number"]
     assert "ours: 2   # kept\n" in path.read_text()
+
+
+def test_a_save_that_a_vacuum_covers_is_made_again(
+    editor: Callable[..., Path], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script has looked for the last time in front of its renaming, and so does not see what is saved then."""
+    with Child(SCRIPT.replace("STATE.close()", ""), config) as script:
+        script.expect("open")
+        tell(script, "import os; from persistedstate import _system; replace = _system.replace")
+        tell(script, "def late(*names): print('at it'); sys.stdin.readline(); replace(*names)")
+        tell(script, "_system.replace = late; STATE.last_id = 4")
+        script.tell("STATE.vacuum(); _system.replace = replace")
+        script.expect("at it")
+        place = persistedstate._system.replace
+
+        def covered(*names: str) -> None:
+            place(*names)
+            monkeypatch.undo()
+            script.tell()
+            script.expect("done")
+
+        editor('text = text.replace("last_id", "ours: 1\\nlast_id")')
+        monkeypatch.setattr(persistedstate._system, "replace", covered)
+
+        assert main(["edit", str(config)]) == 0
+        tell(script, "STATE.refresh(); assert STATE.ours == 1 and STATE.last_id == 4, STATE")
 
 
 @pytest.mark.parametrize("is_busy", [False, True])
