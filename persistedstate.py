@@ -7854,14 +7854,13 @@ def _engine(url: str, *, fsync: bool | float, readonly: bool = False) -> Callabl
     if scheme not in found:
         known = ", ".join(sorted(found)) or "none"
         reason = f"no engine for {scheme} is installed (installed: {known})"
-        raise StateError(
-            shown, f'{reason}; redis, rediss, valkey and unix come with pip install "persistedstate[redis]"'
-        )
+        raise StateError(shown, f'{reason}; pip install "persistedstate[redis,postgres]" brings some')
     try:
         engine = found[scheme].load()
         from persistedstate_logs.journal import LogJournal
     except ModuleNotFoundError as error:
-        reason = f'the package {error.name} is missing; pip install "persistedstate[redis]"'
+        extra = found[scheme].module.rpartition(".")[2]
+        reason = f'the package {error.name} is missing; pip install "persistedstate[{extra}]"'
         raise ModuleNotFoundError(reason, name=error.name, path=error.path) from None
     return partial(LogJournal, engine, fsync=fsync, readonly=readonly)
 

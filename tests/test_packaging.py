@@ -159,7 +159,8 @@ def test_only_what_a_user_may_want_is_published_as_an_extra(wheel: Path) -> None
     """What tests and benchmarks need are dependency groups, which stay in the tree."""
     metadata = metadata_of(wheel)
 
-    assert metadata.get_all("Provides-Extra") == ["constelite", "declared", "key-value", "pystator", "redis"]
+    extras = ["constelite", "declared", "key-value", "postgres", "pystator", "redis"]
+    assert metadata.get_all("Provides-Extra") == extras
 
 
 def test_editable_installation_reaches_the_file_in_the_tree(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ def at_random(chance: random.Random, share: float) -> Callable[[bytes], str]:
 
 
 def of_scripts(fate: str) -> Callable[[bytes], str]:
-    """Return a fate that meets only the requests of scripts."""
-    return lambda data: fate if b"\r\nEVAL" in data else FORWARD
+    """Return a fate that meets only the requests of scripts, or of statements on the tables of states."""
+    return lambda data: fate if b"\r\nEVAL" in data or b"persistedstate_" in data else FORWARD
 
 
 class Proxy:

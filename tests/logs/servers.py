@@ -1,22 +1,25 @@
-"""Valkey or Redis servers for the tests: on a free port of loopback, in a folder of the test, ended by their pid."""
+"""Servers of the engines for the tests: on a free port of loopback, in a folder of the test, ended by their pid."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from adapters.servers import installed, postgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 #: Seconds for a server to start or end.
 PATIENCE = 60.0
@@ -40,19 +43,27 @@ def program() -> str:
 
 
 class Server:
-    """A server, which keeps port and folder when it is started again."""
+    """A server of Valkey or Redis, which keeps port and folder when it is started again."""
+
+    #: The module of the engine, its class, and the options with which each change is on the disk first.
+    engine, log = "persistedstate_logs.redis", "RedisLog"
+    always: tuple[str, ...] = ALWAYS
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder, self.options = folder, options
         folder.mkdir(parents=True, exist_ok=True)
-        self.program, self.port = program(), free_port()
+        self.port = free_port()
         self.start()
+
+    def words(self) -> list[str]:
+        """Return the command that starts it."""
+        return [program(), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", ""]
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        fixed = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", ""]
+        words = [*self.words(), *self.options]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen([self.program, *fixed, *self.options], stdout=log, stderr=log)
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, "LC_ALL": "C"})
         deadline = time.monotonic() + PATIENCE
         while not self.answers():
             assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()  # noqa: PT018
@@ -78,6 +89,30 @@ class Server:
         self.process.kill()
         self.process.wait(PATIENCE)
 
+    def remove(self) -> None:
+        """End it for good."""
+        self.kill()
+
+    def keep(self, folder: Path) -> None:
+        """Copy what it has on its disk; it must not run."""
+        subprocess.run(["cp", "-a", self.folder, folder], check=True)
+
+    def put_back(self, folder: Path) -> None:
+        """Give it the disk of then; it must not run."""
+        shutil.rmtree(self.folder)
+        subprocess.run(["cp", "-a", folder, self.folder], check=True)
+
+    def read_on(self, name: str, behind: bytes) -> tuple[bytes, list[bytes]]:
+        """Return the last position, and the records behind another one; where that is too old, text and records."""
+        import redis
+
+        with contextlib.closing(redis.Redis(port=self.port)) as client:
+            text, at = client.hmget(f"{{{name}}}:state", "text", "at")
+            is_part = behind and int(behind.split(b"-")[0]) >= int(at.split(b"-")[0])
+            records = client.xrange(f"{{{name}}}:log", b"(" + (behind if is_part else at), "+")
+        last = records[-1][0] if records else behind or at
+        return last, [b"" if is_part else text, *(fields[b"record"] for _, fields in records)]
+
     def pause(self) -> None:
         os.kill(self.process.pid, signal.SIGSTOP)
 
@@ -89,13 +124,89 @@ class Server:
         return f"redis://{user}127.0.0.1:{port or self.port}/0/{name}{options}"
 
 
+class Postgres(Server):
+    """A server of PostgreSQL. It runs as somebody who may not look into pytest's folders, and has one of its own."""
+
+    engine, log = "persistedstate_logs.postgres", "PostgresLog"
+    always = ("-c", "fsync=on")
+
+    def __init__(self, _: Path, *options: str) -> None:
+        pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
+        if installed("postgres") is None:
+            pytest.skip("postgres is not installed")
+        folder = Path(tempfile.mkdtemp())
+        folder.chmod(0o777)
+        super().__init__(folder, *options)
+
+    def words(self) -> list[str]:
+        return postgres(self.port, self.folder)
+
+    def start(self) -> None:
+        """Start it as soon as the processes of the one before have let its memory go."""
+        (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+        super().start()
+
+    def answers(self) -> bool:
+        import psycopg
+
+        with contextlib.suppress(psycopg.OperationalError):
+            self.command("SELECT 1")
+            return True
+        return False
+
+    def command(self, *words: str, password: str | None = None) -> Any:
+        """Run a statement; return the rows, where there are some."""
+        import psycopg
+
+        with psycopg.connect(self.address("postgres"), autocommit=True, password=password) as connection:
+            cursor = connection.execute(words[0], words[1:])  # type: ignore[arg-type,unused-ignore]
+            return cursor.fetchall() if cursor.description else []
+
+    def address(self, database: str) -> str:
+        return f"postgresql://me@127.0.0.1:{self.port}/{database}"
+
+    def kill(self) -> None:
+        """End it and its processes by SIGKILL."""
+        if self.process.poll() is not None:
+            return
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        os.kill(self.process.pid, signal.SIGSTOP)  # it starts none any more
+        for child in children.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+        super().kill()
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder)
+
+    def read_on(self, name: str, behind: bytes) -> tuple[bytes, list[bytes]]:
+        statement = (
+            "SELECT at, number, record, text FROM persistedstate_texts JOIN persistedstate_records USING (name)"
+            " WHERE name = %s AND number >= at ORDER BY number"
+        )
+        rows = self.command(statement, name)
+        is_part = bool(behind) and int(behind) >= rows[0][0]
+        since = int(behind) if is_part else rows[0][0]
+        records = [bytes(record) for _, number, record, _ in rows if number > since]
+        return b"%d" % rows[-1][1], [b"" if is_part else bytes(rows[0][3]), *records]
+
+    def url(self, name: str, options: str = "", *, port: int | None = None, user: str = "") -> str:
+        return f"postgresql://{user or 'me@'}127.0.0.1:{port or self.port}/postgres/{name}{options}"
+
+
 @contextlib.contextmanager
-def running(folder: Path, *options: str) -> Iterator[Server]:
-    server = Server(folder, *options)
+def running(folder: Path, *options: str, kind: type[Server] = Server) -> Iterator[Server]:
+    server = kind(folder, *options)
     try:
         yield server
     finally:
-        server.kill()
+        server.remove()
+
+
+def log(server: Server, url: str, **options: Any) -> Any:
+    """Return a log of a server's engine."""
+    return getattr(importlib.import_module(server.engine), server.log)(url, **options)
 
 
 def free_port() -> int:

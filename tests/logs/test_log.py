@@ -1,4 +1,4 @@
-"""What every log must do, whatever it stands on: Valkey or Redis, and one in memory, with and without faults."""
+"""What every log must do, in Valkey or Redis, in PostgreSQL, and in memory, with and without faults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]
         yield server
 
 
-@pytest.fixture(params=["memory", "faulty", "redis"])
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    with servers.running(tmp_path_factory.mktemp("server"), kind=servers.Postgres) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "faulty", "server", "postgres"])
 def opened(request: pytest.FixtureRequest, chance: random.Random) -> Iterator[Open]:
     """A function that opens another log of the same, new name."""
     memory, name = Memory(), f"state {next(_names)}"
@@ -40,10 +46,9 @@ def opened(request: pytest.FixtureRequest, chance: random.Random) -> Iterator[Op
     with contextlib.ExitStack() as stack:
 
         def open_one() -> Log:
-            if request.param == "redis":
-                from persistedstate_logs.redis import RedisLog
-
-                log: Any = RedisLog(request.getfixturevalue("server").url(name.replace(" ", "%20")))
+            if request.param in {"server", "postgres"}:
+                server = request.getfixturevalue(request.param)
+                log: Any = servers.log(server, server.url(name.replace(" ", "%20")))
             else:
                 log = MemoryLog(memory, chance, 0.3 if request.param == "faulty" else 0.0)
             opened: Log = stack.enter_context(contextlib.closing(log))

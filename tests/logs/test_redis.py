@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import Child, interrupt_at
-from rounds import rounds
 
 from logs import servers
-from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
-from logs.writers import PATIENCE, Writer, check, turn
+from logs.proxy import BEHIND, FORWARD, Proxy, of_scripts
+from logs.writers import PATIENCE, turn
 from persistedstate import StateError
-from persistedstate_logs import Contents, Forked, News, Overtaken, Unknown
+from persistedstate_logs import Contents, Forked, Unknown
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -64,202 +58,7 @@ def records(url: str) -> list[bytes]:
 # ---- Lost connections ----
 
 
-@pytest.mark.stress
-@rounds(ci=500, nightly=5000)
-@pytest.mark.parametrize("way", ["bump", "bump_in_turn"])
-def test_cut_connections_lose_and_double_nothing(
-    server: Server, proxied: Proxy, chance: random.Random, name: str, rounds: int, way: str
-) -> None:
-    """Until so many connections were cut, before and behind the forwarding, three writers count one number up."""
-    writers = [Writer(f"w{number}", RedisLog(server.url(name, "?lease=0.3", port=proxied.port))) for number in range(3)]
-    proxied.fate = at_random(chance, 0.15)
-
-    def run(writer: Writer) -> None:
-        while sum(proxied.cuts.values()) < rounds:
-            getattr(writer, way)()
-
-    threads = [threading.Thread(target=run, args=(writer,)) for writer in writers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for writer in writers:
-        writer.log.close()
-
-    check(records(server.url(name)), writers)
-    assert all(proxied.cuts.values())
-
-
-@pytest.mark.parametrize("fate", [BEFORE, BEHIND])
-def test_a_lost_reply_is_settled_by_asking_again(server: Server, proxied: Proxy, name: str, fate: str) -> None:
-    with opened(server.url(name, "?timeout=0.3", port=proxied.port)) as log, opened(server.url(name)) as other:
-        position = log.open(0).position
-        other.open(0)
-
-        proxied.fate = of_scripts(fate)
-        for _ in range(2):
-            with pytest.raises(Unknown):
-                log.append(b"a", position)
-        assert other.read(position).records == [b"a"] * (fate == BEHIND)
-        proxied.fate = of_scripts(FORWARD)
-        with pytest.raises(Unknown, match="an earlier change"):
-            log.append(b"b", position)
-        landed = log.append(b"a", position)
-
-        assert other.read(position) == News([b"a"], landed)
-        last = log.append(b"b", landed)
-        assert other.read(landed) == News([b"b"], last)
-
-
-def test_a_lost_append_that_others_overtook_did_not_land(server: Server, proxied: Proxy, name: str) -> None:
-    with opened(server.url(name, "?timeout=0.3", port=proxied.port)) as log, opened(server.url(name)) as other:
-        position = log.open(0).position
-        other.open(0)
-        proxied.fate = of_scripts(BEFORE)
-        with pytest.raises(Unknown):
-            log.append(b"a", position)
-        other.append(b"b", position)
-        proxied.fate = of_scripts(FORWARD)
-
-        with pytest.raises(Overtaken):
-            log.append(b"a", position)
-
-        news = log.read(position)
-        assert news.records == [b"b"]
-        log.append(b"c", news.position)
-    assert records(server.url(name)) == [b"b", b"c"]
-
-
-def test_a_lost_append_is_open_while_another_one_has_the_turn(server: Server, proxied: Proxy, name: str) -> None:
-    """It may still be under way, and would land when that turn ends; after a restart nobody's turn is known."""
-    with opened(server.url(name, "?timeout=0.3", port=proxied.port)) as log, opened(server.url(name)) as other:
-        position = log.open(0).position
-        other.open(0)
-        proxied.fate = of_scripts(BEFORE)
-        with pytest.raises(Unknown):
-            log.append(b"a", position)
-        proxied.fate = of_scripts(FORWARD)
-
-        with turn(other):
-            with pytest.raises(Unknown):
-                log.append(b"a", position)
-            thread = threading.Thread(target=lambda: log.append(b"a", position))
-            thread.start()
-        thread.join(PATIENCE)
-
-    assert records(server.url(name)) == [b"a"]
-
-
-def test_records_stay_for_those_who_ask_late(server: Server, proxied: Proxy, name: str) -> None:
-    """Vacuums by others take nothing away that may not be settled yet."""
-    with opened(server.url(name, "?timeout=0.3", port=proxied.port)) as log, opened(server.url(name)) as other:
-        position = log.open(0).position
-        proxied.fate = of_scripts(BEHIND)
-        with pytest.raises(Unknown):
-            log.append(b"1", position)
-        vacuum_thrice(other)
-        proxied.fate = of_scripts(FORWARD)
-
-        landed = log.append(b"1", position)
-
-        assert log.read(landed).records == [b"more", b"more", b"more"]
-
-
-def test_who_asks_too_late_is_told_so(
-    server: Server, proxied: Proxy, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("persistedstate_logs.redis._KEPT", 0)
-    with opened(server.url(name, "?timeout=0.3", port=proxied.port)) as log, opened(server.url(name)) as other:
-        position = log.open(0).position
-        proxied.fate = of_scripts(BEHIND)
-        with pytest.raises(Unknown):
-            log.append(b"1", position)
-        vacuum_thrice(other)
-        proxied.fate = of_scripts(FORWARD)
-
-        for _ in range(2):
-            with pytest.raises(Unknown, match="cannot be told"):
-                log.append(b"1", position)
-        assert isinstance(log.read(position), Contents)
-
-
-def vacuum_thrice(log: RedisLog) -> None:
-    position = log.open(0).position
-    for _ in range(3):
-        position = log.append(b"more", position)
-        log.replace(b"text", position)
-
-
 # ---- Servers that die ----
-
-
-@pytest.mark.stress
-@rounds(ci=100, nightly=1000)
-def test_kills_of_a_server_that_writes_each_change_to_its_disk_lose_nothing(tmp_path: Path, rounds: int) -> None:
-    """Three writers count one number up while their server is killed and started again."""
-    with servers.running(tmp_path / "server", *servers.ALWAYS) as server:
-        url = server.url("killed", f"?timeout={PATIENCE}")
-        writers = [Writer(f"w{number}", RedisLog(url, fsync=True)) for number in range(3)]
-        is_over = threading.Event()
-        threads = [threading.Thread(target=count_until, args=(is_over, writer)) for writer in writers]
-        for thread in threads:
-            thread.start()
-        for _ in range(rounds):
-            before = sum(writer.count for writer in writers)
-            while sum(writer.count for writer in writers) < before + 10:
-                time.sleep(0.001)
-            server.kill()
-            server.start()
-        is_over.set()
-        for thread in threads:
-            thread.join()
-        with opened(url) as log:
-            contents = log.open(0)
-        for writer in writers:
-            writer.log.close()
-
-    values = [int(record.split()[2]) for writer in writers for record in writer.acknowledged]
-    assert sorted(values) == list(range(1, len(values) + 1))
-    last = contents.records[-1].split()[2] if contents.records else contents.text
-    assert int(last) == len(values)
-
-
-def count_until(is_over: threading.Event, writer: Writer) -> None:
-    while not is_over.is_set():
-        (writer.bump_in_turn if writer.count % 3 == 0 else writer.bump)()
-        if writer.count % 100 == 0:
-            writer.vacuum()
-
-
-def test_a_client_that_sleeps_past_its_turn_is_overtaken(server: Server, name: str) -> None:
-    code = """
-        import sys
-        from persistedstate_logs import Overtaken
-        from persistedstate_logs.redis import RedisLog
-
-        log = RedisLog(sys.argv[1])
-        position = log.open(0).position
-        log.take_turn(0)
-        print("has the turn")
-        sys.stdin.readline()
-        try:
-            log.append(b"late", position)
-        except Overtaken as overtaken:
-            print("overtaken", overtaken.is_held)
-    """
-    url = server.url(name, "?lease=0.3")
-    with Child(code, url) as child, opened(url) as log:
-        child.expect("has the turn")
-        child.send_signal(signal.SIGSTOP)
-        position = log.open(0).position
-        with turn(log):
-            child.send_signal(signal.SIGCONT)
-            child.tell()
-            child.expect("overtaken True")
-            log.append(b"in time", position)
-        child.finish()
-
-    assert records(url) == [b"in time"]
 
 
 def test_a_turn_that_expired_while_nobody_else_came_counts(server: Server, name: str) -> None:
@@ -286,26 +85,6 @@ def test_a_turn_costs_no_write_to_the_disk(tmp_path: Path) -> None:
         assert server.command("INFO", "persistence")["aof_current_size"] == before  # type: ignore[index]
         log.append(b"a", position)
         assert server.command("INFO", "persistence")["aof_current_size"] > before  # type: ignore[index]
-
-
-def test_the_turn_of_a_killed_process_ends(server: Server, name: str) -> None:
-    code = """
-        import sys
-        from persistedstate_logs.redis import RedisLog
-
-        log = RedisLog(sys.argv[1])
-        log.open(0)
-        log.take_turn(0)
-        print("has the turn")
-        sys.stdin.readline()
-    """
-    url = server.url(name, "?lease=0.5")
-    with Child(code, url) as child, opened(url) as log:
-        child.expect("has the turn")
-        child.kill()
-        position = log.open(0).position
-        with turn(log):
-            log.append(b"a", position)
 
 
 def test_who_dies_with_the_baton_in_hand_keeps_the_others_waiting_for_a_moment_only(server: Server, name: str) -> None:
@@ -490,50 +269,6 @@ def refusal(url: str, **options: Any) -> Exception:
     return caught.value
 
 
-def test_a_server_that_is_not_there_is_told_at_once() -> None:
-    error = refusal(f"redis://127.0.0.1:{servers.free_port()}/0/x")
-
-    assert isinstance(error, ConnectionError)
-    assert "cannot be reached" in str(error)
-
-
-def test_a_server_that_does_not_answer_is_told_within_seconds(name: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        error = refusal(f"redis://127.0.0.1:{silent.getsockname()[1]}/0/{name}?timeout=0.2")
-
-    assert isinstance(error, TimeoutError)
-    assert "no answer within 0.2 seconds" in str(error)
-
-
-def test_open_waits_for_a_server_that_starts(tmp_path: Path) -> None:
-    with servers.running(tmp_path / "server") as server:
-        server.kill()
-        thread = threading.Thread(target=server.start)
-        with opened(server.url("x")) as log:
-            thread.start()
-            assert log.open(PATIENCE).records == []
-        thread.join()
-
-
-def test_an_append_to_a_server_that_is_gone_writes_nothing(tmp_path: Path) -> None:
-    with (
-        servers.running(tmp_path / "server", *servers.ALWAYS) as server,
-        opened(server.url("x", "?timeout=0.3")) as log,
-    ):
-        position = log.open(0).position
-        server.kill()
-        with pytest.raises((ConnectionError, Unknown)):
-            log.append(b"a", position)  # it may have been sent: the connection was open
-        log.close()
-        with pytest.raises(Unknown):
-            log.append(b"a", position)
-        server.start()
-
-        position = log.append(b"a", position)
-
-        assert log.open(0) == Contents(b"", [b"a"], position)
-
-
 @pytest.mark.parametrize(
     ("user", "environment", "reason"),
     [
@@ -648,13 +383,6 @@ def test_a_state_that_somebody_removed_is_a_fork(server: Server, name: str) -> N
             log.append(b"b", position)
         with pytest.raises(Forked):
             log.read(position)
-
-
-def test_reading_makes_nothing(server: Server, name: str) -> None:
-    with opened(server.url(name), readonly=True) as log, pytest.raises(FileNotFoundError):
-        log.open(0)
-
-    assert not server.command("EXISTS", f"{{{name}}}:state")
 
 
 @pytest.mark.parametrize(
@@ -783,50 +511,3 @@ def test_valkey_is_a_scheme_too(server: Server, name: str) -> None:
 
 
 # ---- Interrupts and forks ----
-
-
-@pytest.mark.stress
-@rounds(ci=300, nightly=20_000)
-@pytest.mark.leaves("descriptors")  # as long as what an interrupt left is not collected
-def test_an_interrupt_leaves_each_append_whole_or_undone(
-    server: Server, name: str, chance: random.Random, rounds: int
-) -> None:
-    import persistedstate_logs.redis as engine
-
-    with opened(server.url(name)) as log:
-        position = start = log.open(0).position
-        for count in range(rounds):
-            record = b"%d" % count
-            interrupt_at(chance.randrange(1, 500), lambda: log.append(record, position), [engine.__file__])  # noqa: B023
-            position = log.append(record, position)
-            interrupt_at(chance.randrange(1, 620), lambda: take_turn(log), [engine.__file__])
-        assert log.read(start).records == [b"%d" % count for count in range(rounds)]
-
-
-def take_turn(log: RedisLog) -> None:
-    with contextlib.suppress(TimeoutError), turn(log, 0):
-        pass
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_uses_a_connection_of_its_own(server: Server, name: str) -> None:
-    """Parent and child count one number up at the same time."""
-    writer = Writer("parent", RedisLog(server.url(name)))
-    child = os.fork()
-    if child == 0:
-        writer.name = "child"
-        try:
-            for _ in range(200):
-                writer.bump()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    for _ in range(200):
-        writer.bump()
-    _, status = os.waitpid(child, 0)
-    writer.log.close()
-
-    found = records(server.url(name))
-    assert status == 0
-    assert [int(record.split()[2]) for record in found] == list(range(1, 401))
-    assert [record for record in found if record.startswith(b"parent")] == writer.acknowledged

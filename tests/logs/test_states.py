@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import io
 import itertools
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import oracle
@@ -60,35 +63,42 @@ from persistedstate import (
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterator
-    from pathlib import Path
 
     from logs.servers import Server
-
-pytest.importorskip("redis", reason="the extra `redis` is not installed")
 
 #: Seconds to wait for a server that comes back.
 PATIENCE = 60
 _numbers = itertools.count()
 
 
+@pytest.fixture(scope="module", params=[servers.Server, servers.Postgres], ids=["redis", "postgres"])
+def kind(request: pytest.FixtureRequest) -> type[Server]:
+    """The engine."""
+    engine: type[Server] = request.param
+    return engine
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with servers.running(tmp_path_factory.mktemp("server")) as server:
+def server(tmp_path_factory: pytest.TempPathFactory, kind: type[Server]) -> Iterator[Server]:
+    with servers.running(tmp_path_factory.mktemp("server"), kind=kind) as server:
         yield server
 
 
 @pytest.fixture
 def url(server: Server) -> str:
     """The address of a state that does not exist yet."""
+    Place.server = server
     return server.url(f"state-{next(_numbers)}")
 
 
 class Place:
     """The place of a state on a server, as far as tests use the path of a file."""
 
+    server: Server
+
     def __init__(self, state: PersistedState | str) -> None:
         self.url = state if isinstance(state, str) else os.fspath(state)
-        self.port, self.name = int(self.url.split("/")[2].split(":")[1]), self.url.split("/")[4].split("?")[0]
+        self.name = self.url.rpartition("/")[2].partition("?")[0]
 
     def __str__(self) -> str:
         return self.url
@@ -102,14 +112,7 @@ class Place:
 
     def read_on(self, behind: bytes) -> tuple[bytes, list[bytes]]:
         """Return the last position, and the records behind another one; where that is too old, text and records."""
-        import redis
-
-        with contextlib.closing(redis.Redis(port=self.port)) as client:
-            text, at = client.hmget(f"{{{self.name}}}:state", "text", "at")
-            is_part = behind and int(behind.split(b"-")[0]) >= int(at.split(b"-")[0])
-            records = client.xrange(f"{{{self.name}}}:log", b"(" + (behind if is_part else at), "+")
-        last = records[-1][0] if records else behind or at
-        return last, [b"" if is_part else text, *(fields[b"record"] for _, fields in records)]
+        return self.server.read_on(self.name, behind)
 
     def read_text(self) -> str:
         return self.read_bytes().decode()
@@ -161,11 +164,9 @@ def test_a_state_is_there_again_for_the_next_one(url: str) -> None:
     assert Place(url).read_text() == "counter: 1\njobs:\n- name: a\n  done: true\nother:\n- 1\n"
 
 
-def test_a_vacuum_comes_by_itself_and_keeps_comments(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vacuum_comes_by_itself_and_keeps_comments(url: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(persistedstate, "_VACUUM_FLOOR", 500)
-    from persistedstate_logs.redis import RedisLog
-
-    with contextlib.closing(RedisLog(url)) as log:
+    with contextlib.closing(servers.log(server, url)) as log:
         log.replace(b"# mine\na: 0   # counts\nb: 0\n", log.open().position, edit=True)
     with PersistedState(url) as state, spelled(url) as other:
         for _ in range(50):
@@ -216,14 +217,18 @@ def test_an_unknown_scheme_tells_which_are_installed() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("url", "package", "extra"),
+    [("redis://127.0.0.1:1/0/x", "redis", "redis"), ("postgresql://127.0.0.1:1/postgres/x", "psycopg", "postgres")],
+)
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch, url: str, package: str, extra: str) -> None:
     import sys
 
-    monkeypatch.delitem(sys.modules, "persistedstate_logs.redis", raising=False)
-    monkeypatch.setitem(sys.modules, "redis", None)
+    monkeypatch.delitem(sys.modules, f"persistedstate_logs.{extra}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
 
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "persistedstate\[redis\]"'):
-        PersistedState("redis://127.0.0.1:1/0/x")
+    with pytest.raises(ModuleNotFoundError, match=rf'pip install "persistedstate\[{extra}\]"'):
+        PersistedState(url)
 
 
 def test_a_path_with_a_colon_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,12 +241,23 @@ def test_a_path_with_a_colon_is_a_path(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class OnServer:
-    """Opens the states of a suite on the server."""
+    """Opens the states of a suite on a server of its own: unittest has no fixtures with parameters."""
 
-    port: int
+    kind: type[Server] = servers.Server
+    stack: contextlib.ExitStack
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.stack = contextlib.ExitStack()
+        folder = Path(cls.stack.enter_context(tempfile.TemporaryDirectory()))
+        Place.server = cls.stack.enter_context(servers.running(folder, kind=cls.kind))
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        cls.stack.close()
 
     def open(self) -> PersistedState:
-        url = f"redis://127.0.0.1:{self.port}/0/suite-{next(_numbers)}"
+        url = Place.server.url(f"suite-{next(_numbers)}")
         state = PersistedState(url)
         self.followers: list[Any]
         self.followers.append((state, Follower(url)))
@@ -270,9 +286,8 @@ class Follower(test_conformance.Follower):
         return self.value
 
 
-@pytest.fixture(autouse=True)
-def _suites_find_the_server(server: Server) -> None:
-    OnServer.port = server.port
+class OnPostgres(OnServer):
+    kind = servers.Postgres
 
 
 class TestListNodes(OnServer, ListNodes):
@@ -284,6 +299,18 @@ class TestMappingNodes(OnServer, MappingNodes):
 
 
 class TestMappingRoot(OnServer, MappingRoot):
+    pass
+
+
+class TestListNodesOnPostgres(OnPostgres, ListNodes):
+    pass
+
+
+class TestMappingNodesOnPostgres(OnPostgres, MappingNodes):
+    pass
+
+
+class TestMappingRootOnPostgres(OnPostgres, MappingRoot):
     pass
 
 
@@ -447,7 +474,7 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 
 def through(proxy: Proxy, url: str, options: str = "") -> str:
-    return url.replace(f":{Place(url).port}/", f":{proxy.port}/") + options
+    return url.replace(f":{proxy.target}/", f":{proxy.port}/") + options
 
 
 @pytest.mark.stress
@@ -505,8 +532,8 @@ def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, prox
         assert state.jobs == ["lost", "next"]
 
 
-def test_a_server_that_is_gone_is_told_and_nothing_is_changed(tmp_path: Path) -> None:
-    with servers.running(tmp_path / "server", *servers.ALWAYS) as server:
+def test_a_server_that_is_gone_is_told_and_nothing_is_changed(tmp_path: Path, kind: type[Server]) -> None:
+    with servers.running(tmp_path / "server", *kind.always, kind=kind) as server:
         state = PersistedState(server.url("x", "?timeout=0.3"), _fsync=True, a=1, jobs=[])
         server.kill()
         with pytest.raises(OSError, match="reached"):
@@ -524,16 +551,16 @@ def test_a_server_that_is_gone_is_told_and_nothing_is_changed(tmp_path: Path) ->
             assert plain(state) == {"a": 1, "jobs": [1]}
 
 
-def test_closing_needs_no_server(tmp_path: Path) -> None:
-    with servers.running(tmp_path / "server") as server:
+def test_closing_needs_no_server(tmp_path: Path, kind: type[Server]) -> None:
+    with servers.running(tmp_path / "server", kind=kind) as server:
         state = PersistedState(server.url("x"), a=1)
         state.a = 2
         server.kill()
         state.close()
 
 
-def test_open_waits_for_the_server(tmp_path: Path) -> None:
-    with servers.running(tmp_path / "server") as server:
+def test_open_waits_for_the_server(tmp_path: Path, kind: type[Server]) -> None:
+    with servers.running(tmp_path / "server", kind=kind) as server:
         server.kill()
         with pytest.raises(ConnectionError):
             PersistedState(server.url("x"))
@@ -546,8 +573,8 @@ def test_open_waits_for_the_server(tmp_path: Path) -> None:
 
 @pytest.mark.stress
 @rounds(ci=20, nightly=500)
-def test_kills_of_the_server_lose_nothing(tmp_path: Path, rounds: int) -> None:
-    with servers.running(tmp_path / "server", *servers.ALWAYS) as server:
+def test_kills_of_the_server_lose_nothing(tmp_path: Path, kind: type[Server], rounds: int) -> None:
+    with servers.running(tmp_path / "server", *kind.always, kind=kind) as server:
         url = server.url("x", f"?timeout={PATIENCE}")
         hands = [spelled(url, _fsync=True, counter=0, ids=[]) for _ in range(2)]
         acknowledged: list[int] = []
@@ -609,15 +636,18 @@ def test_who_sleeps_past_the_turn_is_told_and_changes_nothing(url: str) -> None:
 
 
 @pytest.mark.parametrize("is_doubtful", [False, True])
-def test_a_server_that_lost_changes_is_told_and_memory_stays(tmp_path: Path, is_doubtful: bool) -> None:
+def test_a_server_that_lost_changes_is_told_and_memory_stays(
+    tmp_path: Path, kind: type[Server], is_doubtful: bool
+) -> None:
     """It comes back with what it had on its disk a while ago; also where an interrupt has all be read anew."""
-    with servers.running(tmp_path / "server", *servers.ALWAYS) as server:
-        state = PersistedState(server.url("x"), a=1, jobs=[])
-        kept = {path: path.read_bytes() for path in (tmp_path / "server").rglob("*") if path.is_file()}
+    with servers.running(tmp_path / "server", *kind.always, kind=kind) as server:
+        state = PersistedState(server.url("x"), _fsync=True, a=1, jobs=[])
+        server.kill()
+        server.keep(tmp_path / "kept")
+        server.start()
         state.jobs.append("lost")
         server.kill()
-        for path, content in kept.items():
-            path.write_bytes(content)
+        server.put_back(tmp_path / "kept")
         server.start()
 
         state._tree.is_doubtful = is_doubtful
@@ -641,10 +671,12 @@ def test_a_server_that_lost_changes_is_told_and_memory_stays(tmp_path: Path, is_
 @pytest.mark.stress
 @rounds(ci=400, nightly=20_000)
 @pytest.mark.leaves("descriptors")  # as long as what an interrupt left is not collected
-def test_an_interrupt_leaves_memory_and_log_equal(url: str, chance: random.Random, rounds: int) -> None:
-    from persistedstate_logs import journal, redis
+def test_an_interrupt_leaves_memory_and_log_equal(
+    url: str, kind: type[Server], chance: random.Random, rounds: int
+) -> None:
+    from persistedstate_logs import journal
 
-    files = [persistedstate.__file__, journal.__file__, redis.__file__]
+    files = [persistedstate.__file__, journal.__file__, str(importlib.import_module(kind.engine).__file__)]
     with PersistedState(f"{url}?lease=0.5", n=0, ids=[]) as state, spelled(url) as other:
         for number in range(rounds):
             action = chance.choice([

@@ -1,0 +1,698 @@
+"""The log of a state in PostgreSQL (14 or later): `postgresql://HOST:PORT/DATABASE/NAME`.
+
+Two tables, made on first use where the search path has none, serve all states of a database:
+
+| table                    | one row for each                                                                         |
+|--------------------------|------------------------------------------------------------------------------------------|
+| `persistedstate_texts`   | state: the `layout` of its rows; the `text`, and the number `at` which it was made; the   |
+|                          | number up to which records go next, and since when (`mark`, `marked`)                     |
+| `persistedstate_records` | position, a number and a nonce that its writer drew, with the record that led to it; none |
+|                          | where a person's text did, or at the beginning                                            |
+
+A record is inserted behind the row of the position before, and the primary key admits one of each number: that is the
+comparison which keeps writers apart. It says the same when it is sent again, so a reply that was lost is asked for
+again with the nonce that was drawn before. Records are kept for half a minute after the text that holds them.
+
+The turn is an advisory lock of the session, so it ends with the connection; while it is held, others add nothing. The
+server ends a session that sleeps with it.
+
+`_fsync` sets `synchronous_commit`: with True, a change is on the disk, and on that of each synchronous standby.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import selectors
+import time
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from persistedstate import StateError
+from persistedstate_logs import Contents, Forked, News, Overtaken, Position, Unknown
+
+_LAYOUT = 1
+#: The first version whose sessions end when they sleep (`idle_session_timeout`).
+_OLDEST = 140000
+#: Seconds for which records are kept behind the text that holds them.
+_KEPT = 30
+#: Seconds between two tries to reach a server, and between two looks of who watches.
+_PAUSE = 0.05
+
+# ---- Statements ----
+
+#: `$1` is always the name. Whoever has the turn, or waits for it, keeps others from adding anything.
+_MAKE = (
+    """
+CREATE TABLE IF NOT EXISTS persistedstate_texts (
+    name text PRIMARY KEY, layout bigint NOT NULL, text bytea NOT NULL, at bigint NOT NULL,
+    mark bigint, marked timestamptz)
+""",
+    """
+CREATE TABLE IF NOT EXISTS persistedstate_records (
+    name text, number bigint, nonce bigint NOT NULL, record bytea, PRIMARY KEY (name, number))
+""",
+)
+
+_BEGIN = """
+WITH made AS (INSERT INTO persistedstate_texts VALUES ($1::text, LAYOUT, '', 1)
+              ON CONFLICT DO NOTHING RETURNING name)
+INSERT INTO persistedstate_records SELECT name, 1, $2::bigint FROM made
+""".replace("LAYOUT", str(_LAYOUT))
+
+#: All of a state: the first row has the text and its position.
+_OPEN = """
+SELECT layout, number, nonce, record, CASE WHEN number = at THEN text END
+FROM persistedstate_texts AS t LEFT JOIN persistedstate_records AS r ON r.name = t.name AND number >= at
+WHERE t.name = $1::text ORDER BY number
+"""
+
+#: The same from a position on, without the text.
+_READ = """
+SELECT layout, number, nonce, record
+FROM persistedstate_texts AS t LEFT JOIN persistedstate_records AS r ON r.name = t.name AND number >= $2::bigint
+WHERE t.name = $1::text ORDER BY number
+"""
+
+#: Whoever has the turn asks for it once more, which does not depend on those who wait for it.
+_APPEND = """
+INSERT INTO persistedstate_records (name, number, nonce, record)
+SELECT name, number + 1, $4::bigint, $5::bytea
+FROM persistedstate_texts AS t JOIN persistedstate_records AS r USING (name)
+WHERE name = $1::text AND number = $2::bigint AND nonce = $3::bigint AND layout = LAYOUT
+    AND CASE $7::bigint WHEN 1 THEN pg_try_advisory_xact_lock($6::bigint)
+        ELSE pg_try_advisory_xact_lock_shared($6::bigint) END
+ON CONFLICT DO NOTHING RETURNING number
+""".replace("LAYOUT", str(_LAYOUT))
+
+_EDIT = """
+WITH entered AS (APPEND)
+UPDATE persistedstate_texts SET text = $8::bytea, at = number FROM entered WHERE name = $1::text RETURNING at
+""".replace("APPEND", _APPEND)
+
+#: Every `$5` seconds, the records go that were behind the text so long ago.
+_VACUUM = """
+WITH before AS (
+    SELECT mark, marked IS NULL OR abs(extract(epoch FROM now() - marked)) >= $5::bigint AS is_due
+    FROM persistedstate_texts WHERE name = $1::text
+), renewed AS (
+    UPDATE persistedstate_texts AS t SET text = $4::bytea, at = number,
+        mark = CASE WHEN is_due THEN number ELSE t.mark END, marked = CASE WHEN is_due THEN now() ELSE marked END
+    FROM persistedstate_records AS r, before
+    WHERE t.name = $1::text AND r.name = t.name AND number = $2::bigint AND nonce = $3::bigint
+        AND at < number AND layout = LAYOUT RETURNING at
+), trimmed AS (
+    DELETE FROM persistedstate_records AS r USING before, renewed
+    WHERE name = $1::text AND is_due AND number < before.mark
+) SELECT at FROM renewed
+""".replace("LAYOUT", str(_LAYOUT))
+
+#: A write that changes nothing; its commit waits for the disks, also for what another session wrote before.
+_TOUCH = "SELECT pg_logical_emit_message(true, 'persistedstate', '')"
+
+_LOCK = """
+SELECT set_config('lock_timeout', $1::text, true), set_config('idle_session_timeout', $2::text, false),
+    pg_advisory_lock($3::bigint)
+"""
+_UNLOCK = "SELECT pg_advisory_unlock_all(), set_config('idle_session_timeout', '0', false)"
+
+#: Sets what a session needs, and asks what the server is.
+_GREET = """
+SELECT set_config('synchronous_commit', CASE
+        WHEN $1::text = 'off' AND ($2::bigint = 0 OR w.setting::bigint * 3 <= $2::bigint) THEN 'off'
+        WHEN current_setting('synchronous_commit') = 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false),
+    set_config('statement_timeout', '0', false), set_config('idle_session_timeout', '0', false),
+    set_config('default_transaction_isolation', 'read committed', false),
+    (current_setting('server_version_num')::bigint), pg_is_in_recovery()::text,
+    current_setting('transaction_read_only'), current_setting('fsync')
+FROM pg_settings AS w WHERE w.name = 'wal_writer_delay'
+"""
+
+# ---- Addresses ----
+
+_FORM = "postgresql://HOST:PORT/DATABASE/NAME"
+_HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d+)?")
+#: The options of an address that are ours: numbers of seconds. The others are those of libpq.
+_OPTIONS = ("lease", "timeout")
+
+
+class _Address(NamedTuple):
+    """Where a state is.
+
+    shown: the address without the password. lease: seconds after which a sleeper loses its turn. timeout: seconds
+    within which the server must answer.
+    """
+
+    shown: str
+    name: str
+    conninfo: bytes
+    lease: float = 10.0
+    timeout: float = 5.0
+
+
+def _parsed(url: str) -> _Address:
+    """Take an address apart. What it has not, libpq takes from the environment: PGUSER, PGPASSWORD and so on."""
+    scheme, _, rest = url.partition("://")
+    place, _, query = rest.partition("?")
+    netloc, _, path = place.partition("/")
+    credentials, at, hosts = netloc.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    shown = f"{scheme}://{user}{':…' if colon else ''}{at}{hosts}/{path}"
+    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+    known = {keyword for keyword in known if not keyword.endswith("password")}
+    options: dict[str, float] = {}
+    others: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key in _OPTIONS:
+            options[key] = _seconds(shown, key, value)
+        elif key in known:
+            others[key] = value
+        else:
+            names = ", ".join(_OPTIONS)
+            raise StateError(
+                shown, f"{key} is no option; there are {names} (seconds), and those of libpq but passwords"
+            )
+    database, _, name = path.partition("/")
+    is_name = "/" not in name and unquote(name).isprintable()
+    if not database or not name or not is_name or not all(map(_HOST.fullmatch, hosts.split(","))):
+        raise StateError(shown, f"no address of a state, whose name is printable; write {_FORM}")
+    try:
+        told = {
+            "client_encoding": "UTF8",
+            "fallback_application_name": "persistedstate",
+            **conninfo_to_dict(f"postgresql://{netloc}/{database}"),
+            **others,
+        }
+    except psycopg.Error:
+        raise StateError(shown, f"no address of a state; write {_FORM}") from None
+    timeout = options.get("timeout", 5.0)
+    told.setdefault("tcp_user_timeout", max(1, int(500 * timeout)))
+    return _Address(shown, unquote(name), make_conninfo(**told).encode(), options.get("lease", 10.0), timeout)
+
+
+def _seconds(shown: str, key: str, value: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(value) < 1e6:  # noqa: PLR2004 - beyond that it is a mistake
+            return float(value)
+    raise StateError(shown, f"{key}={value} is no option; it is a number of seconds")
+
+
+# ---- Connections ----
+
+
+class _Answer(Exception):  # noqa: N818 - a server's own words
+    """The server refused a statement, or the connection (then there is no code): nothing was changed."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+_READS_ONLY = "the server only reads, as a standby does: use the address of its primary"
+_NO_TABLES = "the tables persistedstate_texts and persistedstate_records there are of something else, or of another"
+#: What a server may answer, by its code and text (a refused connection has no code): which error it becomes (0: a
+#: StateError), and what to do.
+_ANSWERS: tuple[tuple[str, int, str], ...] = (
+    ("^25006", errno.EROFS, _READS_ONLY),
+    ("^42501", errno.EACCES, "the user may not do what a state needs: to make two tables, or to read and change them"),
+    ("^42", 0, f"{_NO_TABLES} version of persistedstate: use another database or schema"),
+    ("^23505", 0, "there are records of this name without a text: choose another name"),
+    ("^53100", errno.ENOSPC, "the server has no room left on its disk"),
+    ("^53", errno.EAGAIN, "the server has not enough memory or connections"),
+    ("^58", errno.EIO, "the server cannot read or write its files: see its log"),
+    ("^ .*no password supplied", errno.EACCES,
+     "the server wants a password: put it into the address, or set PGPASSWORD"),
+    ("^ .*(authentication failed|no pg_hba|role .* does not exist|not permitted to log in)", errno.EACCES,
+     "the server does not accept user and password"),
+    ("^ .*database .* does not exist", errno.ENOENT, "the server has no such database: make it there (`createdb`)"),
+    ("^ .*permission denied for database", errno.EACCES, "the user may not use this database"),
+    ("^ .*(too many clients|connection slots|too many connections)", errno.EAGAIN,
+     "the server has no connection left"),
+)  # fmt: skip
+#: What passes, perhaps: the server starts, stops or changes places, or others were in the way.
+_FOR_NOW_CODES = ("25006", "40001", "40P01", "23505", "42P07", "57014")
+
+#: Connections of the parents of this process.
+_inherited: list[Any] = []
+
+_Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
+_Row = tuple[Any, ...]
+
+
+def _packed(value: int | str | bytes | None) -> bytes | None:
+    if isinstance(value, int):
+        return value.to_bytes(8, "big", signed=True)
+    return value.encode() if isinstance(value, str) else value
+
+
+def _int(value: bytes) -> int:
+    return int.from_bytes(value, "big", signed=True)
+
+
+class _Link:
+    """A connection to the server; after an error or interrupt, another one."""
+
+    def __init__(self, address: _Address, greet: Any) -> None:
+        self._address, self._greet = address, greet
+        self._pid = os.getpid()
+        self._connection: Any = None
+        #: A request is under way, or was when an error or interrupt came.
+        self._is_busy = False
+        #: Answers that nobody waited for.
+        self._owed = 0
+
+    def connect(self) -> None:
+        """Connect, if that has to be done, and see whether the server is what it must be."""
+        if self._connection is not None and not self._is_busy and self._pid == os.getpid() and not self._is_ended():
+            return
+        self.drop()
+        self._pid, self._is_busy = os.getpid(), True
+        connection = pq.PGconn.connect_start(self._address.conninfo)
+        status = pq.PollingStatus.WRITING
+        while status != pq.PollingStatus.OK:
+            if status == pq.PollingStatus.FAILED or connection.status == pq.ConnStatus.BAD:
+                raise _refusal(connection.get_error_message().strip())
+            is_reading = status == pq.PollingStatus.READING
+            self._wait(connection, selectors.EVENT_READ if is_reading else selectors.EVENT_WRITE)
+            status = pq.PollingStatus(connection.connect_poll())
+        connection.nonblocking = 1
+        connection.enter_pipeline_mode()
+        self._connection, self._is_busy = connection, False
+        try:
+            self._greet(self)
+        except BaseException:
+            self.drop()
+            raise
+
+    def _is_ended(self) -> bool:
+        """Tell whether the server ended the connection meanwhile, as it does where one sleeps in its turn."""
+        try:
+            while self._is_ready(self._connection, selectors.EVENT_READ, 0):
+                self._connection.consume_input()
+        except psycopg.Error:
+            return True
+        return False
+
+    def ask(self, *requests: tuple[Any, ...]) -> list[list[_Row] | _Answer]:
+        """Send statements, each a transaction of its own, and return the rows of each, or what the server refuses."""
+        connection = self._connection
+        self._send(requests)
+        while self._owed:
+            self._owed -= 1
+            self._receive(connection)
+        answers = [self._receive(connection) for _ in requests]
+        self._is_busy = False
+        return answers
+
+    def tell(self, *requests: tuple[Any, ...]) -> None:
+        """Send statements whose answers do not matter: they are read before the next."""
+        self._send(requests)
+        self._owed += len(requests)
+        self._is_busy = False
+
+    def _send(self, requests: tuple[tuple[Any, ...], ...]) -> None:
+        self._is_busy, connection = True, self._connection
+        try:
+            for statement, *values in requests:
+                packed = [_packed(value) for value in values]
+                connection.send_query_params(
+                    statement.encode(), packed, param_formats=[pq.Format.BINARY] * len(packed), result_format=1
+                )
+                connection.pipeline_sync()
+            while connection.flush():
+                self._wait(connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
+                if self._is_ready(connection, selectors.EVENT_READ, 0):
+                    connection.consume_input()
+        except psycopg.Error as error:
+            raise _lost(error) from error
+
+    def _receive(self, connection: Any) -> list[_Row] | _Answer:
+        answer: list[_Row] | _Answer = []
+        try:
+            while True:
+                while connection.is_busy():
+                    self._wait(connection, selectors.EVENT_READ)
+                    connection.consume_input()
+                result = connection.get_result()
+                if connection is not self._connection or connection.status == pq.ConnStatus.BAD:
+                    raise _lost("the connection was lost")
+                if result is None:
+                    continue
+                if result.status == pq.ExecStatus.PIPELINE_SYNC:
+                    return answer
+                answer = _answer(result)
+        except psycopg.Error as error:
+            raise _lost(error) from error
+
+    def _wait(self, connection: Any, events: int) -> None:
+        if not self._is_ready(connection, events, self._address.timeout):
+            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {self._address.timeout:g} seconds")
+
+    def _is_ready(self, connection: Any, events: int, seconds: float) -> bool:
+        with _Selector() as selector:
+            selector.register(connection.socket, events)
+            return bool(selector.select(seconds))
+
+    def drop(self) -> None:
+        """Let the connection go; in a forked child the parent's stays open."""
+        connection, self._connection = self._connection, None
+        self._is_busy, self._owed = False, 0
+        if connection is None:
+            return
+        if self._pid == os.getpid():
+            connection.finish()
+        else:
+            _inherited.append(connection)  # else it would be finished, which tells the server
+
+
+def _answer(result: Any) -> list[_Row] | _Answer:
+    """Return the rows of a result, or an error that the server is sure of."""
+    if result.status in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
+        return [tuple(result.get_value(row, at) for at in range(result.nfields)) for row in range(result.ntuples)]
+    code = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+    text = (result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
+    if not code or code.startswith(("57P", "08")):  # the session ends, and what it was about may be done
+        raise _lost(text or result.get_error_message())
+    return _Answer(code, text)
+
+
+def _refusal(text: str) -> Exception:
+    """Return what a connection that failed is; a server that starts or stops is there again soon."""
+    text = re.sub(r"\s+", " ", text)
+    is_sure = any(re.search(pattern, f" {text}") for pattern, _, _ in _ANSWERS)
+    return _Answer("", text) if is_sure else _lost(text)
+
+
+def _lost(why: object) -> OSError:
+    text = re.sub(r"\s+", " ", str(why)).strip()
+    return ConnectionError(errno.ECONNREFUSED, f"cannot be reached ({text})")
+
+
+# ---- The log ----
+
+
+class _Pending:
+    """An entry whose position was drawn; kept when it is settled, too, so that doing the same again says the same."""
+
+    def __init__(self, entry: bytes, after: Position, *, edit: bool) -> None:
+        self.what = (entry, after, edit)
+        self.id = Position(after.number + 1, _nonce())
+        #: How often it was sent without an answer, since there was one that says for certain what became of it.
+        self.unanswered = 0
+
+
+def _nonce() -> str:
+    return str(int.from_bytes(os.urandom(8), "big") >> 1)
+
+
+def _position(row: _Row) -> Position:
+    return Position(_int(row[1]), str(_int(row[2])))
+
+
+class PostgresLog:
+    """A log in PostgreSQL, see `persistedstate_logs.Log`.
+
+    Args:
+        url: the address; `?lease=SECONDS` (10) after which a turn is lost whose holder sleeps, `?timeout=SECONDS` (5)
+            for an answer, and the options of libpq.
+        fsync: True: a change is on the disks before `append` returns. A number of seconds: the server may be so far
+            behind, if its `wal_writer_delay` allows. False: it may be behind.
+        readonly: nothing is ever written; a standby will do.
+    """
+
+    def __init__(self, url: str, *, fsync: bool | float = False, readonly: bool = False) -> None:
+        self._address = _parsed(url)
+        self.path, self._name = self._address.shown, self._address.name
+        self.fsync, self.readonly = fsync, readonly
+        digest = hashlib.sha256(f"persistedstate {self._name}".encode()).digest()
+        self._key = int.from_bytes(digest[:8], "big", signed=True)
+        self._link, self._watching = (_Link(self._address, self._greet) for _ in range(2))
+        self._pending: _Pending | None = None
+        #: The turn may be ours.
+        self._has_turn = False
+        #: The position that was told last.
+        self._at: Position | None = None
+        #: What came along with the last answer for a `read` that follows, and the position behind which that is.
+        self._ahead: tuple[Position, News] | None = None
+
+    def open(self, wait: float = 0.0) -> Contents:
+        """See Log. Raises FileNotFoundError where there is no state and `readonly` is set."""
+        deadline = time.monotonic() + wait
+        try:
+            contents = self._contents(deadline)
+        except Forked:
+            if self.readonly:
+                raise FileNotFoundError(errno.ENOENT, "there is no state of this name", self.path) from None
+            self._make(deadline)
+            contents = self._contents(deadline)
+        self._at = contents.position
+        return contents
+
+    def _make(self, deadline: float) -> None:
+        """Make an empty state, and the tables where there are none."""
+        begin = _BEGIN, self._name, int(_nonce())
+        try:
+            self._call(begin, deadline=deadline)
+        except Forked:
+            for statement in _MAKE:
+                self._call((statement,), deadline=max(deadline, time.monotonic() + 1))  # others may make it, too
+            self._call(begin, deadline=deadline)
+
+    def _contents(self, deadline: float | None = None) -> Contents:
+        rows = self._rows((_OPEN, self._name), deadline)
+        if not rows or rows[0][4] is None:
+            raise StateError(self.path, "the record is missing at which its text was made: somebody removed rows")
+        return Contents(rows[0][4], [row[3] for row in rows[1:]], _position(rows[-1]))
+
+    def _rows(self, request: tuple[Any, ...], deadline: float | None = None) -> list[_Row]:
+        return self._checked(self._call(request, deadline=deadline))
+
+    def _checked(self, rows: list[_Row]) -> list[_Row]:
+        """Return the rows of a state that have a record; raises Forked where there is no state."""
+        if not rows:
+            raise Forked(f"{self.path}: there is no state any more")
+        if (layout := _int(rows[0][0])) != _LAYOUT:
+            reason = f"it has the layout {layout}; this version of persistedstate knows {_LAYOUT}"
+            raise StateError(self.path, f"{reason}: install the version that wrote it")
+        return [row for row in rows if row[1] is not None]
+
+    def append(self, record: bytes, after: Position, *, last: bool = False) -> Position:
+        """See Log."""
+        position = self._enter(record, after)
+        if last:
+            self.end_turn()
+        return position
+
+    def replace(self, text: bytes, after: Position, *, edit: bool = False) -> Position:
+        """See Log."""
+        if edit:
+            return self._enter(text, after, edit=True)
+        if not self._call((_VACUUM, self._name, after.number, int(after.nonce), text, int(_KEPT))):
+            self._behind(after, self._rows((_READ, self._name, after.number)))
+        return after
+
+    def _enter(self, entry: bytes, after: Position, *, edit: bool = False) -> Position:
+        """Add an entry to the log; where that is already tried, find out how it ended."""
+        pending, is_first = self._pending, False
+        if pending is None or pending.what != (entry, after, edit):
+            if pending is not None and pending.unanswered:
+                raise Unknown(f"{self.path}: how an earlier change ended is not known; that has to be settled first")
+            pending, is_first = _Pending(entry, after, edit=edit), True
+            self._pending = pending
+        try:
+            self._settle(pending, is_first=is_first)
+        except (OSError, StateError) as error:
+            if pending.unanswered:
+                raise Unknown(f"{self.path}: whether this change was written is not known: {error}") from error
+            raise
+        self._at = pending.id
+        return pending.id
+
+    def _settle(self, pending: _Pending, *, is_first: bool) -> None:
+        """Send an entry until it is known how that ended."""
+        deadline = time.monotonic() + self._address.timeout
+        entry, after, edit = pending.what
+        place = self._name, after.number, int(after.nonce), int(pending.id.nonce)
+        turn = self._key, int(self._has_turn)
+        request = (_EDIT, *place, None, *turn, entry) if edit else (_APPEND, *place, entry, *turn)
+        while not self._call(request, pending=pending, deadline=deadline) and not self._has_landed(pending, is_first):
+            if not pending.unanswered:
+                raise Overtaken(is_held=True)
+            if time.monotonic() >= deadline:
+                raise Unknown(f"{self.path}: whether this change was written cannot be told yet")
+            time.sleep(_PAUSE)  # what was sent before may arrive when the other's turn ends
+        pending.unanswered = 0
+
+    def _has_landed(self, pending: _Pending, is_first: bool) -> bool:  # noqa: FBT001
+        """Tell whether an entry that was not added now is there; raises Overtaken, Forked where it never will be."""
+        _, after, _ = pending.what
+        rows = self._rows((_READ, self._name, after.number))
+        if any(_position(row) == pending.id for row in rows[:2]):
+            if self.fsync is not False:
+                self._call((_TOUCH,))
+            return True
+        if rows and _int(rows[0][1]) > after.number and not is_first:
+            raise Unknown(f"{self.path}: whether this change was written cannot be told any more")
+        try:
+            news = self._behind(after, rows)
+        except Forked:
+            pending.unanswered = 0
+            raise
+        if news == News([], after):
+            return False
+        pending.unanswered = 0  # whoever was faster has its number
+        self._ahead = None if news is None else (after, news)
+        raise Overtaken(is_held=False)
+
+    def _behind(self, after: Position, rows: list[_Row]) -> News | None:
+        """Return the records behind a position; None where all has to be read. Raises Forked."""
+        if not rows or (_position(rows[0]) != after and _int(rows[0][1]) <= after.number):
+            raise Forked(f"{self.path}: the log went back, or another way")
+        if _position(rows[0]) != after or any(row[3] is None for row in rows[1:]):
+            return None
+        return News([row[3] for row in rows[1:]], _position(rows[-1]))
+
+    def read(self, after: Position) -> News | Contents:
+        """See Log."""
+        news: News | Contents | None
+        if self._ahead is not None and self._ahead[0] == after:
+            news, self._ahead = self._ahead[1], None
+        else:
+            news = self._behind(after, self._rows((_READ, self._name, after.number))) or self._contents()
+        self._at = news.position
+        return news
+
+    def take_turn(self, wait: float) -> None:
+        """See Log. What a `read` behind the last position will return comes along."""
+        deadline = time.monotonic() + wait
+        self._has_turn = True
+        lease = str(max(1, int(1000 * self._address.lease)))
+        while True:
+            left = min(deadline - time.monotonic(), self._address.timeout / 2)
+            lock = _LOCK, str(max(1, int(1000 * left))), lease, self._key
+            at = self._at
+            reads = [] if at is None else [(_READ, self._name, at.number)]
+            answers = self._ask(lock, *reads)
+            if not isinstance(answers[0], _Answer):
+                if at is not None and not isinstance(answers[1], _Answer):
+                    news = self._behind(at, self._checked(answers[1]))
+                    self._ahead = None if news is None else (at, news)
+                return
+            if answers[0].code != "55P03":
+                raise self._refused(answers[0])
+            if time.monotonic() >= deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "another writer has the turn", self.path)
+
+    def end_turn(self) -> None:
+        """See Log. Does not wait for an answer; where it fails, the turn ends with the connection."""
+        if self._has_turn:
+            with suppress(_Answer, OSError, StateError):
+                self._link.connect()
+                self._link.tell((_UNLOCK,))
+            self._has_turn = False
+
+    def sync(self) -> None:
+        """See Log: the server does not answer before a change is as safe as was asked for."""
+
+    def watch(self, after: Position, timeout: float) -> bool:
+        """See Log. Looks again and again. May be called by another thread than the rest."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self._watching.connect()
+                answer = self._watching.ask((_READ, self._name, after.number))[0]
+                if isinstance(answer, _Answer):
+                    raise answer
+            except (_Answer, OSError, StateError) as error:
+                raise self._refused(error) from error
+            if self._behind(after, self._checked(answer)) != News([], after):
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(left, _PAUSE))
+
+    def close(self) -> None:
+        """See Log."""
+        self._link.drop()
+        self._watching.drop()
+
+    # -- Requests --
+
+    def _call(
+        self, request: tuple[Any, ...], *, deadline: float | None = None, pending: _Pending | None = None
+    ) -> list[_Row]:
+        """Send a statement and return its rows; raises Forked where there are no tables, OSError, StateError."""
+        answer: list[_Row] | _Answer = self._ask(request, deadline=deadline, pending=pending)[0]
+        if isinstance(answer, _Answer):
+            raise self._refused(answer)
+        return answer
+
+    def _ask(
+        self, *requests: tuple[Any, ...], deadline: float | None = None, pending: _Pending | None = None
+    ) -> list[Any]:
+        """Send statements; try again for the seconds of `timeout` where the server is away, or the first one has to."""
+        if deadline is None:
+            deadline = time.monotonic() + self._address.timeout
+        self._ahead = None
+        while True:
+            try:
+                answers = self._try(requests, pending)
+            except (_Answer, OSError) as error:
+                if isinstance(error, _Answer) or time.monotonic() >= deadline:
+                    raise self._refused(error) from error
+            else:
+                first = answers[0]
+                if not isinstance(first, _Answer) or first.code not in _FOR_NOW_CODES or time.monotonic() >= deadline:
+                    return answers
+            self._link.drop()  # what was a primary may be none
+            time.sleep(_PAUSE)
+
+    def _try(self, requests: tuple[tuple[Any, ...], ...], pending: _Pending | None) -> list[Any]:
+        """Send statements; note whether they may have reached the server, if what comes back is not an answer."""
+        self._link.connect()
+        if pending is None:
+            return self._link.ask(*requests)
+        pending.unanswered += 1
+        answers = self._link.ask(*requests)
+        pending.unanswered -= 1
+        return answers
+
+    def _refused(self, error: Exception) -> Exception:
+        """Return what a server's answer, or the lack of one, is to the user."""
+        if isinstance(error, OSError):
+            return OSError(error.errno, error.strerror, self.path)
+        if not isinstance(error, _Answer):
+            return error
+        if error.code == "42P01":
+            return Forked(f"{self.path}: there is no state any more")
+        for pattern, number, reason in _ANSWERS:
+            if re.search(pattern, f"{error.code} {error}"):
+                told = f"{reason} ({error})" if error.code else reason
+                return OSError(number, told, self.path) if number else StateError(self.path, told)
+        return StateError(self.path, f"the server answers: {error}")
+
+    def _greet(self, link: _Link) -> None:
+        """Say what the session needs, and refuse a server that cannot keep what is promised."""
+        is_lazy = self.fsync is not True
+        level, milliseconds = "off" if is_lazy else "on", int(1000 * self.fsync) if is_lazy else 0
+        if is_lazy and self.fsync is not False and not milliseconds:
+            level = "on"
+        answer = link.ask((_GREET, level, milliseconds))[0]
+        if isinstance(answer, _Answer):
+            raise answer
+        version, is_standby, reads_only, fsync = answer[0][4:]
+        if _int(version) < _OLDEST:
+            raise StateError(self.path, "the server is too old: a state needs PostgreSQL 14 or later")
+        if not self.readonly and (is_standby == b"true" or reads_only == b"on"):
+            raise OSError(errno.EROFS, _READS_ONLY, self.path)
+        if self.fsync is not False and not self.readonly and fsync != b"on":
+            reason = f"_fsync={self.fsync} needs `fsync = on` in the server's settings; there it is {fsync.decode()}"
+            raise StateError(self.path, reason)
