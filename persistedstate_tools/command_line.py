@@ -93,7 +93,7 @@ _COMMANDS = {
     ),
     "edit": _Command(
         "editing", "FILE", "edit the present state in $VISUAL or $EDITOR; merge that with what scripts do meanwhile",
-        "persistedstate edit example.state\n  EDITOR='code --wait' persistedstate edit redis://localhost:6379/0/x",
+        "persistedstate edit example.state\n  persistedstate edit redis://localhost:6379/0/importer.state",
     ),
     "copy": _Command(
         "copying", "SOURCE TARGET --force --wait", "copy a state, with its comments, between files and servers",
