@@ -35,7 +35,7 @@ def run_edit(options: Namespace) -> int:
     name.write_bytes(text)
     try:
         saved = _edited(name, text)
-        print(f"{shown_place(place)}: {'no change' if saved is None else _save(place, base, saved)}")
+        print(f"{shown_place(place)}: {'no change' if saved is None else _save(place, text.decode(), base, saved)}")
     except (Refusal, StateError, OSError) as error:
         reason, code = complaint(error, place)
         raise Refusal(f"{reason}; the text is kept in {name}", code) from None
@@ -93,12 +93,12 @@ def _with_complaint(text: bytes, problem: _BadText) -> bytes:
     return "\n".join(lines).encode(errors="surrogateescape")
 
 
-def _save(place: str, base: dict[Any, Any], saved: _Saved) -> str:
-    """Merge a text with what happened since `base`; tell what became of it."""
+def _save(place: str, given: str, base: dict[Any, Any], saved: _Saved) -> str:
+    """Merge a text with what happened since a person was given one, and the value `base`; tell what became of it."""
     for _ in range(_TIMES):
         try:
             with opened(place) as state:
-                put(state, place, saved, lambda mine: _merged(base, mine, saved.value))
+                put(state, place, saved, lambda mine: _merged(base, mine, saved.value), _Document.read(given)[0])
                 return "saved"
         except StateLocked as error:
             try:

@@ -15,6 +15,7 @@ from persistedstate import (
     _TRIES,
     PersistedState,
     _BadText,
+    _Document,
     _Journal,
     _journal_start,
     _LogTree,
@@ -39,8 +40,13 @@ from persistedstate_tools.messages import Refusal, shown_place
 _UPTAKE, _LOOK = 5.0, 0.05
 
 
-def put(state: PersistedState, place: str, saved: _Saved, merged: Callable[[Any], Any]) -> None:
-    """Let a state have a text, and the value that `merged` makes of the present one, in one turn; then read it back."""
+def put(
+    state: PersistedState, place: str, saved: _Saved, merged: Callable[[Any], Any], given: _Document | None = None
+) -> None:
+    """Let a state have a text, and the value that `merged` makes of the present one, in one turn; then read it back.
+
+    given: what a person had changed, so that what others did to the text since is kept, too.
+    """
     tree = state._tree
     with tree.turn():
         tree.resume()
@@ -50,12 +56,29 @@ def put(state: PersistedState, place: str, saved: _Saved, merged: Callable[[Any]
                 basis: Any = tree.journal.basis
                 if isinstance(tree, _LogTree):
                     from persistedstate_logs.journal import EDITED as basis  # noqa: N811
-                document, value = _with_value(saved, merged(_plain(tree.root)))
+                text = saved if given is None else _interwoven(given, tree._renewed(), saved)
+                document, value = _with_value(text, merged(_plain(tree.root)))
                 tree._renew(document, basis, value)
                 if contents(place) != document.text().encode():
                     raise Refusal(f"{shown_place(place)}: reading back gives something else than what was written")
                 return
     raise OSError(errno.EBUSY, "somebody keeps writing the file", tree.path)
+
+
+def _interwoven(given: _Document, present: _Document, saved: _Saved) -> _Saved:
+    """Return a person's text, with the present text of those entries of which they changed nothing."""
+    documents = given, present, saved.original
+    if len({(document.newline, document.column, document.single) for document in documents}) > 1:
+        return saved
+    was, now, ours = (document.pieces for document in documents)
+    pieces = {key: now.get(key, piece) if was.get(key) == piece else piece for key, piece in ours.items()}
+    pieces.update((key, piece) for key, piece in now.items() if key not in was and key not in ours)
+    whole, before = saved.original.text(), "".join(ours.values())
+    with suppress(_BadText):
+        found = _Saved(whole.replace(before, "".join(pieces.values())).encode())
+        if before and whole.count(before) == 1 and found.value.keys() == pieces.keys():
+            return found
+    return saved
 
 
 def _with_value(saved: _Saved, value: dict[Any, Any]) -> tuple[Any, dict[Any, Any]]:

@@ -355,6 +355,24 @@ def test_an_edited_file_keeps_its_other_names_and_its_mode(editor: Callable[...,
     assert config.stat().st_mode & 0o777 == 0o640
 
 
+def test_comments_of_two_who_edit_at_the_same_time_are_kept(editor: Callable[..., Path], config: Path) -> None:
+    """So are the values that each of them changed."""
+    edits = "text = text.replace('# thirty', '# by the other').replace('last_id: 3', '# new\\nown: 1\\nlast_id: 3')"
+    other = f"path = {str(config)!r}; text = open(path).read(); {edits}; open(path, 'w').write(text)"
+    editor(f"""
+        import subprocess
+        subprocess.run([sys.executable, "-c", {other!r}], check=True)
+        text = text.replace("# first one wins", "# ours").replace("last_id: 3", "last_id: 4") + "more: 1   # of us\\n"
+    """)
+
+    assert main(["edit", str(config)]) == 0
+
+    assert config.read_text() == (
+        "# how the importer is set up\n\nretry:   0x1E      # by the other\nhosts: [alpha, beta]   # ours\n"
+        "# new\nown: 1\nlast_id: 4\nmore: 1   # of us\n"
+    )
+
+
 # ---- copy ----
 
 

@@ -192,6 +192,7 @@ def test_edits_of_many_and_a_script_lose_nothing(url: str, edits: Callable[[str]
     with PersistedState(url) as state:
         keys = [key for key in state if key.startswith("key")]
         assert (state.counter, len(keys)) == (200, 4)
+    assert printed("show", url).count("  # mine\n") == 4
     assert not list(tmp_path.glob("persistedstate-*"))
 
 
