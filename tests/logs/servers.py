@@ -142,7 +142,7 @@ class Postgres(Server):
         return postgres(self.port, self.folder)
 
     def start(self) -> None:
-        """Start it as soon as the processes of the one before have let its memory go."""
+        """Start it, also where the one before was killed, and its number may be that of somebody else now."""
         (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
         super().start()
 
@@ -171,10 +171,15 @@ class Postgres(Server):
             return
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         os.kill(self.process.pid, signal.SIGSTOP)  # it starts none any more
-        for child in children.read_text().split():
+        pids = [int(pid) for pid in children.read_text().split()]
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(child), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         super().kill()
+        deadline = time.monotonic() + PATIENCE
+        while any(map(is_alive, pids)):  # they share memory, in which no other server starts
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
     def remove(self) -> None:
         self.kill()
@@ -202,6 +207,12 @@ def running(folder: Path, *options: str, kind: type[Server] = Server) -> Iterato
         yield server
     finally:
         server.remove()
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def log(server: Server, url: str, **options: Any) -> Any:
