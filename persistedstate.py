@@ -2690,7 +2690,7 @@ class _Stream:
         """Return the first record that tells of each key."""
         facts: dict[Any, list[Any]] = {}
         for record, _ in self.records if '--- ["was",' in journal or '--- ["hash",' in journal else ():
-            if len(record) <= _BARE + 1 and _is_fact(record):
+            if type(record) is list and len(record) <= _BARE + 1 and _is_fact(record):
                 facts.setdefault(record[1][0], record)
         if facts and '["clear",[]]' in journal:  # in front of which all keys were told that there were
             for key in self.value:
@@ -4055,7 +4055,8 @@ class _SharedJournal(_Journal):
         is_ours = all(line.startswith(_RECORD_START) or line in (b"", b"{}") for line in whole.split(b"\n"))
         if not is_ours or not _RECORD_START.startswith(torn[: len(_RECORD_START)]):
             return b""
-        if torn:
+        whole = _Stream._without_lone_facts(whole.decode()).encode()
+        if len(whole) < len(found):
             _system.ftruncate(self.descriptor, end + len(whole))
         _write_at(self.beside, whole, self.note.start + end)
         return whole
@@ -4435,13 +4436,9 @@ class _Tree:
         self.primed.clear()
 
 
-class _Repr:
-    """The `__repr__` of a holder. Asked of the class, it is that of dict or list: pprint lays out what has this one."""
-
-    def __get__(self, holder: Any, kind: type) -> Callable[..., str]:
-        if holder is None:
-            return list.__repr__ if issubclass(kind, MutableSequence) else dict.__repr__
-        return holder._text  # type: ignore[no-any-return]
+def _lay_out(printer: Any, holder: _Holder, stream: Any, *place: int) -> None:
+    *others, level = place
+    printer._format(holder.__rich__(), stream, *others, level - 1)
 
 
 class _Holder:
@@ -4471,7 +4468,11 @@ class _Holder:
     def __eq__(self, other: object) -> bool:
         return bool(self._items == _content(other))
 
-    __repr__ = _Repr()
+    def __repr__(self) -> str:
+        if pprint := sys.modules.get("pprint"):  # it asks for this text before it looks how to lay it out
+            with suppress(AttributeError):
+                pprint.PrettyPrinter._dispatch.setdefault(_Holder.__repr__, _lay_out)
+        return self._text()
 
     def _text(self) -> str:
         return repr(self._items)
@@ -6419,6 +6420,10 @@ class _CheckedTree(_LiveTree):
             self.fitting[head] = check.__self__.fitting((*node._place[1], 0 if key is None else key))
             super().prime(node, key, head)
 
+    def forget_heads(self) -> None:
+        super().forget_heads()
+        self.fitting.clear()
+
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:
         kind, fits = self.fitting.get(node._heads.get(key, ""), _NOTHING_FITS)
         return (kind is type(value) or fits(value)) and super().assign(node, key, value)
@@ -6614,6 +6619,8 @@ class _SharedTree(_LiveTree):
         self.log: _Log = journal
         #: Memory may differ from the log, so that all of that has to be read.
         self.is_doubtful = False
+        #: A person had changed the snapshot below the records that were read, which is to be renewed.
+        self.is_edited = False
         #: The tree of those nodes that others removed: a change of them raises.
         self.grave = _Tree(journal.path)
         reason = "another process removed or replaced this container; read it from the state again, and repeat that"
@@ -6652,6 +6659,10 @@ class _SharedTree(_LiveTree):
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:
         return bool(self.levels) and super().assign(node, key, value)
 
+    def sync(self) -> None:
+        with self.turn():  # should that fail, the file is written anew
+            super().sync()
+
     def catch_up(self) -> None:
         """Apply what other processes wrote, merge what a person did, and note in `missed` what that changed."""
         self.missed = {}
@@ -6663,6 +6674,9 @@ class _SharedTree(_LiveTree):
             if news is not None:
                 self._change(self._take_all if news[1] else self._take_records, news[0])
             self.is_doubtful = False
+            if self.is_edited:
+                self.is_edited = False
+                self._renew(self._renewed(), self.journal.basis)
         except BaseException:
             with suppress(Exception):  # is told by the next turn
                 _surely(self._reload)
@@ -6733,6 +6747,7 @@ class _SharedTree(_LiveTree):
         super()._take(_plain(latest))
         self.root._show_all()  # an interrupt may have kept an operation from that
         self.document, self.edits = stream.document, latest._tree.edits
+        self.is_edited = bool(stream.edited)
         self._go_on_behind(stream, data)
         self.path = self.journal.path
         self.forget_heads()

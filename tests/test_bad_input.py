@@ -571,6 +571,13 @@ def test_a_record_that_cannot_be_applied_is_refused(path: Path, record: str, aft
     check_refused(path, Bad(record, data, 8))
 
 
+@pytest.mark.parametrize("record", ["5", "text", "true"])
+def test_what_is_no_record_is_refused_behind_one_that_tells_of_the_snapshot(path: Path, record: str) -> None:
+    data = b'a: 1\n--- ["was",["a"],1]\n--- ["set",[],"a",2]\n--- ' + record.encode() + b"\n"
+
+    check_refused(path, Bad(record, data, 4))
+
+
 def test_a_record_that_fails_half_way_leaves_no_trace_for_the_next_opening(path: Path) -> None:
     path.write_bytes(STATE + b'--- ["transaction",[["set",[],"b",1],["delete",[],"nope"]]]\n')
 

@@ -255,5 +255,5 @@ def test_crash_points_are_every_byte_of_every_write() -> None:
 
     journal = {disk.content_of(image) for image, _, _ in crash_points(recording)}
 
-    record = b'--- ["set",[],"a",2]\n'
+    record = b'--- ["was",["a"],1]\n--- ["set",[],"a",2]\n'
     assert journal == {SMALL + record[:length] for length in range(len(record) + 1)} | {SMALL.replace(b"1", b"2", 1)}

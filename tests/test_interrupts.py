@@ -149,11 +149,15 @@ def by_instruction(points: Iterable[Point]) -> list[list[Point]]:
     return list(times.values())
 
 
-def chosen(chance: random.Random, points: list[Point], rounds: int) -> list[Point]:
-    """Return as many points as there are rounds: all instructions once, then what repeats once more, then the rest."""
+def chosen(chance: random.Random, points: list[Point], rounds: int, *, each: bool = True) -> list[Point]:
+    """Return as many points as there are rounds: all instructions once, then what repeats once more, then the rest.
+
+    each: the rounds of CI must suffice for all instructions.
+    """
     times = by_instruction(points)
     first = [once for once, *_ in times]
-    assert len(first) <= rounds or SHARE < 1, f"CI tries each instruction once: there are {len(first)} now"
+    is_enough = len(first) <= rounds or SHARE < 1 or not each
+    assert is_enough, f"CI tries each instruction once: there are {len(first)} now"
     again = [chance.choice(more) for _, *more in times if more]
     tried = {*first, *again}
     rest = [point for point in points if point not in tried]

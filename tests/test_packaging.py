@@ -149,7 +149,7 @@ def test_description_has_no_links_that_lead_nowhere(wheel: Path) -> None:
 
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert [target for target in targets if not target.startswith(("http", "#"))] == []
-    assert "tests/README.md tells which" in described
+    assert "tests/README.md tells what" in described
     assert re.findall(r"^```.*?^```$", described, re.DOTALL | re.MULTILINE) == re.findall(
         r"^```.*?^```$", readme, re.DOTALL | re.MULTILINE
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -703,7 +704,17 @@ def test_who_opens_it_while_a_save_is_not_merged_merges_it(shared: PersistedStat
         peer.do("state.close()")
 
 
-@pytest.mark.parametrize("torn", ['--- ["set",[],"a', "--- [", "--", '--- ["set",[],"a",9]'])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        '--- ["set",[],"a',
+        "--- [",
+        "--",
+        '--- ["set",[],"a",9]',
+        '--- ["was",["b"],1]\n--- ["set",[],"b',
+        '--- ["was",["b"],1]\n',
+    ],
+)
 def test_half_a_record_of_a_killed_writer_is_dropped(shared: PersistedState, peer: Peer, torn: str) -> None:
     peer.do("state.a = 2")
     with Path(shared).open("a") as file:
@@ -960,3 +971,59 @@ def test_fsync_reaches_the_disk_before_the_turn_ends(path: Path, monkeypatch: py
 
 if sys.platform == "win32":
     pytest.skip("a file cannot be shared there", allow_module_level=True)
+
+
+@pytest.mark.parametrize("how", ["close", "change"])
+def test_a_failed_fsync_overwrites_nothing_of_others(
+    shared: PersistedState, peer: Peer, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The file is written anew then, in a turn that first reads what others wrote."""
+    state = PersistedState(Path(shared), _shared=True, _fsync=1000)
+    shared.close()
+    state.a = 5
+    peer.do("state.b = 6")
+    fsync, failures = os.fsync, [1]
+
+    def fail_once(descriptor: int) -> None:
+        if failures:
+            failures.pop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(persistedstate._System, "fsync", staticmethod(fail_once))
+    if how == "close":
+        state.close()
+    else:
+        state._tree.syncer._run()
+        state.close()
+    monkeypatch.undo()
+
+    assert not failures
+    assert peer.do("state.refresh(); said = [state.a, state.b]") == [5, 6]
+
+
+def test_what_a_person_changed_while_all_writers_were_gone_counts_once(path: Path) -> None:
+    """A child that was forked before goes on with the file: what it writes is not overridden by that edit again."""
+    path.write_text("a: 1\nb: 1\n")
+    (begin, tell), (done, end) = os.pipe(), os.pipe()
+    middle = os.fork()
+    if not middle:
+        state = PersistedState(path, _shared=True)
+        state.a = 2
+        if not os.fork():
+            os.read(begin, 1)
+            state.b = 7
+            state.a = 50
+            os.write(end, b"x")
+        os._exit(0)
+    os.waitpid(middle, 0)
+    path.write_text(path.read_text().replace("a: 1\n", "a: 10\n", 1))
+
+    os.write(tell, b"x")
+    os.read(done, 1)
+    for descriptor in (begin, tell, done, end):
+        os.close(descriptor)
+
+    assert oracle.read(path) == {"a": 50, "b": 7}
+    with PersistedState(path, _shared=True) as again:
+        assert (again.a, again.b) == (50, 7)

@@ -114,7 +114,7 @@ def check(path: Path, state: Any, neighbour: Neighbour, stale: Any, allowed: tup
 @pytest.mark.parametrize("is_renewed", [False, True], ids=["records", "vacuum"])
 @pytest.mark.parametrize("theirs", THEIRS.values(), ids=THEIRS)
 @pytest.mark.parametrize("mine", CHANGES.values(), ids=CHANGES)
-@rounds(ci=1_000, nightly=20_000)
+@rounds(ci=600, nightly=20_000)
 def test_an_interrupt_at_any_instruction_of_a_shared_change(
     chance: random.Random,
     rounds: int,
@@ -139,7 +139,7 @@ def test_an_interrupt_at_any_instruction_of_a_shared_change(
             prepare(neighbour)
             points = executed(partial(mine, state))
             assert plain(state) == after
-    for point in chosen(chance, points, rounds):
+    for point in chosen(chance, points, rounds, each=False):
         with opened() as (path, state, neighbour):
             prepare(neighbour)
             interrupt(point, partial(mine, state))
@@ -163,7 +163,7 @@ def test_an_interrupt_in_the_merge_of_a_save(chance: random.Random, rounds: int,
         points = executed(partial(CHANGES["set"], state))
         assert plain(state) == after
     unmerged = {**copy.deepcopy(START), "theirs": 1}
-    for point in chosen(chance, points, rounds):
+    for point in chosen(chance, points, rounds, each=False):
         with opened() as (path, state, neighbour), warnings.catch_warnings():
             prepare(path, neighbour)
             interrupt(point, partial(CHANGES["set"], state))
@@ -172,13 +172,13 @@ def test_an_interrupt_in_the_merge_of_a_save(chance: random.Random, rounds: int,
 
 
 @pytest.mark.leaves("descriptors")
-@rounds(ci=1_000, nightly=20_000)
+@rounds(ci=600, nightly=20_000)
 def test_an_interrupt_in_a_close(chance: random.Random, rounds: int) -> None:
     with opened() as (_, state, neighbour):
         neighbour.close()
         state["l"].append(1)
         points = executed(state.close)
-    for point in chosen(chance, points, rounds):
+    for point in chosen(chance, points, rounds, each=False):
         with scratch() as path:
             path.write_text(TEXT)
             state = PersistedState(path, _shared=True)
