@@ -1002,6 +1002,7 @@ def test_a_failed_fsync_overwrites_nothing_of_others(
     assert peer.do("state.refresh(); said = [state.a, state.b]") == [5, 6]
 
 
+@pytest.mark.leaves("files")  # where the child is still there when the last one closes
 def test_what_a_person_changed_while_all_writers_were_gone_counts_once(path: Path) -> None:
     """A child that was forked before goes on with the file: what it writes is not overridden by that edit again."""
     path.write_text("a: 1\nb: 1\n")
