@@ -571,7 +571,7 @@ def test_writers_at_once_lose_nothing(path: Path, how: str, writers: int, rounds
 
 
 @pytest.mark.stress
-@sized(ci=500, nightly=20_000)
+@sized(ci=200, nightly=20_000)
 def test_kills_and_hand_edits_lose_nothing_acknowledged(chance: random.Random, rounds: int, tmp_path: Path) -> None:
     with Child(script("sharing.py"), tmp_path, chance.getrandbits(32), rounds) as server:
         outcome = json.loads(_last_line(server, rounds))
