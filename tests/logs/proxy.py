@@ -44,24 +44,27 @@ class Proxy:
 
     def _start(self, function: Callable[..., None], *arguments: socket.socket) -> threading.Thread:
         thread = threading.Thread(target=function, args=arguments, daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)  # behind that: `close` joins what is in there
         return thread
 
     def _serve(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.target)) as server:
             back = self._start(self._forward, server, client)
-            while data := client.recv(1 << 16):
-                fate = self.fate(data)
-                if fate != FORWARD:
-                    self.cuts[fate] += 1
-                    client.shutdown(socket.SHUT_RDWR)  # no reply comes through any more
-                if fate != BEFORE:
-                    server.sendall(data)
-                if fate != FORWARD:
-                    break
-            server.shutdown(socket.SHUT_WR)
-            back.join()
+            try:
+                while data := client.recv(1 << 16):
+                    fate = self.fate(data)
+                    if fate != FORWARD:
+                        self.cuts[fate] += 1
+                        client.shutdown(socket.SHUT_RDWR)  # no reply comes through any more
+                    if fate != BEFORE:
+                        server.sendall(data)
+                    if fate != FORWARD:
+                        break
+                server.shutdown(socket.SHUT_WR)
+                back.join()
+            finally:  # to close a socket does not wake who reads from it
+                server.shutdown(socket.SHUT_RDWR)
 
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
