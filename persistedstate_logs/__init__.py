@@ -7,6 +7,7 @@ a record is appended behind the last position that its writer knew, or not at al
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple, Protocol
 
 
@@ -15,6 +16,11 @@ class Position(NamedTuple):
 
     number: int
     nonce: str
+
+
+def drawn(number: int) -> Position:
+    """Return a position of which there is no other."""
+    return Position(number, str(int.from_bytes(os.urandom(8), "big") >> 1))
 
 
 class Contents(NamedTuple):
@@ -46,6 +52,16 @@ class Unknown(Exception):  # noqa: N818
 
 class Forked(Exception):  # noqa: N818
     """The log does not hold what it held: it went back, or another way, behind the position that was told."""
+
+
+class Pending:
+    """An entry whose position was drawn; kept when it is settled, too, so that doing the same again says the same."""
+
+    def __init__(self, entry: bytes, after: Position, *, edit: bool) -> None:
+        self.what = (entry, after, edit)
+        self.id = drawn(after.number + 1)
+        #: How often it was sent without an answer, since there was one that says for certain what became of it.
+        self.unanswered = 0
 
 
 class Log(Protocol):

@@ -36,7 +36,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from persistedstate import StateError
-from persistedstate_logs import Contents, Forked, News, Overtaken, Position, Unknown
+from persistedstate_logs import Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn
 
 _LAYOUT = 1
 #: The first version whose sessions end when they sleep (`idle_session_timeout`).
@@ -398,20 +398,6 @@ def _lost(why: object) -> OSError:
 # ---- The log ----
 
 
-class _Pending:
-    """An entry whose position was drawn; kept when it is settled, too, so that doing the same again says the same."""
-
-    def __init__(self, entry: bytes, after: Position, *, edit: bool) -> None:
-        self.what = (entry, after, edit)
-        self.id = Position(after.number + 1, _nonce())
-        #: How often it was sent without an answer, since there was one that says for certain what became of it.
-        self.unanswered = 0
-
-
-def _nonce() -> str:
-    return str(int.from_bytes(os.urandom(8), "big") >> 1)
-
-
 def _position(row: _Row) -> Position:
     return Position(_int(row[1]), str(_int(row[2])))
 
@@ -434,7 +420,7 @@ class PostgresLog:
         digest = hashlib.sha256(f"persistedstate {self._name}".encode()).digest()
         self._key = int.from_bytes(digest[:8], "big", signed=True)
         self._link, self._watching = (_Link(self._address, self._greet) for _ in range(2))
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         #: The turn may be ours.
         self._has_turn = False
         #: The position that was told last.
@@ -457,7 +443,7 @@ class PostgresLog:
 
     def _make(self, deadline: float) -> None:
         """Make an empty state, and the tables where there are none."""
-        begin = _BEGIN, self._name, int(_nonce())
+        begin = _BEGIN, self._name, int(drawn(1).nonce)
         try:
             self._call(begin, deadline=deadline)
         except Forked:
@@ -504,7 +490,7 @@ class PostgresLog:
         if pending is None or pending.what != (entry, after, edit):
             if pending is not None and pending.unanswered:
                 raise Unknown(f"{self.path}: how an earlier change ended is not known; that has to be settled first")
-            pending, is_first = _Pending(entry, after, edit=edit), True
+            pending, is_first = Pending(entry, after, edit=edit), True
             self._pending = pending
         try:
             self._settle(pending, is_first=is_first)
@@ -515,7 +501,7 @@ class PostgresLog:
         self._at = pending.id
         return pending.id
 
-    def _settle(self, pending: _Pending, *, is_first: bool) -> None:
+    def _settle(self, pending: Pending, *, is_first: bool) -> None:
         """Send an entry until it is known how that ended."""
         deadline = time.monotonic() + self._address.timeout
         entry, after, edit = pending.what
@@ -530,7 +516,7 @@ class PostgresLog:
             time.sleep(_PAUSE)  # what was sent before may arrive when the other's turn ends
         pending.unanswered = 0
 
-    def _has_landed(self, pending: _Pending, is_first: bool) -> bool:  # noqa: FBT001
+    def _has_landed(self, pending: Pending, is_first: bool) -> bool:  # noqa: FBT001
         """Tell whether an entry that was not added now is there; raises Overtaken, Forked where it never will be."""
         _, after, _ = pending.what
         rows = self._rows((_READ, self._name, after.number))
@@ -627,7 +613,7 @@ class PostgresLog:
     # -- Requests --
 
     def _call(
-        self, request: tuple[Any, ...], *, deadline: float | None = None, pending: _Pending | None = None
+        self, request: tuple[Any, ...], *, deadline: float | None = None, pending: Pending | None = None
     ) -> list[_Row]:
         """Send a statement and return its rows; raises Forked where there are no tables, OSError, StateError."""
         answer: list[_Row] | _Answer = self._ask(request, deadline=deadline, pending=pending)[0]
@@ -636,7 +622,7 @@ class PostgresLog:
         return answer
 
     def _ask(
-        self, *requests: tuple[Any, ...], deadline: float | None = None, pending: _Pending | None = None
+        self, *requests: tuple[Any, ...], deadline: float | None = None, pending: Pending | None = None
     ) -> list[Any]:
         """Send statements; try again for the seconds of `timeout` where the server is away, or the first one has to."""
         if deadline is None:
@@ -655,7 +641,7 @@ class PostgresLog:
             self._link.drop()  # what was a primary may be none
             time.sleep(_PAUSE)
 
-    def _try(self, requests: tuple[tuple[Any, ...], ...], pending: _Pending | None) -> list[Any]:
+    def _try(self, requests: tuple[tuple[Any, ...], ...], pending: Pending | None) -> list[Any]:
         """Send statements; note whether they may have reached the server, if what comes back is not an answer."""
         self._link.connect()
         if pending is None:

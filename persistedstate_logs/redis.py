@@ -36,7 +36,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 from redis.retry import Retry
 
 from persistedstate import StateError
-from persistedstate_logs import Contents, Forked, News, Overtaken, Position, Unknown
+from persistedstate_logs import Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -400,21 +400,6 @@ class _Link:
 # ---- The log ----
 
 
-class _Pending:
-    """An entry whose position was drawn; kept when it is settled, too, so that doing the same again says the same."""
-
-    def __init__(self, entry: bytes, after: Position, *, edit: bool) -> None:
-        self.what = (entry, after, edit)
-        self.id = _drawn(after.number + 1)
-        #: How often it was sent without an answer, since there was one that says for certain what became of it.
-        self.unanswered = 0
-
-
-def _drawn(number: int) -> Position:
-    """Return a position of which there is no other."""
-    return Position(number, str(int.from_bytes(os.urandom(8), "big") >> 1))
-
-
 def _baton() -> bytes:
     """Return a value for the turn while nobody has it; who gets the same as a baton may take it."""
     return b"-" + os.urandom(8).hex().encode()
@@ -456,7 +441,7 @@ class RedisLog:
         self._commands = {script: script.command(self._keys) for script in (_open, _append, _replace, _read, _turn)}
         self._token = os.urandom(8).hex().encode()
         self._link, self._watching = (_Link(self._address, self._check_server) for _ in range(2))
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         #: The turn may be ours.
         self._has_turn = False
         #: The position that was told last.
@@ -466,7 +451,7 @@ class RedisLog:
 
     def open(self, wait: float = 0.0) -> Contents:
         """See Log. Raises FileNotFoundError where there is no state and `readonly` is set."""
-        first = b"" if self.readonly else _told(_drawn(1))
+        first = b"" if self.readonly else _told(drawn(1))
         reply = self._call(_open, first, deadline=time.monotonic() + wait)
         if reply[0] == b"kind":
             reason = f"{reply[1].decode()} is a {reply[2].decode()} on the server; choose another name"
@@ -499,7 +484,7 @@ class RedisLog:
         if pending is None or pending.what != (entry, after, edit):
             if pending is not None and pending.unanswered:
                 raise Unknown(f"{self.path}: how an earlier change ended is not known; that has to be settled first")
-            pending = self._pending = _Pending(entry, after, edit=edit)
+            pending = self._pending = Pending(entry, after, edit=edit)
         arguments = _told(after), _told(pending.id), self._token, _baton() if last else b"", entry, *more
         try:
             reply = self._call(script, *arguments, pending=pending)
@@ -587,7 +572,7 @@ class RedisLog:
     # -- Requests --
 
     def _call(
-        self, script: _Script, *arguments: bytes, deadline: float | None = None, pending: _Pending | None = None
+        self, script: _Script, *arguments: bytes, deadline: float | None = None, pending: Pending | None = None
     ) -> list[Any]:
         """Run a script; try again for the seconds of `timeout`. Raises OSError, StateError."""
         if deadline is None:
@@ -609,7 +594,7 @@ class RedisLog:
                     return reply
                 time.sleep(_PAUSE)  # what was sent before may arrive when the other's turn ends
 
-    def _try(self, count: int, command: bytes, pending: _Pending | None) -> Any:
+    def _try(self, count: int, command: bytes, pending: Pending | None) -> Any:
         """Send a command; note whether it may have reached the server, if what comes back is not an answer."""
         self._link.connect()
         if pending is None:

@@ -18,7 +18,7 @@ from persistedstate import PersistedState, check, plain
 from persistedstate_tools.command_line import main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from logs.servers import Server
@@ -27,12 +27,6 @@ pytest.importorskip("redis", reason="the extra `redis` is not installed")
 
 JOBS = [{"name": "fetch", "done": True}, {"name": "parse", "done": False}]
 STATE: dict[str, Any] = {"last_id": 3, "jobs": JOBS, "text": "a\nb"}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with servers.running(tmp_path_factory.mktemp("server")) as server:
-        yield server
 
 
 @pytest.fixture

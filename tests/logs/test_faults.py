@@ -23,7 +23,6 @@ from persistedstate_logs import Contents, News, Overtaken, Unknown
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
     from pathlib import Path
 
     from logs.servers import Server
@@ -34,26 +33,6 @@ def kind(request: pytest.FixtureRequest) -> type[Server]:
     """The engine."""
     engine: type[Server] = request.param
     return engine
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, kind: type[Server]) -> Iterator[Server]:
-    """One for the tests that do not kill it."""
-    with servers.running(tmp_path_factory.mktemp("server"), kind=kind) as server:
-        yield server
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    """A name that no other test uses."""
-    return str(request.node.name).replace("[", "-").replace("]", "")
-
-
-@pytest.fixture
-def proxied(server: Server) -> Iterator[Proxy]:
-    proxy = Proxy(server.port)
-    yield proxy
-    proxy.close()
 
 
 def opened(server: Server, url: str, **options: Any) -> contextlib.closing[Any]:

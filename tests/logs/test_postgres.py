@@ -30,10 +30,9 @@ from persistedstate_logs.postgres import PostgresLog  # noqa: E402 - it imports 
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """One for the tests that neither kill nor change it."""
-    with running(tmp_path_factory.mktemp("server")) as server:
-        yield server
+def kind() -> type[Postgres]:
+    """The engine."""
+    return Postgres
 
 
 @contextlib.contextmanager
@@ -41,12 +40,6 @@ def running(folder: Path, *options: str) -> Iterator[Postgres]:
     with servers.running(folder, *options, kind=Postgres) as server:
         assert isinstance(server, Postgres)
         yield server
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    """A name that no other test uses."""
-    return str(request.node.name).replace("[", "-").replace("]", "")
 
 
 @pytest.fixture

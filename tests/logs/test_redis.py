@@ -26,26 +26,6 @@ redis = pytest.importorskip("redis", reason="the extra `redis` is not installed"
 from persistedstate_logs.redis import RedisLog  # noqa: E402 - it imports redis
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One for the tests that neither kill nor change it."""
-    with servers.running(tmp_path_factory.mktemp("server")) as server:
-        yield server
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    """A name that no other test uses."""
-    return str(request.node.name).replace("[", "-").replace("]", "")
-
-
-@pytest.fixture
-def proxied(server: Server) -> Iterator[Proxy]:
-    proxy = Proxy(server.port)
-    yield proxy
-    proxy.close()
-
-
 def opened(url: str, **options: Any) -> contextlib.closing[RedisLog]:
     return contextlib.closing(RedisLog(url, **options))
 

@@ -78,12 +78,6 @@ def kind(request: pytest.FixtureRequest) -> type[Server]:
     return engine
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, kind: type[Server]) -> Iterator[Server]:
-    with servers.running(tmp_path_factory.mktemp("server"), kind=kind) as server:
-        yield server
-
-
 @pytest.fixture
 def url(server: Server) -> str:
     """The address of a state that does not exist yet."""
