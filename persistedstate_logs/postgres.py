@@ -237,7 +237,7 @@ _ANSWERS: tuple[tuple[str, int, str], ...] = (
      "the server has no connection left"),
 )  # fmt: skip
 #: What passes, perhaps: the server starts, stops or changes places, or others were in the way.
-_FOR_NOW_CODES = ("25006", "40001", "40P01", "23505", "42P07", "57014")
+_FOR_NOW_CODES = ("25006", "40001", "40P01", "23505", "42P07", "42710", "57014")
 
 #: Connections of the parents of this process.
 _inherited: list[Any] = []
