@@ -21,7 +21,7 @@ from rounds import rounds as sized
 from test_followers import script
 
 import persistedstate
-from persistedstate import PersistedState, StateClosed, StateConflict, StateError, StateLocked, plain
+from persistedstate import PersistedState, StateClosed, StateConflict, StateError, StateLocked, on_change, plain
 
 if TYPE_CHECKING:
     import random
@@ -276,6 +276,69 @@ def test_after_a_conflict_the_same_statement_works(shared: PersistedState, peer:
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), StateError)
     shared.a += 1
     assert shared.a == 11
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine"),
+    [
+        ("state.a += 1", lambda s: s.__setattr__("a", s.a + 1)),
+        ("with state.transaction(): state.a += 1; state.b += 1", lambda s: s.__delattr__("b")),
+        ("state.conf['deep']['n'] += 1", lambda s: s.conf["deep"].__setitem__("n", 5)),
+        ("state.conf['deep']['n'] += 1", lambda s: s.__setattr__("conf", {})),
+        ("state.jobs.append(len(state.jobs))", lambda s: s.jobs.__setitem__(-1, "mine")),
+    ],
+)
+def test_what_another_process_does_again_and_again_is_not_overwritten(
+    shared: PersistedState, peer: Peer, theirs: str, mine: Callable[[Any], object]
+) -> None:
+    """From the second time on it is applied in a shorter way."""
+    for _ in range(3):
+        peer.do(theirs)
+        peer.do(theirs)
+        with pytest.raises(StateConflict, match="another process"):
+            mine(shared)
+        assert peer.do("said = plain(state)") == plain(shared)
+    shared.vacuum()
+
+    assert oracle.read(Path(shared)) == plain(shared)
+
+
+def test_what_another_process_does_again_and_again_is_told(shared: PersistedState, peer: Peer) -> None:
+    told: list[Any] = []
+    for _ in range(2):
+        peer.do("state.a += 1; state.jobs.append(state.a)")
+        shared.refresh()
+    stop = on_change(shared, lambda *change: told.append(change), "a")
+    for _ in range(2):
+        peer.do("state.a += 1; state.jobs.append(state.a)")
+        shared.refresh()
+    stop()
+
+    assert told == [(("a",), 3, 4), (("a",), 4, 5)]
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        *("del state.a", "state.a = {}", "state.clear()", "state.jobs = 5", "state.vacuum()"),
+        *("state.jobs.insert(1, 9)", "state.jobs.append([])", "state.jobs.pop(0)", "state.a = 'text'"),
+    ],
+)
+def test_what_was_done_again_and_again_is_followed_by_something_else(
+    shared: PersistedState, peer: Peer, then: str
+) -> None:
+    again = "state.a = 7; state.jobs = [1]; state.jobs.append(2); state.jobs.append(3); state.a = 8"
+    for step in (again, again, then, again):
+        peer.do(step)
+    shared.refresh()
+    assert plain(shared) == peer.do("said = plain(state)")
+    for step in (again, then):
+        peer.do(step)
+        shared.refresh()
+        assert plain(shared) == peer.do("said = plain(state)") == oracle.read(Path(shared))
+
+    shared.vacuum()
+    assert oracle.read(Path(shared)) == plain(shared)
 
 
 def test_what_was_removed_by_another_process_can_be_read_and_not_changed(shared: PersistedState, peer: Peer) -> None:
