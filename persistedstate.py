@@ -3768,8 +3768,8 @@ if TYPE_CHECKING:
         size: int
         is_in_turn: bool
 
-        def take_turn(self) -> None:
-            """Wait until nobody else may write, until `end_turn`."""
+        def take_turn(self, wait: float = inf) -> None:
+            """Wait until nobody else may write, until `end_turn`; TimeoutError after `wait` seconds."""
 
         def end_turn(self) -> None:
             """Let others write; may be called again."""
@@ -3964,21 +3964,30 @@ class _SharedJournal(_Journal):
         """Return another one for the same file, not open."""
         return _SharedJournal(self.name)
 
-    def take_turn(self) -> None:
+    def take_turn(self, wait: float = inf) -> None:
         """Wait until nobody else may write, until `end_turn`. A signal handler may have a turn of its own meanwhile.
 
         Nobody wakes up fast enough to get a lock before the one who released it just now, and takes it again. Therefore
-        everybody has to stand in line now and then, whose first waits for the lock.
+        everybody has to stand in line now and then, whose first waits for the lock. Who waits for so many seconds only
+        does not: raises TimeoutError.
         """
         while not self.is_in_turn:
             turns, self.is_locked = self.turns, True
-            if _system.now() >= self.yields_at or not _system.lock(self.beside):
+            if wait < inf:
+                self._try_lock(_system.now() + wait)
+            elif _system.now() >= self.yields_at or not _system.lock(self.beside):
                 self.is_in_line = True
                 _system.lock_byte(self.beside, _QUEUE, "F_WRLCK", wait=True)
                 self._await_lock()
                 self._leave_line()
                 self.yields_at = _system.now() + _IN_A_ROW
             self.is_in_turn = turns == self.turns
+
+    def _try_lock(self, end: float) -> None:
+        while not _system.lock(self.beside):
+            if _system.now() >= end:
+                raise TimeoutError
+            _system.sleep(_IN_A_ROW / 50)
 
     def _await_lock(self) -> None:
         """Wait for the lock, as the first in the line; at first so that it costs the one who has it no time.
@@ -4396,6 +4405,10 @@ class _Tree:
         Returns whether the value, a node, was there and was replaced: then there is nothing to do.
         """
         raise NotImplementedError
+
+    def thread_lock(self) -> Any:
+        """Return what users hold to make several changes one; an RLock, or the like of it."""
+        return self.still()
 
     def resume(self) -> None:
         """Do what is in the way of changes, so that they can go on; raises where that cannot be."""
@@ -6596,6 +6609,56 @@ class _Turn:
         next(self.steps, None)
 
 
+class _TurnLock:
+    """The lock of a shared tree as users hold it: as an RLock, and with it the turn of this process.
+
+    What is entered by `with` is left by the same object; what one object acquires another one may release.
+    """
+
+    __slots__ = ("entered", "tree")
+
+    def __init__(self, tree: _SharedTree) -> None:
+        self.tree = tree
+        self.entered: list[Iterator[None]] = []
+
+    def __enter__(self) -> bool:
+        turn = self.tree.steps()
+        next(turn)
+        self.entered.append(turn)
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        next(self.entered.pop(), None)
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as an RLock has it
+        """Take lock and turn; return whether that was possible, at once or within so many seconds."""
+        tree = self.tree
+        end = _system.now() + ((inf if timeout < 0 else timeout) if blocking else 0.0)
+        if not tree.lock.acquire(blocking, timeout):
+            return False
+        try:
+            turn = tree.steps(end - _system.now())
+            next(turn)
+            tree.acquired.append(turn)
+        except TimeoutError as error:
+            if type(error) is not TimeoutError:
+                raise
+            return False
+        finally:
+            tree.lock.release()
+        return True
+
+    def release(self) -> None:
+        """Give back what was acquired last; raises RuntimeError in a thread that has not."""
+        if not (self._is_owned() and self.tree.acquired):
+            raise RuntimeError("cannot release un-acquired lock")
+        next(self.tree.acquired.pop(), None)
+
+    def _is_owned(self) -> bool:
+        lock: Any = self.tree.lock
+        return bool(lock._is_owned())
+
+
 class _PastText(namedtuple("_PastText", "string")):
     """Stands for the document of an older snapshot."""
 
@@ -6619,6 +6682,8 @@ class _SharedTree(_LiveTree):
         self.log: _Log = journal
         #: Memory may differ from the log, so that all of that has to be read.
         self.is_doubtful = False
+        #: The turns that `_TurnLock.acquire` began, and `release` ends.
+        self.acquired: list[Iterator[None]] = []
         #: A person had changed the snapshot below the records that were read, which is to be renewed.
         self.is_edited = False
         #: The tree of those nodes that others removed: a change of them raises.
@@ -6633,8 +6698,12 @@ class _SharedTree(_LiveTree):
         self.still()
         return _Turn(self)
 
-    def steps(self) -> Iterator[None]:
-        """Hold the lock and the turn until the next step."""
+    def thread_lock(self) -> Any:
+        self.still()
+        return _TurnLock(self)
+
+    def steps(self, wait: float = inf) -> Iterator[None]:
+        """Hold the lock and the turn until the next step; TimeoutError if there is none within so many seconds."""
         with self.lock:
             if self.log.is_in_turn:
                 self.missed = {}  # what is read from here on is up to date
@@ -6642,18 +6711,18 @@ class _SharedTree(_LiveTree):
                 return
             try:
                 try:
-                    self._begin_turn()
+                    self._begin_turn(wait)
                     yield
                 finally:
                     self.log.end_turn()
             finally:
                 self.log.end_turn()  # an interrupt may have come in front of the first
 
-    def _begin_turn(self) -> None:
+    def _begin_turn(self, wait: float) -> None:
         if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
             function, *arguments = self.halted
             function(*arguments)
-        self.log.take_turn()
+        self.log.take_turn(wait)
         self.catch_up()
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:
@@ -6900,18 +6969,18 @@ class _LogTree(_SharedTree):
     def has_facts(self, value: bool) -> None:
         pass
 
-    def steps(self) -> Iterator[None]:
+    def steps(self, wait: float = inf) -> Iterator[None]:
         with self.lock:
             depth = self.journal.depth
             self.journal.depth = depth + 1
             try:
-                yield from super().steps()
+                yield from super().steps(wait)
             finally:
                 self.journal.depth = depth
 
-    def _begin_turn(self) -> None:
+    def _begin_turn(self, wait: float) -> None:
         self.journal.depth = 1  # an interrupt may have left another
-        super()._begin_turn()
+        super()._begin_turn(wait)
 
     def _halt(self, trouble: Exception | None) -> None:
         """Read anew what may differ; the log lacks nothing that has to be written to it."""
@@ -7625,7 +7694,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     @property
     def _thread_lock(self) -> Any:
         """The re-entrant lock that guards every change; hold it to make several of them one for other threads."""
-        return self._tree.turn()
+        return self._tree.thread_lock()
 
     def close(self) -> None:
         """Vacuum, and let the file go; every later use raises StateClosed. A second call does nothing.

@@ -121,6 +121,64 @@ def test_the_thread_lock_holds_the_turn(shared: PersistedState, peer: Peer) -> N
     assert (shared.a, shared.b) == (42, 43)
 
 
+def test_the_thread_lock_is_acquired_and_released_like_an_rlock(shared: PersistedState, peer: Peer) -> None:
+    peer.do("state.a = 41")
+
+    assert shared._thread_lock.acquire()
+    assert shared._thread_lock.acquire(blocking=False)
+    assert shared.a == 41
+    shared._thread_lock.release()
+    peer.tell("state.a += 1; said = state.a")
+    shared.a += 1
+    shared._thread_lock.release()
+    with pytest.raises(RuntimeError, match="un-acquired"):
+        shared._thread_lock.release()
+
+    assert peer.line().startswith('"StateConflict')
+    assert peer.do("state.a += 1; said = state.a") == 43
+
+
+def test_one_object_of_the_thread_lock_holds_as_often_as_one_likes(shared: PersistedState, peer: Peer) -> None:
+    lock = shared._thread_lock
+    for number in range(3):
+        with lock, lock:
+            with lock:
+                shared.a = number
+            peer.tell("state.refresh(); said = state.b")
+            shared.b = number
+        assert peer.line() == f"{number}"
+
+
+@pytest.mark.parametrize("options", [{"blocking": False}, {"timeout": 0}, {"timeout": 0.01}])
+def test_who_does_not_wait_for_the_thread_lock_does_not_get_it(
+    shared: PersistedState, peer: Peer, options: dict[str, Any]
+) -> None:
+    """It is with another process at first, and then with another thread."""
+    peer.do("lock = state._thread_lock; lock.acquire()")
+    assert not shared._thread_lock.acquire(**options)
+    peer.do("lock.release()")
+
+    assert shared._thread_lock.acquire(timeout=60)
+    got = []
+
+    def ask() -> None:
+        got.append(shared._thread_lock.acquire(**options))
+        with pytest.raises(RuntimeError, match="un-acquired"):
+            shared._thread_lock.release()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    shared._thread_lock.release()
+
+    assert got == [False]
+    assert peer.do("said = state._thread_lock.acquire(blocking=False); state.a = 7; state._thread_lock.release()")
+    shared.refresh()
+    assert shared.a == 7
+    with pytest.raises(ValueError, match="timeout"):
+        shared._thread_lock.acquire(blocking=False, timeout=1)
+
+
 def test_nodes_stay_the_same_objects(shared: PersistedState, peer: Peer) -> None:
     job, deep = shared.jobs[1], shared.conf["deep"]
 
