@@ -4056,9 +4056,16 @@ class _SharedJournal(_Journal):
         self._let_go(old)
 
     def _unfinished(self, end: int) -> bytes:
-        """Return what a writer that was killed added to the file, and not to the copy; cut what is no whole record."""
-        size = _system.fstat(self.descriptor).st_size
-        found = _system.pread(self.descriptor, size - end, end) if size > end else b""
+        """Return what a writer that was killed added to the file, and not to the copy; cut what is no whole record.
+
+        What stands behind a text that a person saved is the end of that text.
+        """
+        if _system.fstat(self.descriptor).st_size <= end:
+            return b""
+        data = _read_all(self.descriptor)
+        if data[:end] != self._copy()[:end]:
+            return b""
+        found = data[end:]
         whole = found[: found.rfind(b"\n") + 1]
         torn = found[len(whole) :]
         is_ours = all(line.startswith(_RECORD_START) or line in (b"", b"{}") for line in whole.split(b"\n"))
@@ -4089,6 +4096,7 @@ class _SharedJournal(_Journal):
         except OSError:
             self.size = size
             _system.ftruncate(self.descriptor, size)
+            _system.ftruncate(self.beside, self.note.start + size)  # a part of it may be there
             raise
 
     def landed(self, offset: int, data: bytes) -> bool:

@@ -781,6 +781,27 @@ def test_a_save_as_long_as_what_a_process_knows_hides_nothing_from_it(shared: Pe
     assert peer.do("state.refresh(); said = [state.a, state.b]") == [3, 2]
 
 
+@pytest.mark.parametrize("way", ["in place", "cp"])
+@pytest.mark.parametrize("more", ["\n", "a record"])
+def test_a_save_that_makes_the_text_longer_by_what_stands_at_its_end_is_seen(
+    shared: PersistedState, peer: Peer, way: str, more: str
+) -> None:
+    """What stands there is no record of a process that was killed behind it."""
+    path = Path(shared)
+    shared.jobs.append("once")
+    text = path.read_text()
+    record = text.splitlines()[-1]
+    comment = f"#{'.' * (len(record) - 1)}\n" if more == "a record" else ""
+    save(path, comment + text.replace("b: 1\n", "b: 2\n" if comment else "b: 22\n"), way)
+
+    peer.do("state.a = 5")
+    shared.vacuum()
+
+    assert peer.do("state.refresh(); said = plain(state)") == plain(shared)
+    assert plain(shared)["jobs"] == [{"name": "x"}, {"name": "y"}, "once"]
+    assert (shared.a, shared.b) == (5, 2 if comment else 22)
+
+
 def test_a_save_is_a_conflict_with_what_it_changed(shared: PersistedState) -> None:
     save(Path(shared), Path(shared).read_text().replace("a: 1", "a: 10"))
 
@@ -1050,6 +1071,27 @@ def test_a_change_that_fails_leaves_nothing(
     assert peer.do("state.b = 2; said = plain(state)") == {**plain(shared), "b": 2}
     shared.a = 7
     assert peer.do("state.refresh(); said = state.a") == 7
+
+
+def test_a_change_of_which_a_part_was_written_beside_leaves_nothing(
+    shared: PersistedState, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is full: some bytes fit, and then none."""
+
+    def fail(descriptor: int, data: bytes, offset: int) -> int:
+        if len(data) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.pwrite(descriptor, data[:-1], offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(persistedstate._System, "pwrite", staticmethod(fail))
+        with pytest.raises(OSError, match="No space"):
+            shared.a = 5
+
+    assert shared.a == 1
+    assert peer.do("state.b = 2; said = plain(state)") == {**plain(shared), "b": 2}
+    shared.refresh()
+    assert oracle.read(Path(shared)) == plain(shared)
 
 
 def test_a_change_behind_one_that_was_interrupted_in_the_same_turn_reaches_others(
