@@ -3554,10 +3554,10 @@ class _Journal:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
             if not self._lock(new):
                 raise OSError(errno.EBUSY, "somebody locked the temporary file", path)
-            self._check(basis, theirs)
             self._announce(new)
+            self._check(basis, theirs)  # last: what is saved between this and the next step by a renaming is lost
             _system.replace(path, self.path)
-            self._hand_over(new, data, old if theirs < 0 else theirs, basis[2] if basis else 0)
+            self._hand_over(new, data, old if theirs < 0 else theirs, basis)
         except BaseException:
             _surely(self._clean_up, new, data)
             raise
@@ -3569,10 +3569,10 @@ class _Journal:
     def _announce(self, new: int) -> None:
         """Tell those who share the file which one is about to take its place."""
 
-    def _hand_over(self, new: int, data: bytes, replaced: int, size: int) -> None:
+    def _hand_over(self, new: int, data: bytes, replaced: int, basis: _Glance | None) -> None:
         """Go on with the new file: an append to the old descriptor would succeed and be lost."""
         self._go_on_with(new, data)
-        if size and _system.fstat(replaced).st_size != size:  # an editor opened it in the last moment
+        if basis and _seen(_system.fstat(replaced)) != basis:  # an editor opened it in the last moment
             self.displaced = replaced
         self._keep_name()
 
@@ -3649,8 +3649,8 @@ class _Journal:
         """Raise _Overtaken if the file looks different by now, or looks the same and holds something else."""
         if self.is_half_rewritten:
             return
-        is_same = self._glance() == basis
-        if not (is_same and (basis is None or self._holds_the_same(self.descriptor if theirs < 0 else theirs))):
+        is_same = basis is None or self._holds_the_same(self.descriptor if theirs < 0 else theirs)
+        if not is_same or self._glance() != basis:  # behind the other, which takes longer
             raise _Overtaken
 
     def _holds_the_same(self, descriptor: int) -> bool:
