@@ -6812,13 +6812,12 @@ class _SharedTree(_LiveTree):
             for inner in path:
                 self._take_record(*inner)
             return
-        record = [name, path, *arguments]
-        if name in ("was", "hash") and _is_fact(record):
+        if name in ("was", "hash") and _is_fact([name, path, *arguments]):
             self.attested.add(path[0])
             return
         node = _target(self.root, path)
         if not self._is_put(node, name, *arguments):
-            _apply(self.root, record)
+            _apply(self.root, [name, path, *arguments])
             if all(type(key) is str for key in path):  # to find the way from a list takes long
                 node._locate()
                 node._prime(name, *arguments)
