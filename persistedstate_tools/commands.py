@@ -108,8 +108,8 @@ def run_check(options: Namespace) -> int:
 
 
 def _print_problems(name: str, problems: Iterable[Problem]) -> None:
-    for line, column, reason, text in problems:
-        print(f"{name}: line {line}, column {column}: {reason}\n    {shown_line(text)}".rstrip())
+    for problem in problems:
+        print(f"{name}: {problem}")
 
 
 def run_repair(options: Namespace) -> int:

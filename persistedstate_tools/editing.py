@@ -12,7 +12,18 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from persistedstate import StateError, StateLocked, _BadText, _Document, _merged, _plain, _problem, _Saved, _Stream
+from persistedstate import (
+    StateError,
+    StateLocked,
+    _BadText,
+    _Document,
+    _explained,
+    _merged,
+    _plain,
+    _problem,
+    _Saved,
+    _Stream,
+)
 from persistedstate_tools.commands import check_is_there, opened
 from persistedstate_tools.excerpts import read_state
 from persistedstate_tools.messages import Refusal, complain, complaint, shown_place
@@ -84,7 +95,7 @@ def _run_editor(name: Path) -> None:
 def _with_complaint(text: bytes, problem: _BadText) -> bytes:
     """Return a text with a comment above the line with a mistake."""
     whole = text.decode(errors="surrogateescape")
-    line, column, reason, _ = _problem(whole, problem)
+    line, column, reason, _ = _problem(whole, _explained(whole, problem))
     lines = whole.split("\n")
     lines[line - 1 : line - 1] = [
         f"{_MARK}the next line, column {column}: {' '.join(reason.split())}",
