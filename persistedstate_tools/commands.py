@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,7 +104,16 @@ def run_check(options: Namespace) -> int:
     _print_problems(shown_place(options.file), problems)
     if not problems:
         print(f"{shown_place(options.file)}: sound")
+        print_notes(shown_place(options.file), read_state(options.file)[0].text())
     return NO if problems else 0
+
+
+def print_notes(name: str, text: str, known: Container[str] | None = None) -> None:
+    """Tell what in a text is hardly meant, but in lines that are known."""
+    from persistedstate_tools.notes import notes
+
+    for problem in notes(text, known):
+        print(f"{name}: note: {problem}")
 
 
 def _print_problems(name: str, problems: Iterable[Problem]) -> None:

@@ -24,7 +24,7 @@ from persistedstate import (
     _Saved,
     _Stream,
 )
-from persistedstate_tools.commands import check_is_there, opened
+from persistedstate_tools.commands import check_is_there, opened, print_notes
 from persistedstate_tools.excerpts import read_state
 from persistedstate_tools.messages import Refusal, complain, complaint, shown_place
 from persistedstate_tools.renewal import put, save_beside
@@ -47,6 +47,8 @@ def run_edit(options: Namespace) -> int:
     try:
         saved = _edited(name, text)
         print(f"{shown_place(place)}: {'no change' if saved is None else _save(place, text.decode(), base, saved)}")
+        if saved is not None:
+            print_notes(shown_place(place), saved.text, text.decode().splitlines())
     except (Refusal, StateError, OSError) as error:
         reason, code = complaint(error, place)
         raise Refusal(f"{reason}; the text is kept in {name}", code) from None

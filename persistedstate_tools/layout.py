@@ -6,10 +6,7 @@ import re
 import unicodedata
 
 from persistedstate import _CONTENT, _TOP_LEVEL, _BadText
-from persistedstate_tools.spots import NO_COLON, Spot, column_of, lead_of
-
-#: What looks like a blank or like nothing, but is a character to YAML.
-_UNSEEN = re.compile("[\xa0\xad\u180e\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff]")
+from persistedstate_tools.spots import NO_COLON, UNSEEN, Spot, column_of, lead_of
 
 
 def top(spot: Spot) -> _BadText:
@@ -69,7 +66,7 @@ _WITHOUT_COLON = (
 
 def without_colon(spot: Spot) -> _BadText:
     """Say what a line lacks that is no entry, because there is no colon with a blank behind it."""
-    if unseen := _UNSEEN.search(spot.line):
+    if unseen := UNSEEN.search(spot.line):
         name = unicodedata.name(unseen[0], "a character").lower()
         what = f"a character that cannot be seen (U+{ord(unseen[0]):04X}, {name}); replace it by a space, or delete it"
         return spot.says(what, spot.start + unseen.start())
@@ -96,14 +93,18 @@ def first(spot: Spot) -> Spot:
 
 def misfit(spot: Spot) -> _BadText:
     """Say that a line begins in a column in which nothing above it begins that is still open."""
-    columns: list[int] = []
+    columns, is_item = list[int](), spot.line.startswith("-", spot.column)
     for _, line in spot.above():
-        for column in (lead_of(line), column_of(line)):
+        for column in (column_of(line),) if is_item else (lead_of(line), column_of(line)):
             if not columns or column < min(columns):
                 columns.append(column)
     if spot.column in columns:
         start = first(spot)
-        return spot.says("a key among items (- )") if spot.column > start.column else top(start)
+        return (
+            spot.says("a key among items (- ): indent it like the key of their list, or make it an item")
+            if spot.column > start.column
+            else top(start)
+        )
     shown = " or ".join(map(str, sorted(columns)))
     spaces = f"indented by {spot.column} space{'s' * (spot.column > 1)}" if spot.column else "not indented"
     what = f"{spaces}, which fits no line above: {shown} would"

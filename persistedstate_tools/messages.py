@@ -56,7 +56,7 @@ def complaint(error: Exception, name: str) -> tuple[str, int]:
     if isinstance(error, StateCorrupt):
         line = f": {shown_line(error.text)}" if error.text.strip() else ""
         place = f"{error.path}: line {error.line}, column {error.column}"
-        advice = "" if is_address(error.path) else "; persistedstate repair helps"
+        advice = "" if is_address(error.path) else "; mend it in an editor, or see persistedstate repair"
         return f"{place}: {error.reason}{line}{advice}", ERROR
     if isinstance(error, OSError) and not isinstance(error, StateError) and error.strerror:
         return f"{os.fsdecode(error.filename or shown_place(name))}: {error.strerror}", ERROR

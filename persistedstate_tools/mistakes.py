@@ -251,7 +251,7 @@ def _in_brackets(spot: Spot, match: re.Match[str]) -> _BadText:
         )
     if comment := re.compile(r"(?<![:\S])(//|/\*)").search(spot.text, begin, spot.offset):
         return spot.says("a comment begins with #", comment.start())
-    return spot.says("a comma is missing, or quotes around a value with a colon", end_of(spot, last))
+    return spot.says("a comma is missing here, or quotes around a value with a colon", end_of(spot, last))
 
 
 def _document(spot: Spot, _match: re.Match[str]) -> _BadText | None:

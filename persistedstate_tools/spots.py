@@ -9,6 +9,8 @@ from typing import Any
 from persistedstate import _CONTENT, _BadText, _line_start, _scanner_12
 
 NO_COLON = "a colon is missing (key: value)"
+#: What looks like a blank or like nothing, but is a character to YAML.
+UNSEEN = re.compile("[\xa0\xad\u180e\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff]")
 #: So many characters of a value are shown in quotes, as it should be written.
 _SHORT = 40
 

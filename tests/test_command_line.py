@@ -557,7 +557,7 @@ def test_damaged_file_is_told_with_line_and_column(arguments: list[str], path: P
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("persistedstate: x.state: line 2, column 4: ")
-    assert done.stderr.endswith(": b: ]; persistedstate repair helps\n")
+    assert done.stderr.endswith(": b: ]; mend it in an editor, or see persistedstate repair\n")
 
 
 @pytest.mark.parametrize(
