@@ -6251,7 +6251,7 @@ class _LiveTree(_Tree):
             document, value = edit.saved.with_value(value)
             is_new = self.history.is_new(edit.saved, self.document)
         except StateCorrupt as error:
-            edit.trouble = error
+            edit.trouble = _told(error.line, error.column, error.reason, error.text)
             edit.give_up("what was saved there is not what is declared")
             self._refuse(edit)
             return
@@ -6453,7 +6453,7 @@ class _Edit:
         self.saved: _Saved | None = None
         self.problem = "" if is_quiet else "somebody keeps writing the file"
         #: What a person has to mend in it.
-        self.trouble: _BadText | StateCorrupt | None = None
+        self.trouble: _BadText | str = ""
         self.is_doubtful = not is_quiet
         self.text = (data or b"").strip(b"\0\r\n\t ").decode(errors="replace")
         try:
@@ -6472,12 +6472,10 @@ class _Edit:
 
     def advice(self) -> str:
         """Return what a person has to mend in it, if that can be told."""
-        text, trouble = (self.data or b"").decode(errors="replace"), self.trouble
-        if trouble is None:
-            return ""
-        corrupt = _corrupt(".", text, trouble) if isinstance(trouble, _BadText) else trouble
-        what = _told(corrupt.line, corrupt.column, corrupt.reason, corrupt.text)
-        return f"; mend your text and save it once more:\n{what}"
+        text, place = (self.data or b"").decode(errors="replace"), self.trouble
+        if isinstance(place, _BadText):
+            place = str(_problem(text, _explained(text, place)))
+        return f"; mend your text and save it once more:\n{place}" if place else ""
 
     def compare(self, known: list[_Document]) -> None:
         """Doubt a text that looks as if it broke off, compared with the latest snapshots.

@@ -98,6 +98,8 @@ def _indicator(spot: Spot, _match: re.Match[str]) -> _BadText:
 
 def _content(spot: Spot, match: re.Match[str]) -> _BadText | None:
     sign = match[1]
+    if sign == "?" and not spot.after.startswith("?"):  # a key, as it seems to the reader
+        return misfit(spot)
     if sign not in ",]}":
         begin = open_bracket(tokens(spot))
         return None if begin is None else spot.says(_NOT_CLOSED.format(f"bracket {spot.text[begin]}"), begin)
@@ -271,11 +273,14 @@ def _document(spot: Spot, _match: re.Match[str]) -> _BadText | None:
     return top(above)
 
 
-def _another(spot: Spot, _match: re.Match[str]) -> _BadText | None:
+def _another(spot: Spot, _match: re.Match[str]) -> _BadText:
     if spot.line.startswith("---"):
         return spot.says("this is no record of the script")
-    end = spot.text.rfind("\n...", 0, spot.offset + 4)
-    return spot.says("nothing can stand below the end mark ...", end + 1) if end >= 0 else None
+    end = f"\n{spot.text}".rfind("\n...", 0, spot.offset + 5)
+    what = (
+        "nothing can stand below the end mark ..." if end >= 0 else "nothing can stand behind the end of the document"
+    )
+    return spot.says(what, end if end >= 0 else spot.offset)
 
 
 def _scalar_end(spot: Spot, _match: re.Match[str]) -> _BadText:
@@ -289,7 +294,7 @@ _KINDS: tuple[tuple[str, Callable[[Spot, re.Match[str]], _BadText | None]], ...]
     ("found character .* that cannot start", _bad_start),
     ("mapping values are not allowed", _second_colon),
     ("expected <block end>, but found '<block mapping start>'", lambda spot, _: lacking(spot) or misfit(spot)),
-    ("found incompatible YAML", lambda spot, _: spot.says("a version of YAML other than 1.1 and 1.2")),
+    ("found incompatible YAML|expected a digit", lambda spot, _: spot.says("a version of YAML other than 1.1 and 1.2")),
     ("could not find expected ':'", lambda spot, _: without_colon(Spot(spot.text, spot.offset))),
     (re.escape(_TOP_LEVEL), lambda spot, _: top(spot)),
     (r"expected <block end>, but found '(.+)'", _block_end),

@@ -114,9 +114,7 @@ class _Remains:
 
     def _tell(self, first: Problem) -> None:
         """Tell what opening the file tells, in the place of what was found there piece by piece."""
-        lines = [problem.line for problem in self.problems]
-        same = first.line if first.line in lines else max([line for line in lines if line < first.line], default=0)
-        replaced = next((problem for problem in self.problems if same in (problem.line, 0)), None)
+        replaced = min(self.problems, key=lambda problem: abs(problem.line - first.line), default=None)
         self.problems = [first, *(problem for problem in self.problems if problem is not replaced)]
 
     def _plant(self, document: _Document, value: dict[Any, Any]) -> None:

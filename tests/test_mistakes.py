@@ -22,8 +22,8 @@ import persistedstate
 from persistedstate import PersistedState, Problem, StateCorrupt, check, repair
 from persistedstate_tools.command_line import main
 from persistedstate_tools.editing import _with_complaint
-from persistedstate_tools.mistakes import explained
 from persistedstate_tools.notes import notes
+from persistedstate_tools.repair import _reason, _Remains
 
 if TYPE_CHECKING:
     import random
@@ -439,20 +439,32 @@ done: plain
 ]
 
 
-@rounds(ci=2_000, nightly=100_000)
+@rounds(ci=1_000, nightly=50_000)
 def test_no_words_of_a_reader_come_through(chance: random.Random, rounds: int) -> None:
-    """Whatever the mistake is, it is told in words of a person, within the text."""
+    """Whatever the mistake is, it is told in words of a person, within the text, and by `check`, too."""
     for _ in range(rounds):
-        text = chance.choice(WHOLE)
-        for _ in range(chance.choice([1, 1, 2])):
+        text = wrong(chance.choice(WHOLE), chance)
+        if chance.random() < 0.3:
             text = wrong(text, chance)
         try:
-            persistedstate._Stream(text.encode())
-        except persistedstate._BadText as problem:
-            found = explained(text, problem)  # raises nothing
-            assert 0 <= found.offset <= len(text), text
-            words = re.sub(r'".*"', "", found.reason)
-            assert not re.search(r"expected|token|found|could not|not allowed|<\w", words), (text, found.reason)
+            persistedstate._parsed("", text.encode())
+        except StateCorrupt as error:
+            first = Problem(error.line, error.column, error.reason, error.text)
+            problems = _Remains(text.encode()).problems
+            assert first in problems, text
+            for problem in problems:
+                words = re.sub(r'".*"', "", problem.reason)
+                assert not re.search(r"expected|token|found|could not|not allowed|<\w", words), (text, problem.reason)
+
+
+@rounds(ci=1_000, nightly=50_000)
+def test_explaining_raises_nothing_and_stays_within_the_text(chance: random.Random, rounds: int) -> None:
+    for _ in range(rounds):
+        text = chance.choice(["", "\ufeff"]) + wrong(chance.choice(WHOLE), chance)
+        text = text.replace("\n", chance.choice(["\n", "\r\n", "\r"]))
+        problem = _reason(text)
+        assert problem is None or 0 <= problem.offset <= len(text), text
+        notes(text, frozenset())
 
 
 # ---- What is read, but hardly as it is meant -------------------------------------------------------------------------
