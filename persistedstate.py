@@ -183,17 +183,13 @@ def _told(line: int, column: int, reason: str, text: str) -> str:
     """Tell what is wrong with a line, with a mark below the column in which it is."""
     from unicodedata import combining, east_asian_width
 
-    text = text.rstrip()
+    text = text.rstrip().ljust(column - 1)
     start = max(min(column - 1 - _SIGHT // 2, len(text) - _SIGHT), 0)
-    text, before = (
-        "…" * (start > 0) + text[start : start + _SIGHT] + "…" * (start + _SIGHT < len(text)),
-        "…" * (start > 0) + text[start : column - 1],
-    )
-    shown = "".join(each if each.isprintable() or each == "\t" else "\ufffd" for each in text)
-    blanks = (
-        "\t" if each == "\t" else " " * (1 + (east_asian_width(each) in "WF")) for each in before if not combining(each)
-    )
-    return f"line {line}, column {column}: {reason}\n    {shown}\n    {''.join(blanks)}^"
+    shown = "…" * (start > 0) + text[start : start + _SIGHT] + "…" * (start + _SIGHT < len(text))
+    shown = "".join(each if each.isprintable() or each == "\t" else "\ufffd" for each in shown)
+    before = [each for each in shown[: column - 1 - start + (start > 0)] if not combining(each)]
+    mark = "".join("\t" if each == "\t" else " " * (1 + (east_asian_width(each) in "WF")) for each in before) + "^"
+    return f"line {line}, column {column}: {reason}\n    {shown}\n    {mark}"
 
 
 _ADVICE = "mend it in an editor, or see `persistedstate check FILE` and `persistedstate repair FILE`"

@@ -104,7 +104,7 @@ def run_check(options: Namespace) -> int:
     _print_problems(shown_place(options.file), problems)
     if not problems:
         print(f"{shown_place(options.file)}: sound")
-        print_notes(shown_place(options.file), read_state(options.file)[0].text())
+        print_notes(shown_place(options.file), contents(options.file).decode(errors="replace"))
     return NO if problems else 0
 
 

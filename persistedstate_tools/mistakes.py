@@ -36,11 +36,9 @@ def explained(text: str, problem: _BadText) -> _BadText:
     if not text.startswith("--- [", start):
         return _explained(text, problem)
     found = _explained(text[start:], _BadText(problem.reason, problem.offset - start))  # a record is read by itself
-    return (
-        problem
-        if found.reason == problem.reason
-        else _BadText(f"a damaged record: {found.reason}", found.offset + start)
-    )
+    if found.reason == problem.reason:
+        return problem
+    return _BadText(f"a damaged record: {found.reason}", found.offset + start)
 
 
 def _explained(text: str, problem: _BadText) -> _BadText:

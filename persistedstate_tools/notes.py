@@ -11,8 +11,9 @@ from collections.abc import Container, Iterator
 from contextlib import suppress
 from typing import Any
 
-from persistedstate import Problem, _BadText, _Document, _inline, _is_empty, _Loader, _problem
-from persistedstate_tools.spots import UNSEEN
+from persistedstate import Problem, _BadText, _inline, _is_empty, _Loader, _problem, _Stream
+from persistedstate_tools.layout import first
+from persistedstate_tools.spots import UNSEEN, Spot
 
 #: So many characters of an entry are looked at: a reader that knows where each value stands takes a second for 100,000.
 _LIMIT = 200_000
@@ -43,21 +44,31 @@ _DOUBT = re.compile(
 )
 
 
+#: What separates documents, but no records, and no half of a text that was being rewritten.
+_ANOTHER = re.compile(r"^---(?:[ \t]+(?:#(?! LAST VALID STATE).*)?)?\r?\n(?!\[|###|-)", re.MULTILINE)
+
+
 def notes(text: str, known: Container[str] | None = None) -> list[Problem]:
-    """Return what a text may not mean as it is read.
+    """Return what the text of a file may not mean as it is read.
 
     known: lines that are not looked at, because somebody else wrote them. Without them, what a script would write just
     so is left alone.
     """
     found: list[Problem] = []
+    if not (_DOUBT.search(text) or _ANOTHER.search(text)):
+        return found
     with suppress(_BadText):
-        document = _Document.read(text)[0]
-        whole = document.text().replace(document.newline, "\n")
-        offset = len(document.head)
+        document = _Stream(text.encode()).document
+        snapshot = document.text()
+        above = text.count("\n", 0, max(text.find(snapshot), 0))
+        whole, offset = snapshot.replace(document.newline, "\n"), len(document.head)
         for piece in [document.single, *document.pieces.values()]:
             if len(piece) <= _LIMIT and _DOUBT.search(piece):
-                found += _of_entry(whole, piece, offset, known)
+                found += [each._replace(line=each.line + above) for each in _of_entry(whole, piece, offset, known)]
             offset += len(piece)
+        if another := _ANOTHER.search(text, first(Spot(text, 0)).offset):
+            reason = "all above this line is left out: what stands below takes its place"
+            found.append(_problem(text, _BadText(reason, another.start())))
     return sorted(found)
 
 

@@ -22,8 +22,9 @@ import persistedstate
 from persistedstate import PersistedState, Problem, StateCorrupt, check, repair
 from persistedstate_tools.command_line import main
 from persistedstate_tools.editing import _with_complaint
+from persistedstate_tools.mistakes import explained
 from persistedstate_tools.notes import notes
-from persistedstate_tools.repair import _reason, _Remains
+from persistedstate_tools.repair import _Remains
 
 if TYPE_CHECKING:
     import random
@@ -160,6 +161,7 @@ UNMEANT = {
     "No key": ": 5\n",
     "An ampersand": "command: &beta\nretry: 5\n",
     "A greater-than sign": "rule: >5\n",
+    "A line --- between entries": "last_id: 41\n---\nretry: 5\n",
 }
 
 #: Of those, what a script would write just so: only `edit` tells it, of lines that the person changed.
@@ -177,6 +179,7 @@ SOUND = [
     "debug: true  # yes\nhosts: [a]  #none\n",
     "base: &base {cpu: 1}\nother:\n  <<: *base\n",
     "? a\n: 1\n",
+    '# settings\n---\nretry: 5\n---\n["set", [], "retry", 6]\n--- ["set",[],"retry",7]\n',
 ]
 
 
@@ -402,6 +405,15 @@ def test_of_a_long_line_the_part_around_the_place_is_shown(path: Path) -> None:
     assert line[mark.index("^")] == ":"
 
 
+def trouble(text: str) -> persistedstate._BadText | None:
+    """Return what a reader of YAML says."""
+    try:
+        persistedstate._Stream(text.encode())
+    except persistedstate._BadText as problem:
+        return problem
+    return None
+
+
 def wrong(text: str, chance: random.Random) -> str:
     """Return a text with a mistake as people make them, by chance."""
     lines = text.split("\n")
@@ -462,8 +474,8 @@ def test_explaining_raises_nothing_and_stays_within_the_text(chance: random.Rand
     for _ in range(rounds):
         text = chance.choice(["", "\ufeff"]) + wrong(chance.choice(WHOLE), chance)
         text = text.replace("\n", chance.choice(["\n", "\r\n", "\r"]))
-        problem = _reason(text)
-        assert problem is None or 0 <= problem.offset <= len(text), text
+        problem = trouble(text)
+        assert problem is None or 0 <= explained(text, problem).offset <= len(text), text
         notes(text, frozenset())
 
 
@@ -486,6 +498,12 @@ def test_check_notes_what_is_hardly_meant(path: Path, text: str, capsys: pytest.
 
 def test_what_is_read_as_it_looks_is_not_noted() -> None:
     assert [(text, notes(text, frozenset())) for text in SOUND if notes(text, frozenset())] == []
+
+
+def test_notes_name_the_line_of_the_file() -> None:
+    text = 'retry: 5\n--- # mine\n\ndebug: yes\nname: x\nrate: 0,5\n--- ["set",[],"retry",7]\n'
+
+    assert [(note.line, note.column) for note in notes(text)] == [(2, 1), (4, 8), (6, 7)]
 
 
 def test_what_a_script_wrote_is_not_noted(path: Path) -> None:
