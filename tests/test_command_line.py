@@ -98,7 +98,7 @@ BUSY = """
 #: Becomes somebody without privileges, who cannot read what is not imported yet.
 AS_NOBODY = """
 import io, json, select
-from persistedstate_tools import commands, differences, following, repair
+from persistedstate_tools import commands, differences, following, notes, repair
 from persistedstate_tools.command_line import main, _parser
 _parser()
 """
