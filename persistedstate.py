@@ -2178,6 +2178,8 @@ class _Document:
         self.is_unusual = False
         #: Keys of the entries that could only be written plainly, and why; _GONE stands for the whole text.
         self.lost: dict[Any, Exception] = {}
+        #: What went wrong where it should not, when this was made; all values are in the text nevertheless.
+        self.faults: list[Exception] = []
         #: What happened to the values since: paths, operations and their arguments; and whether that may not be all.
         self.edits: list[tuple[Any, ...]] = []
         self.is_doubtful = False
@@ -2227,7 +2229,7 @@ class _Document:
         vars(twin).update(vars(self))
         for name in ("pieces", "unended", "odd", "anchored", "lost"):
             setattr(twin, name, getattr(self, name).copy())
-        twin.edits, twin.is_doubtful, twin.known = [], False, ("", {})
+        twin.edits, twin.faults, twin.is_doubtful, twin.known = [], [], False, ("", {})
         return twin
 
     def text(self) -> str:
@@ -2370,9 +2372,11 @@ class _Document:
             twin = self._renewed(items)
         except RecursionError:
             return _on_an_empty_stack(self._renewed, items)
-        if any(isinstance(reason, RecursionError) for key, reason in twin.lost.items() if key not in self.lost):
+        if any(isinstance(fault, RecursionError) for fault in twin.faults):
             with suppress(RuntimeError):  # no thread can be started
                 return _on_an_empty_stack(self._renewed, items)
+        elif twin.faults and not self._renewed(items).faults:
+            raise twin.faults[0]  # not of the text, but of a signal handler or another thread
         return twin
 
     def _renewed(self, items: Mapping[Any, Any]) -> _Document:
@@ -2396,6 +2400,7 @@ class _Document:
         twin.newline, twin.lost = self.newline, self.lost.copy()
         if not isinstance(reason, _Odd):
             twin.lost.setdefault(_GONE, reason)
+            twin.faults.append(reason)
         head = self.head.removeprefix("\ufeff")
         twin.head = "".join(_LOOSE_LINE.findall(head + "\n" * (head[-1:] not in ("", "\n"))))
         for key, item in value.items():
@@ -2423,7 +2428,9 @@ class _Document:
                 top.follow(*edit)
         except _ANOTHER_TIME:
             raise
-        except Exception:  # noqa: BLE001 - whatever cannot be followed can be compared
+        except Exception as error:  # noqa: BLE001 - whatever cannot be followed can be compared
+            if not isinstance(error, (_Odd, _BadText, LookupError, AttributeError)):
+                self.faults.append(error)
             top, stale = _Top(self), {*self.pieces}
         if before.is_doubtful:
             stale |= top.shared(items)
@@ -2566,6 +2573,7 @@ class _Top(_Block):
         except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
             if isinstance(error, RecursionError) or not isinstance(error, (_Odd, _BadText)):
                 document.lost.setdefault(key, error)
+                document.faults.append(error)
             document.unended.pop(key, None)
             return _lines_above(part.piece) + _block({key: _plain(items[key])}, self.column)
 
@@ -5979,7 +5987,7 @@ class _LiveTree(_Tree):
                 self.look()
         except Warning as warning:  # where warnings are errors
             self.halted = (self._tell, warning) if self.trouble is None else (self._rescue,)
-        except Exception as error:  # noqa: BLE001 - see above
+        except (OSError, StateError) as error:
             self._halt(error)
 
     def _sync(self) -> None:
@@ -6326,8 +6334,8 @@ class _LiveTree(_Tree):
     def _vacuum_or_warn(self) -> None:
         try:
             self._vacuum()
-        except Exception as error:
-            if self.trouble is not None or isinstance(error, Warning):
+        except (OSError, StateError, *_ANOTHER_TIME) as error:
+            if self.trouble is not None:
                 raise
             self.limit = 2 * self.journal.size
             reason = getattr(error, "errno", None) or type(error)
