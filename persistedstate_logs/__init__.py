@@ -8,7 +8,7 @@ a record is appended behind the last position that its writer knew, or not at al
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Position(NamedTuple):
@@ -62,6 +62,12 @@ class Pending:
         self.id = drawn(after.number + 1)
         #: How often it was sent without an answer, since there was one that says for certain what became of it.
         self.unanswered = 0
+        #: The turn in which it was sent first, since then.
+        self.turn: Any = None
+
+    def is_open(self, turn: object) -> bool:
+        """Tell whether it may still arrive; nothing does that was sent in a turn which is lost."""
+        return self.unanswered > 0 and not (turn and self.turn == turn)
 
 
 class Log(Protocol):
@@ -77,6 +83,7 @@ class Log(Protocol):
         """Add a record behind the last position, and return its position; raises Overtaken, Unknown, Forked.
 
         last: the turn ends with it. The same record behind the same position again is the same one, added once.
+        Who has lost its turn is Overtaken (`is_held`), whoever has it now.
         """
 
     def replace(self, text: bytes, after: Position, *, edit: bool) -> Position:
@@ -92,7 +99,7 @@ class Log(Protocol):
     def take_turn(self, wait: float) -> None:
         """Have the turn, until `end_turn`: nobody else appends. Raises TimeoutError after `wait` seconds.
 
-        An engine whose turn can be lost while its holder sleeps lets others append then, and the holder is Overtaken.
+        Where it can be lost while its holder sleeps, others append then; to go on, that one has to take another turn.
         """
 
     def end_turn(self) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from persistedstate import StateConflict, StateForked, StateUnknown
-from persistedstate_logs import Contents, Forked, Overtaken, Position, Unknown
+from persistedstate_logs import Contents, Forked, News, Overtaken, Position, Unknown
 
 if TYPE_CHECKING:
     import os
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: In the place of how a file looked when its content was read: what a person made of a snapshot is to be written.
 EDITED = "edited"
+#: How often a change is tried whose turn is lost before it is written.
+_TURNS = 5
 
 
 class LogJournal:
@@ -135,7 +137,7 @@ class LogJournal:
         self._writing = write, size
         self._is_unknown = False
         try:
-            self.position = write()
+            self.position = self._written(write)
             self.size = size
         except Unknown as error:
             self._is_unknown = True
@@ -151,6 +153,19 @@ class LogJournal:
             self._writing = None
             raise
         self._writing = None
+
+    def _written(self, write: Callable[[], Position]) -> Position:
+        """Write, and return the position; in another turn, where ours was lost and nobody wrote anything since."""
+        for _ in range(_TURNS):
+            try:
+                return write()
+            except Overtaken as overtaken:
+                if not (overtaken.is_held and self.is_in_turn):
+                    raise
+            self.log.take_turn(math.inf)
+            if self.log.read(self.position) != News([], self.position):
+                break
+        raise Overtaken(is_held=True)
 
     def _raise_unknown(self, error: Exception | None = None) -> NoReturn:
         reason = "whether this change was written is not known, because no answer came; the next change finds out first"

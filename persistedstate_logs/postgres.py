@@ -14,7 +14,7 @@ comparison which keeps writers apart. It says the same when it is sent again, so
 again with the nonce that was drawn before. Records are kept for half a minute after the text that holds them.
 
 The turn is an advisory lock of the session, so it ends with the connection; while it is held, others add nothing. The
-server ends a session that sleeps with it.
+server ends a session that sleeps with it. What belongs to a turn is added in the session that has it, or not at all.
 
 `_fsync` sets `synchronous_commit`: with True, a change is on the disk, and on that of each synchronous standby.
 """
@@ -81,14 +81,14 @@ FROM persistedstate_texts AS t LEFT JOIN persistedstate_records AS r ON r.name =
 WHERE t.name = $1::text ORDER BY number
 """
 
-#: Whoever has the turn asks for it once more, which does not depend on those who wait for it.
+#: `$7` is the turn that it belongs to, or empty.
 _APPEND = """
 INSERT INTO persistedstate_records (name, number, nonce, record)
 SELECT name, number + 1, $4::bigint, $5::bytea
 FROM persistedstate_texts AS t JOIN persistedstate_records AS r USING (name)
 WHERE name = $1::text AND number = $2::bigint AND nonce = $3::bigint AND layout = LAYOUT
-    AND CASE $7::bigint WHEN 1 THEN pg_try_advisory_xact_lock($6::bigint)
-        ELSE pg_try_advisory_xact_lock_shared($6::bigint) END
+    AND CASE $7::text WHEN '' THEN pg_try_advisory_xact_lock_shared($6::bigint)
+        ELSE $7::text = current_setting('persistedstate.turn', true) END
 ON CONFLICT DO NOTHING RETURNING number
 """.replace("LAYOUT", str(_LAYOUT))
 
@@ -117,11 +117,17 @@ WITH before AS (
 #: A write that changes nothing; its commit waits for the disks, also for what another session wrote before.
 _TOUCH = "SELECT pg_logical_emit_message(true, 'persistedstate', '')"
 
+#: `$4` is the turn: a number that no other one has, with a lock of its own, by which others see whether it goes on.
 _LOCK = """
 SELECT set_config('lock_timeout', $1::text, true), set_config('idle_session_timeout', $2::text, false),
-    pg_advisory_lock($3::bigint)
+    pg_advisory_lock($3::bigint), pg_advisory_lock($4::text::bigint), set_config('persistedstate.turn', $4::text, false)
 """
-_UNLOCK = "SELECT pg_advisory_unlock_all(), set_config('idle_session_timeout', '0', false)"
+_UNLOCK = """
+SELECT pg_advisory_unlock_all(), set_config('idle_session_timeout', '0', false),
+    set_config('persistedstate.turn', '', false)
+"""
+#: One row if no other session has the turn.
+_IS_LOST = "SELECT 1 WHERE pg_try_advisory_xact_lock_shared($1::text::bigint)"
 
 #: Sets what a session needs, and asks what the server is.
 _GREET = """
@@ -421,8 +427,8 @@ class PostgresLog:
         self._key = int.from_bytes(digest[:8], "big", signed=True)
         self._link, self._watching = (_Link(self._address, self._greet) for _ in range(2))
         self._pending: Pending | None = None
-        #: The turn may be ours.
-        self._has_turn = False
+        #: The turn that may be ours, another one each time; none where it cannot.
+        self._turn = ""
         #: The position that was told last.
         self._at: Position | None = None
         #: What came along with the last answer for a `read` that follows, and the position behind which that is.
@@ -492,6 +498,7 @@ class PostgresLog:
                 raise Unknown(f"{self.path}: how an earlier change ended is not known; that has to be settled first")
             pending, is_first = Pending(entry, after, edit=edit), True
             self._pending = pending
+        pending.turn = pending.turn if pending.unanswered else self._turn
         try:
             self._settle(pending, is_first=is_first)
         except (OSError, StateError) as error:
@@ -506,10 +513,14 @@ class PostgresLog:
         deadline = time.monotonic() + self._address.timeout
         entry, after, edit = pending.what
         place = self._name, after.number, int(after.nonce), int(pending.id.nonce)
-        turn = self._key, int(self._has_turn)
+        turn = self._key, self._turn
         request = (_EDIT, *place, None, *turn, entry) if edit else (_APPEND, *place, entry, *turn)
-        while not self._call(request, pending=pending, deadline=deadline) and not self._has_landed(pending, is_first):
-            if not pending.unanswered:
+        while not self._call(request, pending=pending, deadline=deadline):
+            is_open = pending.is_open(self._turn) or (pending.unanswered and not self._call((_IS_LOST, self._turn)))
+            if self._has_landed(pending, is_first):
+                break
+            if not is_open:
+                pending.unanswered = 0
                 raise Overtaken(is_held=True)
             if time.monotonic() >= deadline:
                 raise Unknown(f"{self.path}: whether this change was written cannot be told yet")
@@ -558,15 +569,16 @@ class PostgresLog:
     def take_turn(self, wait: float) -> None:
         """See Log. What a `read` behind the last position will return comes along."""
         deadline = time.monotonic() + wait
-        self._has_turn = True
+        turn = self._turn = drawn(0).nonce
         lease = str(max(1, int(1000 * self._address.lease)))
         while True:
             left = min(deadline - time.monotonic(), self._address.timeout / 2)
-            lock = _LOCK, str(max(1, int(1000 * left))), lease, self._key
+            lock = _LOCK, str(max(1, int(1000 * left))), lease, self._key, turn
             at = self._at
             reads = [] if at is None else [(_READ, self._name, at.number)]
             answers = self._ask(lock, *reads)
             if not isinstance(answers[0], _Answer):
+                self._turn = turn  # again: a signal handler may have had a turn of its own
                 if at is not None and not isinstance(answers[1], _Answer):
                     news = self._behind(at, self._checked(answers[1]))
                     self._ahead = None if news is None else (at, news)
@@ -578,11 +590,11 @@ class PostgresLog:
 
     def end_turn(self) -> None:
         """See Log. Does not wait for an answer; where it fails, the turn ends with the connection."""
-        if self._has_turn:
+        if self._turn:
             with suppress(_Answer, OSError, StateError):
                 self._link.connect()
                 self._link.tell((_UNLOCK,))
-            self._has_turn = False
+            self._turn = ""
 
     def sync(self) -> None:
         """See Log: the server does not answer before a change is as safe as was asked for."""

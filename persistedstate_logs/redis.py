@@ -14,8 +14,9 @@ Four keys with one hash tag, so that a cluster keeps them together:
 
 Each request is one script, which compares and changes in one step, and says the same when it is sent again. So a reply
 that was lost is asked for again, with the nonce that was drawn before; what a first try did counts once. Records are
-kept for half a minute after the text that holds them, so that whoever asks again late finds them. A turn is a courtesy
-that is neither replicated nor written to the disk: what keeps writers apart is the comparison of positions.
+kept for half a minute after the text that holds them, so that whoever asks again late finds them. What keeps writers
+apart is the comparison of positions. A turn, neither replicated nor written to the disk, saves them from trying again:
+while it is held, only its holder adds something, and who has lost it adds nothing.
 
 `_fsync=True` asks for `appendfsync always`, and for as many replicas as `?replicas=` says: each change waits for them.
 """
@@ -96,7 +97,8 @@ local function pass(token, baton_value)
     redis.set_repl(redis.REPL_ALL)
 end
 
--- What is in the way of an entry; nil where nothing is. With a value for the baton, the turn ends.
+-- What is in the way of an entry; nil where nothing is. `token` is that of the turn which it belongs to, '' for none.
+-- With a value for the baton, the turn ends.
 local function refusal(id, after, token, baton_value)
     if head ~= after then
         if head == id or is_there(id) then
@@ -107,8 +109,7 @@ local function refusal(id, after, token, baton_value)
         if number(id) <= number(field('kept')) then return {'forgotten', head} end
         return {'overtaken', head, news(after)}
     end
-    local other = holder()
-    if other and other ~= token then return {'held', head} end
+    if (holder() or '') ~= token then return {'held', head} end
 end
 
 if layout ~= 'LAYOUT' then return {layout and 'layout' or 'gone', layout or ''} end
@@ -439,11 +440,10 @@ class RedisLog:
         self.fsync, self.readonly = fsync, readonly
         self._keys = [f"{{{self._address.name}}}:{part}".encode() for part in ("state", "log", "turn", "baton")]
         self._commands = {script: script.command(self._keys) for script in (_open, _append, _replace, _read, _turn)}
-        self._token = os.urandom(8).hex().encode()
         self._link, self._watching = (_Link(self._address, self._check_server) for _ in range(2))
         self._pending: Pending | None = None
-        #: The turn may be ours.
-        self._has_turn = False
+        #: The token of the turn that may be ours, another one for each; none where it cannot.
+        self._turn = b""
         #: The position that was told last.
         self._at: Position | None = None
         #: What came along with the last answer for a `read` that follows, and the position behind which that is.
@@ -472,7 +472,7 @@ class RedisLog:
         keep = b"%d" % _KEPT
         if edit:
             return self._enter(_replace, text, after, keep, edit=True)
-        reply = self._call(_replace, _told(after), b"", self._token, b"", text, keep)
+        reply = self._call(_replace, _told(after), b"", b"", b"", text, keep)
         self._refuse(reply)
         return after
 
@@ -485,19 +485,20 @@ class RedisLog:
             if pending is not None and pending.unanswered:
                 raise Unknown(f"{self.path}: how an earlier change ended is not known; that has to be settled first")
             pending = self._pending = Pending(entry, after, edit=edit)
-        arguments = _told(after), _told(pending.id), self._token, _baton() if last else b"", entry, *more
+        pending.turn = pending.turn if pending.unanswered else self._turn
+        arguments = _told(after), _told(pending.id), self._turn, _baton() if last else b"", entry, *more
         try:
             reply = self._call(script, *arguments, pending=pending)
         except (OSError, StateError) as error:
             if pending.unanswered:
                 raise Unknown(f"{self.path}: whether this change was written is not known: {error}") from error
             raise
-        if reply[0] == b"forgotten" or (reply[0] == b"held" and pending.unanswered):
+        if reply[0] == b"forgotten" or (reply[0] == b"held" and pending.is_open(self._turn)):
             raise Unknown(f"{self.path}: whether this change was written cannot be told, or not yet")
         pending.unanswered = 0
         self._refuse(reply, after)
         self._at = pending.id
-        self._has_turn = self._has_turn and not last
+        self._turn = b"" if last else self._turn
         return pending.id
 
     def read(self, after: Position) -> News | Contents:
@@ -514,12 +515,13 @@ class RedisLog:
     def take_turn(self, wait: float) -> None:
         """See Log. What a `read` behind the last position will return comes along."""
         deadline = time.monotonic() + wait
-        self._has_turn = True
+        token = self._turn = os.urandom(8).hex().encode()
         passed, milliseconds = b"", b"%d" % (1000 * self._address.lease)
         while True:
-            reply = self._call(_turn, _told(self._at) if self._at else b"", self._token, passed, milliseconds)
+            reply = self._call(_turn, _told(self._at) if self._at else b"", token, passed, milliseconds)
             self._refuse(reply)
             if reply[0] == b"taken":
+                self._turn = token  # again: a signal handler may have had a turn of its own
                 if self._at is not None:
                     self._note_ahead(self._at, reply[1] if reply[1:] else [b"news", _told(self._at), []])
                 return
@@ -538,11 +540,11 @@ class RedisLog:
 
     def end_turn(self) -> None:
         """See Log. Does not wait for an answer; where it fails, the turn expires."""
-        if self._has_turn:
+        if self._turn:
             with suppress(exceptions.RedisError, OSError, StateError):
                 self._link.connect()
-                self._link.tell_packed(10, self._commands[_turn] + _packed(b"", self._token, _baton()))
-            self._has_turn = False
+                self._link.tell_packed(10, self._commands[_turn] + _packed(b"", self._turn, _baton()))
+            self._turn = b""
 
     def sync(self) -> None:
         """See Log: waits for replicas, where some were asked for. The server itself waits for its disk."""
@@ -589,7 +591,7 @@ class RedisLog:
                 self._link.drop()  # what was a primary may be none
                 time.sleep(_PAUSE)
             else:
-                is_open = reply[0] == b"held" and pending is not None and pending.unanswered > 0
+                is_open = reply[0] == b"held" and pending is not None and pending.is_open(self._turn)
                 if not is_open or time.monotonic() >= deadline:
                     return reply
                 time.sleep(_PAUSE)  # what was sent before may arrive when the other's turn ends

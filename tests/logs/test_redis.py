@@ -41,18 +41,6 @@ def records(url: str) -> list[bytes]:
 # ---- Servers that die ----
 
 
-def test_a_turn_that_expired_while_nobody_else_came_counts(server: Server, name: str) -> None:
-    url = server.url(name, "?lease=0.01")
-    with opened(url) as log:
-        position = log.open(0).position
-        with turn(log, 0):
-            while server.command("EXISTS", f"{{{name}}}:turn"):
-                time.sleep(0.01)
-            log.append(b"a", position)
-
-    assert records(url) == [b"a"]
-
-
 def test_a_turn_costs_no_write_to_the_disk(tmp_path: Path) -> None:
     with servers.running(tmp_path / "server", *servers.ALWAYS) as server, opened(server.url("x")) as log:
         position = log.open(0).position

@@ -1,7 +1,7 @@
 """States in a log: the same objects, and the same rules for several processes, as with a shared file.
 
 The tests of shared files run here, too, with a server behind them; what they read of the file is read from the server
-without the engine. A second spelling of an address gives a second tree in the same process.
+without the engine. Another number of the same server gives a second tree in the same process.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def peer(shared: PersistedState) -> Iterator[test_shared.Peer]:
 
 
 def spelled(url: str, **options: Any) -> PersistedState:
-    """Open a state once more in this process, by an address of its own."""
-    return PersistedState(f"{url}{'&' if '?' in url else '?'}lease={100 + next(_numbers)}", **options)
+    """Open a state once more in this process, by another number of the same server, of which that knows nothing."""
+    return PersistedState(url.replace("127.0.0.1", f"127.0.0.{'0' * (1 + next(_numbers) % 40)}1"), **options)
 
 
 # ---- The object -----------------------------------------------------------------------------------------------------
@@ -482,11 +482,12 @@ def test_cut_connections_lose_and_double_nothing(url: str, proxy: Proxy, chance:
 
     def run(hand: PersistedState) -> None:
         while sum(proxy.cuts.values()) < rounds:
-            with contextlib.suppress(StateConflict), hand.transaction():
-                hand.counter += 1
-                hand.ids.append(hand.counter)
-                value = hand.counter
-            acknowledged.append(value)
+            with contextlib.suppress(StateConflict):
+                with hand.transaction():
+                    hand.counter += 1
+                    hand.ids.append(hand.counter)
+                    value = hand.counter
+                acknowledged.append(value)
 
     threads = [threading.Thread(target=run, args=(hand,)) for hand in hands]
     for thread in threads:
@@ -627,6 +628,25 @@ def test_who_sleeps_past_the_turn_is_told_and_changes_nothing(url: str) -> None:
         child.expect("another process had the turn before this on {'a': 1}")
         child.expect("11")
         child.finish()
+
+
+def test_who_sleeps_past_the_turn_goes_on_if_nobody_wrote(url: str) -> None:
+    """Also where others had the turn meanwhile: what was read in it is up to date."""
+    with PersistedState(f"{url}?lease=0.05", a=1) as state, spelled(url) as other:
+        with state.transaction():
+            state.a += 1
+            with other.transaction():  # waits until the other turn is lost
+                assert other.a == 1
+            state.a += 1
+        with state._thread_lock:
+            with other.transaction():
+                pass
+            state.a += 1
+            state.a += 1
+
+        other.refresh()
+        assert other.a == state.a == 5
+    assert len(Place(url).read_text().split("---")) == 4
 
 
 @pytest.mark.parametrize("is_doubtful", [False, True])
