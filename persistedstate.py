@@ -6932,6 +6932,10 @@ _CHECKED = {
 }  # fmt: skip
 
 
+#: In the place of length and hash: what is shown may be mixed.
+_IN_DOUBT = (-1, 0)
+
+
 class _Follower(_Tree):
     """A tree that follows a file that others write; takes no lock and writes nothing."""
 
@@ -6943,7 +6947,7 @@ class _Follower(_Tree):
         self.defaults = defaults
         self.seen = _Dated()
         #: Length and hash of what is shown, and of that without a torn tail, to which a writer of this file only adds.
-        self.content, self.known = (-1, 0), (0, hash(b""))
+        self.content, self.known = _IN_DOUBT, (0, hash(b""))
         reason = "opened with _readonly=True; open it without to change it"
         self.halted = (self.refuse, StateReadOnly(self.path, reason))
         _Root({}, self)
@@ -6958,11 +6962,12 @@ class _Follower(_Tree):
     def refresh(self) -> bool:
         """Read the file again if it changed; return whether the state did."""
         now = _system.now()
-        if self.seen.tells(_seen(_system.stat(self.name))):
+        before = self.content
+        if before != _IN_DOUBT and self.seen.tells(_seen(_system.stat(self.name))):
             return False
         data, seen = self._read_whole()
-        content = len(data), hash(data)
-        is_changed = content != self.content and self._show(data)
+        content, self.content = (len(data), hash(data)), _IN_DOUBT
+        is_changed = content != before and self._show(data)
         self.content = content
         self.seen.note(seen, now)
         return is_changed
@@ -7009,7 +7014,7 @@ class _Follower(_Tree):
         if self.lock.acquire(blocking=False):
             self.lock.release()
             return
-        self.lock, self.seen, self.content = RLock(), _Dated(), (-1, 0)
+        self.lock, self.seen, self.content = RLock(), _Dated(), _IN_DOUBT
         with suppress(OSError, StateError):
             self.refresh()
 
@@ -7019,17 +7024,22 @@ class _LogFollower(_Follower):
 
     def __init__(self, journal: Any, defaults: Mapping[str, Any], declaration: Any) -> None:
         self.journal, self.read = journal, b""
+        #: The position of what is shown; the journal is at another one where that may be mixed.
+        self.shown_at: Any = None
         super().__init__(journal.path, defaults, declaration, journal.path)
 
     def refresh(self) -> bool:
-        if self.journal.descriptor < 0:
-            self.journal.open(None, 0.0)
-            self.read, self.journal.data = self.journal.data, b""
-        elif (news := self.journal.news(is_doubtful=False)) is not None:
-            self.read = news[0] if news[1] else self.read + news[0]
+        journal, is_changed = self.journal, False
+        if journal.descriptor < 0:
+            journal.open(None, 0.0)
+            news = journal.data, True
         else:
-            return False
-        return self._show(self.read)
+            news = journal.news(is_doubtful=journal.position != self.shown_at)
+        if news is not None:
+            self.read, journal.data = news[0] if news[1] else self.read + news[0], b""
+            is_changed = self._show(self.read)
+        self.shown_at = journal.position
+        return is_changed
 
     def release(self) -> None:
         super().release()

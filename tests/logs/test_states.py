@@ -53,6 +53,7 @@ from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
 from persistedstate import (
     PersistedState,
     StateConflict,
+    StateCorrupt,
     StateError,
     StateForked,
     StateReadOnly,
@@ -200,6 +201,37 @@ def test_a_follower_follows(url: str) -> None:
         assert plain(follower) == {"a": 2, "c": [3], "b": 2}
         with pytest.raises(StateReadOnly):
             follower.a = 3
+
+
+class Counted(PersistedState):
+    n: int = 0
+
+
+def test_a_follower_tells_again_what_is_not_as_declared(url: str) -> None:
+    with PersistedState(url, n=1) as state, Counted(url, _readonly=True) as follower:
+        state.n = "x"
+        for _ in range(2):
+            with pytest.raises(StateCorrupt, match="expected int"):
+                follower.refresh()
+        state.n = 2
+        assert follower.refresh()
+        assert follower.n == 2
+
+
+@rounds(ci=300, nightly=5000)
+@pytest.mark.leaves("descriptors")  # as long as what an interrupt left is not collected
+def test_a_follower_that_is_interrupted_shows_a_whole_state_after_its_next_refresh(
+    url: str, kind: type[Server], chance: random.Random, rounds: int
+) -> None:
+    from persistedstate_logs import journal
+
+    files = [persistedstate.__file__, journal.__file__, str(importlib.import_module(kind.engine).__file__)]
+    with PersistedState(url, n=0, ids=[]) as state, PersistedState(url, _readonly=True) as follower:
+        for number in range(rounds):
+            both(state, number)
+            interrupt_at(chance.randrange(1, 2000), follower.refresh, files)
+            follower.refresh()
+            assert plain(follower) == plain(state)
 
 
 def test_an_unknown_scheme_tells_which_are_installed() -> None:
@@ -632,7 +664,7 @@ def test_who_sleeps_past_the_turn_is_told_and_changes_nothing(url: str) -> None:
 
 def test_who_sleeps_past_the_turn_goes_on_if_nobody_wrote(url: str) -> None:
     """Also where others had the turn meanwhile: what was read in it is up to date."""
-    with PersistedState(f"{url}?lease=0.05", a=1) as state, spelled(url) as other:
+    with PersistedState(f"{url}?lease=0.2", a=1) as state, spelled(url) as other:
         with state.transaction():
             state.a += 1
             with other.transaction():  # waits until the other turn is lost
