@@ -3235,6 +3235,9 @@ class _Overtaken(Exception):
 class _Journal:
     """A state file, locked while it is open."""
 
+    #: What all who have it open in this process have to say alike.
+    settings: Any = None
+
     def __init__(self, path: str) -> None:
         self.descriptor = -1
         self.pid = os.getpid()
@@ -6896,11 +6899,7 @@ class _LogTree(_SharedTree):
     def _look_around(self) -> None:
         """Nobody writes a log but by a log."""
 
-    def join(self, *, fsync: bool | float, mode: int | None) -> None:
-        if mode is not None:
-            raise StateError(self.path, "_mode is for files; this is none")
-        if fsync != self.journal.fsync:
-            raise StateError(self.path, "open in this process already, with another _fsync; use the same")
+    def join(self, *, fsync: bool | float, mode: int | None) -> None:  # noqa: ARG002 - all have the same
         super().join(fsync=self.fsync, mode=mode)
 
 
@@ -7586,7 +7585,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             tree = _follower(text, defaults, declared)
             tree.facades[id(self)] = self
         else:
-            kind = _engine(text, fsync=_fsync) or (_SharedJournal if _shared else _Journal)
+            kind = _engine(text, fsync=_fsync, mode=_mode) or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
         self._show(tree)
         if isinstance(tree, _LiveTree):
@@ -7857,7 +7856,16 @@ def plain(node: Any) -> Any:
 
 
 #: Where engines are found, by what stands before `://` in an address.
-_ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[a-z][a-z0-9+.-]*\Z")
+_ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
+#: What is secret in an address: what stands between the user and the last `@`, whatever that is, and some options.
+_SECRETS = _pattern(
+    r"(?is)(?<=://)([^/?#@:]*:).*(?=@)|([?&][^=&#]*(?:pass|pwd|secret|token|api_?key|credential)[^=&#]*=)[^&#]*"
+)
+
+
+def _shown(place: str) -> str:
+    """Return an address without what is secret in it; a path as it is."""
+    return _SECRETS.sub(lambda found: f"{found[1] or found[2]}…", place) if "://" in place else place
 
 
 def _follower(path: str, defaults: Mapping[str, Any], declaration: Any) -> _Follower:
@@ -7867,19 +7875,22 @@ def _follower(path: str, defaults: Mapping[str, Any], declaration: Any) -> _Foll
     return _LogFollower(engine(path), defaults, declaration)
 
 
-def _engine(url: str, *, fsync: bool | float, readonly: bool = False) -> Callable[..., Any] | None:
+def _engine(
+    url: str, *, fsync: bool | float, readonly: bool = False, mode: int | None = None
+) -> Callable[..., Any] | None:
     """Return what makes a journal of an address such as `redis://…`; None where the text is a path."""
     scheme, mark, _ = url.partition("://")
     if not mark or not _SCHEME.match(scheme):
         return None
     from importlib.metadata import entry_points
 
-    found = {entry.name: entry for entry in entry_points(group=_ENGINES)}
-    shown = f"{scheme}://…"  # without the password that may be in it
+    found, scheme = {entry.name: entry for entry in entry_points(group=_ENGINES)}, scheme.lower()
     if scheme not in found:
         known = ", ".join(sorted(found)) or "none"
         reason = f"no engine for {scheme} is installed (installed: {known})"
-        raise StateError(shown, f'{reason}; pip install "persistedstate[redis,postgres]" brings some')
+        raise StateError(_shown(url), f'{reason}; pip install "persistedstate[redis,postgres]" brings some')
+    if mode is not None:
+        raise StateError(_shown(url), "_mode is for files; this is none")
     try:
         engine = found[scheme].load()
         from persistedstate_logs.journal import LogJournal
@@ -7904,11 +7915,13 @@ def _live_tree(
         elif tree is None:
             _system.sleep(_OPENING_RETRY)
         elif not tree.is_closing:
-            if type(tree.journal) is not type(journal):
-                tree.facades.pop(id(facade), None)
-                how = "without" if kind is _SharedJournal else "with"
-                raise StateError(tree.path, f"open in this process already, {how} _shared=True; open it so everywhere")
-            return tree
+            how = f"with{'out' * (kind is _SharedJournal)} _shared=True"
+            if type(tree.journal) is type(journal):
+                if tree.journal.settings == journal.settings:
+                    return tree
+                how = "with another _fsync, or other options in its address"
+            tree.facades.pop(id(facade), None)
+            raise StateError(tree.path, f"open in this process already, {how}; open it so everywhere")
         else:
             with tree.lock:  # another thread is closing it, or was interrupted while it did
                 tree.release()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
 
 
 class Position(NamedTuple):
@@ -21,6 +22,15 @@ class Position(NamedTuple):
 def drawn(number: int) -> Position:
     """Return a position of which there is no other."""
     return Position(number, str(int.from_bytes(os.urandom(8), "big") >> 1))
+
+
+#: What a person is told whose address cannot be taken apart.
+QUOTED = "in passwords and names, write / ? # @ as %2F %3F %23 %40"
+
+
+def quoted(text: str) -> str:
+    """Return a part of an address as it stands there."""
+    return quote(text, safe="!$'()*,;=:")
 
 
 class Contents(NamedTuple):
@@ -75,6 +85,11 @@ class Log(Protocol):
 
     What the engine refuses is an OSError or a StateError; nothing was changed then.
     """
+
+    #: The address, spelled the same whoever gives it, with nothing secret, and without `settings`.
+    path: str
+    #: The options in the address that say how the state is used, and not where it is.
+    settings: Any
 
     def open(self, wait: float) -> Contents:
         """Return all of it; make an empty one where there is none. Tries for `wait` seconds to reach it."""

@@ -44,10 +44,11 @@ class LogJournal:
     past: Any = ()
 
     def __init__(self, engine: Callable[..., Any], url: str, *, fsync: bool | float, readonly: bool = False) -> None:
-        self.name, self.fsync = url, fsync
+        self.fsync = fsync
         self._anew = partial(LogJournal, engine, url, fsync=fsync, readonly=readonly)
         self.log: Log = engine(url, fsync=fsync, readonly=readonly)
-        self.path: str = getattr(self.log, "path", url)
+        self.path = self.name = self.log.path
+        self.settings = fsync, self.log.settings
         self.descriptor, self.size, self.data = -1, 0, b""
         self.position = Position(0, "")
         #: The turn is ours; it is, or perhaps.
@@ -63,7 +64,9 @@ class LogJournal:
 
     def anew(self) -> LogJournal:
         """Return another one for the same log, not open."""
-        return self._anew()
+        journal = self._anew()
+        journal.depth = self.depth
+        return journal
 
     def open(self, mode: int | None, deadline: float) -> bool:  # noqa: ARG002 - there are no permission bits
         """Reach the log and read it."""

@@ -35,8 +35,8 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from persistedstate import StateError
-from persistedstate_logs import Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn
+from persistedstate import StateError, _shown
+from persistedstate_logs import QUOTED, Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn, quoted
 
 _LAYOUT = 1
 #: The first version whose sessions end when they sleep (`idle_session_timeout`).
@@ -147,16 +147,18 @@ _FORM = "postgresql://HOST:PORT/DATABASE/NAME"
 _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d+)?")
 #: The options of an address that are ours: numbers of seconds. The others are those of libpq.
 _OPTIONS = ("lease", "timeout")
+#: What stands in the address itself.
+_PLACE = ("host", "port", "user", "dbname")
 
 
 class _Address(NamedTuple):
     """Where a state is.
 
-    shown: the address without the password. lease: seconds after which a sleeper loses its turn. timeout: seconds
-    within which the server must answer.
+    path: the same for all spellings, without what is secret. lease: seconds after which a sleeper loses its turn.
+    timeout: seconds within which the server must answer.
     """
 
-    shown: str
+    path: str
     name: str
     conninfo: bytes
     lease: float = 10.0
@@ -165,12 +167,12 @@ class _Address(NamedTuple):
 
 def _parsed(url: str) -> _Address:
     """Take an address apart. What it has not, libpq takes from the environment: PGUSER, PGPASSWORD and so on."""
-    scheme, _, rest = url.partition("://")
-    place, _, query = rest.partition("?")
+    shown = _shown(url)
+    place, _, query = url.partition("://")[2].partition("?")
     netloc, _, path = place.partition("/")
-    credentials, at, hosts = netloc.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    shown = f"{scheme}://{user}{':…' if colon else ''}{at}{hosts}/{path}"
+    if "@" in f"{path}{query}":
+        raise StateError(shown, f"no address of a state; {QUOTED}")
+    hosts = netloc.rpartition("@")[2]
     known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
     known = {keyword for keyword in known if not keyword.endswith("password")}
     options: dict[str, float] = {}
@@ -188,7 +190,7 @@ def _parsed(url: str) -> _Address:
     database, _, name = path.partition("/")
     is_name = "/" not in name and unquote(name).isprintable()
     if not database or not name or not is_name or not all(map(_HOST.fullmatch, hosts.split(","))):
-        raise StateError(shown, f"no address of a state, whose name is printable; write {_FORM}")
+        raise StateError(shown, f"no address of a state, whose name is printable; write {_FORM}; {QUOTED}")
     try:
         told = {
             "client_encoding": "UTF8",
@@ -200,7 +202,20 @@ def _parsed(url: str) -> _Address:
         raise StateError(shown, f"no address of a state; write {_FORM}") from None
     timeout = options.get("timeout", 5.0)
     told.setdefault("tcp_user_timeout", max(1, int(500 * timeout)))
-    return _Address(shown, unquote(name), make_conninfo(**told).encode(), options.get("lease", 10.0), timeout)
+    path, conninfo = _path(told, others, unquote(name)), make_conninfo(**told).encode()
+    return _Address(path, unquote(name), conninfo, options.get("lease", 10.0), timeout)
+
+
+def _path(told: dict[str, Any], others: dict[str, str], name: str) -> str:
+    """Return the address that all spellings have in common."""
+    defaults = {option.keyword: option.val or option.compiled or b"" for option in pq.Conninfo.get_defaults()}
+    hosts, ports = (str(told.get(key, "")).split(",") for key in ("host", "port"))
+    ports = [port or defaults[b"port"].decode() for port in (ports * len(hosts) if len(ports) == 1 else ports)]
+    hosts = [f"[{host}]" if ":" in host else quoted(host if "/" in host else host.lower()) for host in hosts]
+    places = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=False))
+    user = f"{quoted(told['user'])}@" if told.get("user") else ""
+    query = "&".join(f"{key}={quoted(value)}" for key, value in sorted(others.items()) if key not in _PLACE)
+    return f"postgresql://{user}{places}/{quoted(told['dbname'])}/{quoted(name)}{'?' * bool(query)}{query}"
 
 
 def _seconds(shown: str, key: str, value: str) -> float:
@@ -421,7 +436,7 @@ class PostgresLog:
 
     def __init__(self, url: str, *, fsync: bool | float = False, readonly: bool = False) -> None:
         self._address = _parsed(url)
-        self.path, self._name = self._address.shown, self._address.name
+        self.path, self._name, self.settings = self._address.path, self._address.name, self._address[3:]
         self.fsync, self.readonly = fsync, readonly
         digest = hashlib.sha256(f"persistedstate {self._name}".encode()).digest()
         self._key = int.from_bytes(digest[:8], "big", signed=True)

@@ -36,8 +36,8 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
 
-from persistedstate import StateError
-from persistedstate_logs import Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn
+from persistedstate import StateError, _shown
+from persistedstate_logs import QUOTED, Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,11 +222,11 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {"lease": float, "replicas": int, "t
 class _Address(NamedTuple):
     """Where a state is.
 
-    shown: the address without the password. lease: seconds after which a turn is lost. replicas: how many have to have
-    a change, with `_fsync=True`. timeout: seconds within which the server must answer.
+    path: the same for all spellings, without what is secret. lease: seconds after which a turn is lost. replicas: how
+    many have to have a change, with `_fsync=True`. timeout: seconds within which the server must answer.
     """
 
-    shown: str
+    path: str
     name: str
     connect: Callable[..., Any]
     arguments: dict[str, Any]
@@ -237,16 +237,15 @@ class _Address(NamedTuple):
 
 def _parsed(url: str) -> _Address:
     """Take an address apart. Where it has no user or password, the environment may: REDIS_USERNAME, REDIS_PASSWORD."""
-    parts = urlsplit(url)
-    credentials, at, host = parts.netloc.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    shown = parts._replace(netloc=f"{user}{':…' if colon else ''}{at}{host}").geturl()
+    shown, parts = _shown(url), urlsplit(url)
     try:
         folder, database, name = parts.path.rsplit("/", 2)
         arguments: dict[str, Any] = {"db": int(database)}
         name, port = unquote(name), parts.port or 6379
     except ValueError:
-        raise StateError(shown, f"no address of a state; write {_FORM}") from None
+        raise StateError(shown, f"no address of a state; write {_FORM}; {QUOTED}") from None
+    if "@" in f"{parts.path}{parts.query}" or parts.fragment:
+        raise StateError(shown, f"no address of a state; {QUOTED}")
     is_local = parts.scheme == "unix"
     if not name or not name.isprintable() or {*"{}"} & {*name} or bool(folder) != is_local:
         raise StateError(shown, f"no address of a state, whose name is printable and without braces; write {_FORM}")
@@ -258,7 +257,11 @@ def _parsed(url: str) -> _Address:
         is_tls = parts.scheme == "rediss" and key.startswith("ssl_")
         (arguments if is_tls else options)[key] = value if is_tls else _option(shown, key, value)
     kinds = {"unix": UnixDomainSocketConnection, "rediss": SSLConnection}
-    return _Address(shown, name, kinds.get(parts.scheme, Connection), arguments, **options)
+    scheme = "redis" if parts.scheme == "valkey" else parts.scheme
+    user = f"{parts.username}@" if parts.username else ""
+    host = "" if is_local else f"[{arguments['host']}]" if ":" in arguments["host"] else arguments["host"]
+    place = f"{user}{host}{'' if is_local else f':{port}'}{folder}/{arguments['db']}/{quoted(name)}"
+    return _Address(f"{scheme}://{place}", name, kinds.get(parts.scheme, Connection), arguments, **options)
 
 
 def _option(shown: str, key: str, value: str) -> Any:
@@ -268,7 +271,8 @@ def _option(shown: str, key: str, value: str) -> Any:
         number = -1
     if not 0 <= number < 1e6 or (number == 0 and key != "replicas"):  # noqa: PLR2004 - beyond that it is a mistake
         names = ", ".join(sorted(_OPTIONS))
-        raise StateError(shown, f"{key}={value} is no option; there are {names} (numbers), and ssl_… of rediss://")
+        told = f"{key}={value}" if key in _OPTIONS else key
+        raise StateError(shown, f"{told} is no option; there are {names} (numbers), and ssl_… of rediss://")
     return number
 
 
@@ -436,7 +440,7 @@ class RedisLog:
 
     def __init__(self, url: str, *, fsync: bool | float = False, readonly: bool = False) -> None:
         self._address = _parsed(url)
-        self.path = self._address.shown
+        self.path, self.settings = self._address.path, self._address[4:]
         self.fsync, self.readonly = fsync, readonly
         self._keys = [f"{{{self._address.name}}}:{part}".encode() for part in ("state", "log", "turn", "baton")]
         self._commands = {script: script.command(self._keys) for script in (_open, _append, _replace, _read, _turn)}

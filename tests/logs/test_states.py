@@ -175,6 +175,39 @@ def test_a_vacuum_comes_by_itself_and_keeps_comments(url: str, server: Server, m
         assert plain(state) == plain(other) == {"a": 50, "b": 50}
 
 
+def test_all_spellings_of_an_address_are_one_state(url: str, server: Server) -> None:
+    scheme, _, rest = url.partition("://")
+    spellings = {
+        "redis": [f"valkey://{rest}", f"REDIS://{rest}", url.replace("/0/", "/00/"), url.replace("state-", "%73tate-")],
+        "postgresql": [
+            f"postgres://{rest}",
+            url.replace("state-", "%73tate-"),
+            f"postgresql:///postgres/{url.rpartition('/')[2]}?port={server.port}&user=me&host=127.0.0.1",
+        ],
+    }[scheme]
+    local = url.replace("127.0.0.1", "localhost")
+    with PersistedState(url, a=1) as state, PersistedState(local) as other:
+        for number, spelling in enumerate(spellings):
+            with PersistedState(spelling) as same_one:
+                same_one.a = number
+                assert state.a == number
+                assert os.fspath(same_one) == url
+        with PersistedState(local.replace("localhost", "LocalHost")) as same_one:
+            same_one.a = 9
+            assert other.a == 9
+            assert os.fspath(same_one) == local
+
+
+def test_the_options_of_an_address_are_the_same_for_all(url: str) -> None:
+    with PersistedState(f"{url}?lease=9&timeout=4", a=1) as state:
+        with PersistedState(f"{url}?timeout=4.0&lease=9") as same_one:
+            same_one.a = 2
+        assert state.a == 2
+        with pytest.raises(StateError, match="other options in its address"):
+            PersistedState(f"{url}?lease=8&timeout=4")
+        state.a = 3
+
+
 def test_opened_twice_it_is_one_state(url: str) -> None:
     with PersistedState(url, a=1) as state, PersistedState(url) as same_one:
         state.a = 2
@@ -186,6 +219,8 @@ def test_opened_twice_it_is_one_state(url: str) -> None:
 def test_permission_bits_are_for_files(url: str) -> None:
     with pytest.raises(StateError, match="_mode is for files"):
         PersistedState(url, _mode=0o600)
+    with pytest.raises(FileNotFoundError):
+        PersistedState(url, _readonly=True)
 
 
 def test_a_follower_follows(url: str) -> None:
@@ -747,6 +782,27 @@ def both(state: PersistedState, number: int) -> None:
     with state.transaction():
         state.n = number
         state.ids.append(number)
+
+
+def test_the_thread_lock_holds_the_turn_in_a_child_of_a_fork_too(url: str, server: Server) -> None:
+    with PersistedState(url, a=0) as state:
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                with state._thread_lock, contextlib.closing(servers.log(server, url)) as other:
+                    state.a = 1
+                    other.open(0)
+                    with contextlib.suppress(TimeoutError):
+                        other.take_turn(0.05)
+                        status = 2
+                    state.a = 2
+                    status = status - 1
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert state.refresh()
+        assert state.a == 2
 
 
 def test_children_of_a_fork_go_on_by_themselves(url: str) -> None:
