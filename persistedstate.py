@@ -6300,8 +6300,7 @@ class _LiveTree(_Tree):
                 self.checks.append(declaration.check_change)
                 self.forget_heads()
                 self.__class__ = _CHECKED[type(self)]
-            if not self.levels:
-                _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
+            _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
