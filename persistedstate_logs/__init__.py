@@ -73,9 +73,11 @@ class Pending:
         #: How often it was sent without an answer, since there was one that says for certain what became of it.
         self.unanswered = 0
         #: The turn in which it was sent first, since then.
-        self.turn: Any = None
+        self.turn = ""
+        #: It was asked for once.
+        self.is_first = True
 
-    def is_open(self, turn: object) -> bool:
+    def is_open(self, turn: str) -> bool:
         """Tell whether it may still arrive; nothing does that was sent in a turn which is lost."""
         return self.unanswered > 0 and not (turn and self.turn == turn)
 

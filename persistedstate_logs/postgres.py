@@ -37,14 +37,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from persistedstate import StateError, _shown
 from persistedstate_logs import QUOTED, Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn, quoted
+from persistedstate_logs.asking import PAUSE, ServerLog
 
 _LAYOUT = 1
 #: The first version whose sessions end when they sleep (`idle_session_timeout`).
 _OLDEST = 140000
 #: Seconds for which records are kept behind the text that holds them.
 _KEPT = 30
-#: Seconds between two tries to reach a server, and between two looks of who watches.
-_PAUSE = 0.05
 
 # ---- Statements ----
 
@@ -423,7 +422,7 @@ def _position(row: _Row) -> Position:
     return Position(_int(row[1]), str(_int(row[2])))
 
 
-class PostgresLog:
+class PostgresLog(ServerLog):
     """A log in PostgreSQL, see `persistedstate_logs.Log`.
 
     Args:
@@ -435,19 +434,11 @@ class PostgresLog:
     """
 
     def __init__(self, url: str, *, fsync: bool | float = False, readonly: bool = False) -> None:
-        self._address = _parsed(url)
-        self.path, self._name, self.settings = self._address.path, self._address.name, self._address[3:]
-        self.fsync, self.readonly = fsync, readonly
+        self._address = address = _parsed(url)
+        super().__init__(address.path, address[3:], address.timeout, [_Link(address, self._greet) for _ in "12"])
+        self._name, self.fsync, self.readonly = address.name, fsync, readonly
         digest = hashlib.sha256(f"persistedstate {self._name}".encode()).digest()
         self._key = int.from_bytes(digest[:8], "big", signed=True)
-        self._link, self._watching = (_Link(self._address, self._greet) for _ in range(2))
-        self._pending: Pending | None = None
-        #: The turn that may be ours, another one each time; none where it cannot.
-        self._turn = ""
-        #: The position that was told last.
-        self._at: Position | None = None
-        #: What came along with the last answer for a `read` that follows, and the position behind which that is.
-        self._ahead: tuple[Position, News] | None = None
 
     def open(self, wait: float = 0.0) -> Contents:
         """See Log. Raises FileNotFoundError where there is no state and `readonly` is set."""
@@ -490,13 +481,6 @@ class PostgresLog:
             raise StateError(self.path, f"{reason}: install the version that wrote it")
         return [row for row in rows if row[1] is not None]
 
-    def append(self, record: bytes, after: Position, *, last: bool = False) -> Position:
-        """See Log."""
-        position = self._enter(record, after)
-        if last:
-            self.end_turn()
-        return position
-
     def replace(self, text: bytes, after: Position, *, edit: bool = False) -> Position:
         """See Log."""
         if edit:
@@ -505,44 +489,22 @@ class PostgresLog:
             self._behind(after, self._rows((_READ, self._name, after.number)))
         return after
 
-    def _enter(self, entry: bytes, after: Position, *, edit: bool = False) -> Position:
-        """Add an entry to the log; where that is already tried, find out how it ended."""
-        pending, is_first = self._pending, False
-        if pending is None or pending.what != (entry, after, edit):
-            if pending is not None and pending.unanswered:
-                raise Unknown(f"{self.path}: how an earlier change ended is not known; that has to be settled first")
-            pending, is_first = Pending(entry, after, edit=edit), True
-            self._pending = pending
-        pending.turn = pending.turn if pending.unanswered else self._turn
-        try:
-            self._settle(pending, is_first=is_first)
-        except (OSError, StateError) as error:
-            if pending.unanswered:
-                raise Unknown(f"{self.path}: whether this change was written is not known: {error}") from error
-            raise
-        self._at = pending.id
-        return pending.id
-
-    def _settle(self, pending: Pending, *, is_first: bool) -> None:
-        """Send an entry until it is known how that ended."""
-        deadline = time.monotonic() + self._address.timeout
+    def _is_added(self, pending: Pending, deadline: float, *, last: bool) -> bool:
         entry, after, edit = pending.what
         place = self._name, after.number, int(after.nonce), int(pending.id.nonce)
         turn = self._key, self._turn
         request = (_EDIT, *place, None, *turn, entry) if edit else (_APPEND, *place, entry, *turn)
-        while not self._call(request, pending=pending, deadline=deadline):
+        if not self._call(request, pending=pending, deadline=deadline):
             is_open = pending.is_open(self._turn) or (pending.unanswered and not self._call((_IS_LOST, self._turn)))
-            if self._has_landed(pending, is_first):
-                break
-            if not is_open:
-                pending.unanswered = 0
-                raise Overtaken(is_held=True)
-            if time.monotonic() >= deadline:
-                raise Unknown(f"{self.path}: whether this change was written cannot be told yet")
-            time.sleep(_PAUSE)  # what was sent before may arrive when the other's turn ends
-        pending.unanswered = 0
+            if not self._has_landed(pending):
+                if not is_open:
+                    raise Overtaken(is_held=True)
+                return False
+        if last:
+            self.end_turn()
+        return True
 
-    def _has_landed(self, pending: Pending, is_first: bool) -> bool:  # noqa: FBT001
+    def _has_landed(self, pending: Pending) -> bool:
         """Tell whether an entry that was not added now is there; raises Overtaken, Forked where it never will be."""
         _, after, _ = pending.what
         rows = self._rows((_READ, self._name, after.number))
@@ -550,16 +512,11 @@ class PostgresLog:
             if self.fsync is not False:
                 self._call((_TOUCH,))
             return True
-        if rows and _int(rows[0][1]) > after.number and not is_first:
+        if rows and _int(rows[0][1]) > after.number and not pending.is_first:
             raise Unknown(f"{self.path}: whether this change was written cannot be told any more")
-        try:
-            news = self._behind(after, rows)
-        except Forked:
-            pending.unanswered = 0
-            raise
+        news = self._behind(after, rows)
         if news == News([], after):
             return False
-        pending.unanswered = 0  # whoever was faster has its number
         self._ahead = None if news is None else (after, news)
         raise Overtaken(is_held=False)
 
@@ -571,27 +528,20 @@ class PostgresLog:
             return None
         return News([row[3] for row in rows[1:]], _position(rows[-1]))
 
-    def read(self, after: Position) -> News | Contents:
-        """See Log."""
-        news: News | Contents | None
-        if self._ahead is not None and self._ahead[0] == after:
-            news, self._ahead = self._ahead[1], None
-        else:
-            news = self._behind(after, self._rows((_READ, self._name, after.number))) or self._contents()
-        self._at = news.position
-        return news
+    def _read(self, after: Position) -> News | Contents:
+        return self._behind(after, self._rows((_READ, self._name, after.number))) or self._contents()
 
     def take_turn(self, wait: float) -> None:
         """See Log. What a `read` behind the last position will return comes along."""
         deadline = time.monotonic() + wait
-        turn = self._turn = drawn(0).nonce
+        turn = self._new_turn()
         lease = str(max(1, int(1000 * self._address.lease)))
         while True:
             left = min(deadline - time.monotonic(), self._address.timeout / 2)
             lock = _LOCK, str(max(1, int(1000 * left))), lease, self._key, turn
             at = self._at
             reads = [] if at is None else [(_READ, self._name, at.number)]
-            answers = self._ask(lock, *reads)
+            answers = self._surely(lambda: self._link.ask(lock, *reads), None)  # noqa: B023
             if not isinstance(answers[0], _Answer):
                 self._turn = turn  # again: a signal handler may have had a turn of its own
                 if at is not None and not isinstance(answers[1], _Answer):
@@ -603,13 +553,8 @@ class PostgresLog:
             if time.monotonic() >= deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "another writer has the turn", self.path)
 
-    def end_turn(self) -> None:
-        """See Log. Does not wait for an answer; where it fails, the turn ends with the connection."""
-        if self._turn:
-            with suppress(_Answer, OSError, StateError):
-                self._link.connect()
-                self._link.tell((_UNLOCK,))
-            self._turn = ""
+    def _tell_end(self) -> None:
+        self._link.tell((_UNLOCK,))
 
     def sync(self) -> None:
         """See Log: the server does not answer before a change is as safe as was asked for."""
@@ -630,12 +575,7 @@ class PostgresLog:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            time.sleep(min(left, _PAUSE))
-
-    def close(self) -> None:
-        """See Log."""
-        self._link.drop()
-        self._watching.drop()
+            time.sleep(min(left, PAUSE))
 
     # -- Requests --
 
@@ -643,40 +583,15 @@ class PostgresLog:
         self, request: tuple[Any, ...], *, deadline: float | None = None, pending: Pending | None = None
     ) -> list[_Row]:
         """Send a statement and return its rows; raises Forked where there are no tables, OSError, StateError."""
-        answer: list[_Row] | _Answer = self._ask(request, deadline=deadline, pending=pending)[0]
+        answer: list[_Row] | _Answer = self._surely(lambda: self._link.ask(request), deadline, pending)[0]
         if isinstance(answer, _Answer):
             raise self._refused(answer)
         return answer
 
-    def _ask(
-        self, *requests: tuple[Any, ...], deadline: float | None = None, pending: Pending | None = None
-    ) -> list[Any]:
-        """Send statements; try again for the seconds of `timeout` where the server is away, or the first one has to."""
-        if deadline is None:
-            deadline = time.monotonic() + self._address.timeout
-        self._ahead = None
-        while True:
-            try:
-                answers = self._try(requests, pending)
-            except (_Answer, OSError) as error:
-                if isinstance(error, _Answer) or time.monotonic() >= deadline:
-                    raise self._refused(error) from error
-            else:
-                first = answers[0]
-                if not isinstance(first, _Answer) or first.code not in _FOR_NOW_CODES or time.monotonic() >= deadline:
-                    return answers
-            self._link.drop()  # what was a primary may be none
-            time.sleep(_PAUSE)
-
-    def _try(self, requests: tuple[tuple[Any, ...], ...], pending: Pending | None) -> list[Any]:
-        """Send statements; note whether they may have reached the server, if what comes back is not an answer."""
-        self._link.connect()
-        if pending is None:
-            return self._link.ask(*requests)
-        pending.unanswered += 1
-        answers = self._link.ask(*requests)
-        pending.unanswered -= 1
-        return answers
+    def _passes(self, answer: Any) -> bool:
+        if isinstance(answer, list):  # what counts is the first
+            return isinstance(answer[0], _Answer) and answer[0].code in _FOR_NOW_CODES
+        return isinstance(answer, OSError)
 
     def _refused(self, error: Exception) -> Exception:
         """Return what a server's answer, or the lack of one, is to the user."""

@@ -27,7 +27,6 @@ import errno
 import hashlib
 import os
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -38,6 +37,7 @@ from redis.retry import Retry
 
 from persistedstate import StateError, _shown
 from persistedstate_logs import QUOTED, Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn, quoted
+from persistedstate_logs.asking import ServerLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +47,6 @@ _LAYOUT = "1"
 _KEPT = 30
 #: Milliseconds within which whoever gets the baton has to take the turn.
 _PASSING = 2000
-#: Seconds between two tries to reach a server.
-_PAUSE = 0.05
 
 # ---- Scripts ----
 
@@ -359,10 +357,13 @@ class _Link:
 
     def ask(self, *parts: bytes) -> Any:
         """Send a command and return the reply; raises ResponseError where that is an error."""
-        return self.ask_packed(len(parts), _packed(*parts))
+        reply = self.ask_packed(len(parts), _packed(*parts))
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def ask_packed(self, count: int, command: bytes) -> Any:
-        """Do the same for a command of so many parts that are packed."""
+        """Send a command of so many parts that are packed; return the reply, also where that is an error."""
         connection = self._connection
         self._send(count, command)
         while self._owed:
@@ -370,8 +371,6 @@ class _Link:
             self._receive(connection)
         reply = self._receive(connection)
         self._is_busy = False
-        if isinstance(reply, Exception):
-            raise reply
         return reply
 
     def tell_packed(self, count: int, command: bytes) -> None:
@@ -427,7 +426,7 @@ def _contents(reply: list[Any]) -> Contents:
     return Contents(reply[3], reply[2], _position(reply[1]))
 
 
-class RedisLog:
+class RedisLog(ServerLog):
     """A log in Valkey or Redis, see `persistedstate_logs.Log`.
 
     Args:
@@ -439,19 +438,11 @@ class RedisLog:
     """
 
     def __init__(self, url: str, *, fsync: bool | float = False, readonly: bool = False) -> None:
-        self._address = _parsed(url)
-        self.path, self.settings = self._address.path, self._address[4:]
+        self._address = address = _parsed(url)
+        super().__init__(address.path, address[4:], address.timeout, [_Link(address, self._check_server) for _ in "12"])
         self.fsync, self.readonly = fsync, readonly
-        self._keys = [f"{{{self._address.name}}}:{part}".encode() for part in ("state", "log", "turn", "baton")]
+        self._keys = [f"{{{address.name}}}:{part}".encode() for part in ("state", "log", "turn", "baton")]
         self._commands = {script: script.command(self._keys) for script in (_open, _append, _replace, _read, _turn)}
-        self._link, self._watching = (_Link(self._address, self._check_server) for _ in range(2))
-        self._pending: Pending | None = None
-        #: The token of the turn that may be ours, another one for each; none where it cannot.
-        self._turn = b""
-        #: The position that was told last.
-        self._at: Position | None = None
-        #: What came along with the last answer for a `read` that follows, and the position behind which that is.
-        self._ahead: tuple[Position, News | Contents] | None = None
 
     def open(self, wait: float = 0.0) -> Contents:
         """See Log. Raises FileNotFoundError where there is no state and `readonly` is set."""
@@ -467,65 +458,43 @@ class RedisLog:
         self._at = contents.position
         return contents
 
-    def append(self, record: bytes, after: Position, *, last: bool = False) -> Position:
-        """See Log."""
-        return self._enter(_append, record, after, last=last)
-
     def replace(self, text: bytes, after: Position, *, edit: bool = False) -> Position:
         """See Log."""
-        keep = b"%d" % _KEPT
         if edit:
-            return self._enter(_replace, text, after, keep, edit=True)
-        reply = self._call(_replace, _told(after), b"", b"", b"", text, keep)
+            return self._enter(text, after, edit=True)
+        reply = self._call(_replace, _told(after), b"", b"", b"", text, b"%d" % _KEPT)
         self._refuse(reply)
         return after
 
-    def _enter(
-        self, script: _Script, entry: bytes, after: Position, *more: bytes, edit: bool = False, last: bool = False
-    ) -> Position:
-        """Add an entry to the log; where that is already tried, find out how it ended."""
-        pending = self._pending
-        if pending is None or pending.what != (entry, after, edit):
-            if pending is not None and pending.unanswered:
-                raise Unknown(f"{self.path}: how an earlier change ended is not known; that has to be settled first")
-            pending = self._pending = Pending(entry, after, edit=edit)
-        pending.turn = pending.turn if pending.unanswered else self._turn
-        arguments = _told(after), _told(pending.id), self._turn, _baton() if last else b"", entry, *more
-        try:
-            reply = self._call(script, *arguments, pending=pending)
-        except (OSError, StateError) as error:
-            if pending.unanswered:
-                raise Unknown(f"{self.path}: whether this change was written is not known: {error}") from error
-            raise
-        if reply[0] == b"forgotten" or (reply[0] == b"held" and pending.is_open(self._turn)):
-            raise Unknown(f"{self.path}: whether this change was written cannot be told, or not yet")
+    def _is_added(self, pending: Pending, deadline: float, *, last: bool) -> bool:
+        entry, after, edit = pending.what
+        place = _told(after), _told(pending.id), self._turn.encode(), _baton() if last else b""
+        script, more = (_replace, [b"%d" % _KEPT]) if edit else (_append, [])
+        reply = self._call(script, *place, entry, *more, deadline=deadline, pending=pending)
+        if reply[0] == b"forgotten":
+            raise Unknown(f"{self.path}: whether this change was written cannot be told any more")
+        if reply[0] == b"held" and pending.is_open(self._turn):
+            return False
         pending.unanswered = 0
         self._refuse(reply, after)
-        self._at = pending.id
-        self._turn = b"" if last else self._turn
-        return pending.id
+        self._turn = "" if last else self._turn
+        return True
 
-    def read(self, after: Position) -> News | Contents:
-        """See Log."""
-        if self._ahead is not None and self._ahead[0] == after:
-            news, self._ahead = self._ahead[1], None
-        else:
-            reply = self._call(_read, _told(after))
-            self._refuse(reply)
-            news = _news(reply)
-        self._at = news.position
-        return news
+    def _read(self, after: Position) -> News | Contents:
+        reply = self._call(_read, _told(after))
+        self._refuse(reply)
+        return _news(reply)
 
     def take_turn(self, wait: float) -> None:
         """See Log. What a `read` behind the last position will return comes along."""
         deadline = time.monotonic() + wait
-        token = self._turn = os.urandom(8).hex().encode()
+        turn = self._new_turn()
         passed, milliseconds = b"", b"%d" % (1000 * self._address.lease)
         while True:
-            reply = self._call(_turn, _told(self._at) if self._at else b"", token, passed, milliseconds)
+            reply = self._call(_turn, _told(self._at) if self._at else b"", turn.encode(), passed, milliseconds)
             self._refuse(reply)
             if reply[0] == b"taken":
-                self._turn = token  # again: a signal handler may have had a turn of its own
+                self._turn = turn  # again: a signal handler may have had a turn of its own
                 if self._at is not None:
                     self._note_ahead(self._at, reply[1] if reply[1:] else [b"news", _told(self._at), []])
                 return
@@ -542,13 +511,8 @@ class RedisLog:
             return b""  # who asks next finds out
         return b"" if reply is None else bytes(reply[1])
 
-    def end_turn(self) -> None:
-        """See Log. Does not wait for an answer; where it fails, the turn expires."""
-        if self._turn:
-            with suppress(exceptions.RedisError, OSError, StateError):
-                self._link.connect()
-                self._link.tell_packed(10, self._commands[_turn] + _packed(b"", self._turn, _baton()))
-            self._turn = b""
+    def _tell_end(self) -> None:
+        self._link.tell_packed(10, self._commands[_turn] + _packed(b"", self._turn.encode(), _baton()))
 
     def sync(self) -> None:
         """See Log: waits for replicas, where some were asked for. The server itself waits for its disk."""
@@ -570,49 +534,28 @@ class RedisLog:
             if found or time.monotonic() >= deadline:
                 return bool(found)
 
-    def close(self) -> None:
-        """See Log."""
-        self._link.drop()
-        self._watching.drop()
-
     # -- Requests --
 
     def _call(
         self, script: _Script, *arguments: bytes, deadline: float | None = None, pending: Pending | None = None
     ) -> list[Any]:
-        """Run a script; try again for the seconds of `timeout`. Raises OSError, StateError."""
-        if deadline is None:
-            deadline = time.monotonic() + self._address.timeout
-        self._ahead, command = None, self._commands[script] + _packed(*arguments)
-        while True:
-            try:
-                reply: list[Any] = self._try(7 + len(arguments), command, pending)
-            except exceptions.NoScriptError:  # not run
-                command = _packed(b"EVAL", script.text, b"4", *self._keys, *arguments)
-            except Exception as error:
-                if not _is_for_now(error) or time.monotonic() >= deadline:
-                    raise self._refused(error) from error
-                self._link.drop()  # what was a primary may be none
-                time.sleep(_PAUSE)
-            else:
-                is_open = reply[0] == b"held" and pending is not None and pending.is_open(self._turn)
-                if not is_open or time.monotonic() >= deadline:
-                    return reply
-                time.sleep(_PAUSE)  # what was sent before may arrive when the other's turn ends
+        """Run a script; try again until a time, or for `timeout`. Raises OSError, StateError."""
+        command = self._commands[script] + _packed(*arguments)
 
-    def _try(self, count: int, command: bytes, pending: Pending | None) -> Any:
-        """Send a command; note whether it may have reached the server, if what comes back is not an answer."""
-        self._link.connect()
-        if pending is None:
-            return self._link.ask_packed(count, command)
-        pending.unanswered += 1
-        try:
-            reply = self._link.ask_packed(count, command)
-        except exceptions.ResponseError:
-            pending.unanswered -= 1
-            raise
-        pending.unanswered -= 1
-        return reply
+        def ask() -> Any:
+            reply = self._link.ask_packed(7 + len(arguments), command)
+            if isinstance(reply, exceptions.NoScriptError):  # not run
+                again = _packed(b"EVAL", script.text, b"4", *self._keys, *arguments)
+                reply = self._link.ask_packed(7 + len(arguments), again)
+            return reply
+
+        reply: Any = self._surely(ask, deadline, pending)
+        if isinstance(reply, Exception):
+            raise self._refused(reply) from reply
+        return reply  # type: ignore[no-any-return]
+
+    def _passes(self, answer: Any) -> bool:
+        return isinstance(answer, Exception) and _is_for_now(answer)
 
     def _ask(self, link: _Link, *command: bytes) -> Any:
         """Send another command than a script, once. Raises OSError, StateError."""
