@@ -3243,6 +3243,9 @@ class _Overtaken(Exception):
 class _Journal:
     """A state file, locked while it is open."""
 
+    #: What all who have it open in this process have to say alike.
+    settings: Any = None
+
     def __init__(self, path: str) -> None:
         self.descriptor = -1
         self.pid = os.getpid()
@@ -6305,8 +6308,7 @@ class _LiveTree(_Tree):
                 self.checks.append(declaration.check_change)
                 self.forget_heads()
                 self.__class__ = _CHECKED[type(self)]
-            if not self.levels:
-                _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
+            _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -6904,11 +6906,7 @@ class _LogTree(_SharedTree):
     def _look_around(self) -> None:
         """Nobody writes a log but by a log."""
 
-    def join(self, *, fsync: bool | float, mode: int | None) -> None:
-        if mode is not None:
-            raise StateError(self.path, "_mode is for files; this is none")
-        if fsync != self.journal.fsync:
-            raise StateError(self.path, "open in this process already, with another _fsync; use the same")
+    def join(self, *, fsync: bool | float, mode: int | None) -> None:  # noqa: ARG002 - all have the same
         super().join(fsync=self.fsync, mode=mode)
 
 
@@ -6940,6 +6938,10 @@ _CHECKED = {
 }  # fmt: skip
 
 
+#: In the place of length and hash: what is shown may be mixed.
+_IN_DOUBT = (-1, 0)
+
+
 class _Follower(_Tree):
     """A tree that follows a file that others write; takes no lock and writes nothing."""
 
@@ -6951,7 +6953,7 @@ class _Follower(_Tree):
         self.defaults = defaults
         self.seen = _Dated()
         #: Length and hash of what is shown, and of that without a torn tail, to which a writer of this file only adds.
-        self.content, self.known = (-1, 0), (0, hash(b""))
+        self.content, self.known = _IN_DOUBT, (0, hash(b""))
         reason = "opened with _readonly=True; open it without to change it"
         self.halted = (self.refuse, StateReadOnly(self.path, reason))
         _Root({}, self)
@@ -6966,11 +6968,12 @@ class _Follower(_Tree):
     def refresh(self) -> bool:
         """Read the file again if it changed; return whether the state did."""
         now = _system.now()
-        if self.seen.tells(_seen(_system.stat(self.name))):
+        before = self.content
+        if before != _IN_DOUBT and self.seen.tells(_seen(_system.stat(self.name))):
             return False
         data, seen = self._read_whole()
-        content = len(data), hash(data)
-        is_changed = content != self.content and self._show(data)
+        content, self.content = (len(data), hash(data)), _IN_DOUBT
+        is_changed = content != before and self._show(data)
         self.content = content
         self.seen.note(seen, now)
         return is_changed
@@ -7017,7 +7020,7 @@ class _Follower(_Tree):
         if self.lock.acquire(blocking=False):
             self.lock.release()
             return
-        self.lock, self.seen, self.content = RLock(), _Dated(), (-1, 0)
+        self.lock, self.seen, self.content = RLock(), _Dated(), _IN_DOUBT
         with suppress(OSError, StateError):
             self.refresh()
 
@@ -7027,17 +7030,22 @@ class _LogFollower(_Follower):
 
     def __init__(self, journal: Any, defaults: Mapping[str, Any], declaration: Any) -> None:
         self.journal, self.read = journal, b""
+        #: The position of what is shown; the journal is at another one where that may be mixed.
+        self.shown_at: Any = None
         super().__init__(journal.path, defaults, declaration, journal.path)
 
     def refresh(self) -> bool:
-        if self.journal.descriptor < 0:
-            self.journal.open(None, 0.0)
-            self.read, self.journal.data = self.journal.data, b""
-        elif (news := self.journal.news(is_doubtful=False)) is not None:
-            self.read = news[0] if news[1] else self.read + news[0]
+        journal, is_changed = self.journal, False
+        if journal.descriptor < 0:
+            journal.open(None, 0.0)
+            news = journal.data, True
         else:
-            return False
-        return self._show(self.read)
+            news = journal.news(is_doubtful=journal.position != self.shown_at)
+        if news is not None:
+            self.read, journal.data = news[0] if news[1] else self.read + news[0], b""
+            is_changed = self._show(self.read)
+        self.shown_at = journal.position
+        return is_changed
 
     def release(self) -> None:
         super().release()
@@ -7584,7 +7592,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             tree = _follower(text, defaults, declared)
             tree.facades[id(self)] = self
         else:
-            kind = _engine(text, fsync=_fsync) or (_SharedJournal if _shared else _Journal)
+            kind = _engine(text, fsync=_fsync, mode=_mode) or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
         self._show(tree)
         if isinstance(tree, _LiveTree):
@@ -7855,7 +7863,16 @@ def plain(node: Any) -> Any:
 
 
 #: Where engines are found, by what stands before `://` in an address.
-_ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[a-z][a-z0-9+.-]*\Z")
+_ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
+#: What is secret in an address: what stands between the user and the last `@`, whatever that is, and some options.
+_SECRETS = _pattern(
+    r"(?is)(?<=://)([^/?#@:]*:).*(?=@)|([?&][^=&#]*(?:pass|pwd|secret|token|api_?key|credential)[^=&#]*=)[^&#]*"
+)
+
+
+def _shown(place: str) -> str:
+    """Return an address without what is secret in it; a path as it is."""
+    return _SECRETS.sub(lambda found: f"{found[1] or found[2]}…", place) if "://" in place else place
 
 
 def _follower(path: str, defaults: Mapping[str, Any], declaration: Any) -> _Follower:
@@ -7865,19 +7882,22 @@ def _follower(path: str, defaults: Mapping[str, Any], declaration: Any) -> _Foll
     return _LogFollower(engine(path), defaults, declaration)
 
 
-def _engine(url: str, *, fsync: bool | float, readonly: bool = False) -> Callable[..., Any] | None:
+def _engine(
+    url: str, *, fsync: bool | float, readonly: bool = False, mode: int | None = None
+) -> Callable[..., Any] | None:
     """Return what makes a journal of an address such as `redis://…`; None where the text is a path."""
     scheme, mark, _ = url.partition("://")
     if not mark or not _SCHEME.match(scheme):
         return None
     from importlib.metadata import entry_points
 
-    found = {entry.name: entry for entry in entry_points(group=_ENGINES)}
-    shown = f"{scheme}://…"  # without the password that may be in it
+    found, scheme = {entry.name: entry for entry in entry_points(group=_ENGINES)}, scheme.lower()
     if scheme not in found:
         known = ", ".join(sorted(found)) or "none"
         reason = f"no engine for {scheme} is installed (installed: {known})"
-        raise StateError(shown, f'{reason}; pip install "persistedstate[redis,postgres]" brings some')
+        raise StateError(_shown(url), f'{reason}; pip install "persistedstate[redis,postgres]" brings some')
+    if mode is not None:
+        raise StateError(_shown(url), "_mode is for files; this is none")
     try:
         engine = found[scheme].load()
         from persistedstate_logs.journal import LogJournal
@@ -7902,11 +7922,13 @@ def _live_tree(
         elif tree is None:
             _system.sleep(_OPENING_RETRY)
         elif not tree.is_closing:
-            if type(tree.journal) is not type(journal):
-                tree.facades.pop(id(facade), None)
-                how = "without" if kind is _SharedJournal else "with"
-                raise StateError(tree.path, f"open in this process already, {how} _shared=True; open it so everywhere")
-            return tree
+            how = f"with{'out' * (kind is _SharedJournal)} _shared=True"
+            if type(tree.journal) is type(journal):
+                if tree.journal.settings == journal.settings:
+                    return tree
+                how = "with another _fsync, or other options in its address"
+            tree.facades.pop(id(facade), None)
+            raise StateError(tree.path, f"open in this process already, {how}; open it so everywhere")
         else:
             with tree.lock:  # another thread is closing it, or was interrupted while it did
                 tree.release()

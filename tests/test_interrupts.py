@@ -192,6 +192,27 @@ def content_of(path: Path) -> dict[str, Any]:
     return found
 
 
+@rounds(ci=100, nightly=20_000)
+@pytest.mark.leaves("descriptors")  # as long as what an interrupt left is not collected
+def test_a_reader_that_is_interrupted_shows_a_whole_state_after_its_next_refresh(
+    path: Path, chance: random.Random, rounds: int
+) -> None:
+    """Also where the file holds again what the reader had read before."""
+
+    save(path, "a: 1\nb: [1]\n")
+    with PersistedState(path, _readonly=True) as reader:
+        save(path, "b: [2, {}]\na: 2\n")
+        last = 1
+        while processes.interrupt_at(last, reader.refresh, FILES):
+            last *= 2
+        for _ in range(rounds):
+            save(path, "a: 1\nb: [1]\n")
+            reader.refresh()
+            assert plain(reader) == {"a": 1, "b": [1]}
+            save(path, "b: [2, {}]\na: 2\n")
+            processes.interrupt_at(chance.randrange(1, last), reader.refresh, FILES)
+
+
 def expected_after(change: Callable[[Any], object]) -> tuple[dict[str, Any], dict[str, Any]]:
     before = {**copy.deepcopy(START), "before": 1}
     after = copy.deepcopy(before)
