@@ -3565,10 +3565,10 @@ class _Journal:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
             if not self._lock(new):
                 raise OSError(errno.EBUSY, "somebody locked the temporary file", path)
-            self._check(basis, theirs)
             self._announce(new)
+            self._check(basis, theirs)  # last: what is saved between this and the next step by a renaming is lost
             _system.replace(path, self.path)
-            self._hand_over(new, data, old if theirs < 0 else theirs, basis[2] if basis else 0)
+            self._hand_over(new, data, old if theirs < 0 else theirs, basis)
         except BaseException:
             _surely(self._clean_up, new, data)
             raise
@@ -3580,10 +3580,10 @@ class _Journal:
     def _announce(self, new: int) -> None:
         """Tell those who share the file which one is about to take its place."""
 
-    def _hand_over(self, new: int, data: bytes, replaced: int, size: int) -> None:
+    def _hand_over(self, new: int, data: bytes, replaced: int, basis: _Glance | None) -> None:
         """Go on with the new file: an append to the old descriptor would succeed and be lost."""
         self._go_on_with(new, data)
-        if size and _system.fstat(replaced).st_size != size:  # an editor opened it in the last moment
+        if basis and _seen(_system.fstat(replaced)) != basis:  # an editor opened it in the last moment
             self.displaced = replaced
         self._keep_name()
 
@@ -3660,8 +3660,8 @@ class _Journal:
         """Raise _Overtaken if the file looks different by now, or looks the same and holds something else."""
         if self.is_half_rewritten:
             return
-        is_same = self._glance() == basis
-        if not (is_same and (basis is None or self._holds_the_same(self.descriptor if theirs < 0 else theirs))):
+        is_same = basis is None or self._holds_the_same(self.descriptor if theirs < 0 else theirs)
+        if not is_same or self._glance() != basis:  # behind the other, which takes longer
             raise _Overtaken
 
     def _holds_the_same(self, descriptor: int) -> bool:
@@ -3779,8 +3779,8 @@ if TYPE_CHECKING:
         size: int
         is_in_turn: bool
 
-        def take_turn(self) -> None:
-            """Wait until nobody else may write, until `end_turn`."""
+        def take_turn(self, wait: float = inf) -> None:
+            """Wait until nobody else may write, until `end_turn`; TimeoutError after `wait` seconds."""
 
         def end_turn(self) -> None:
             """Let others write; may be called again."""
@@ -3975,21 +3975,30 @@ class _SharedJournal(_Journal):
         """Return another one for the same file, not open."""
         return _SharedJournal(self.name)
 
-    def take_turn(self) -> None:
+    def take_turn(self, wait: float = inf) -> None:
         """Wait until nobody else may write, until `end_turn`. A signal handler may have a turn of its own meanwhile.
 
         Nobody wakes up fast enough to get a lock before the one who released it just now, and takes it again. Therefore
-        everybody has to stand in line now and then, whose first waits for the lock.
+        everybody has to stand in line now and then, whose first waits for the lock. Who waits for so many seconds only
+        does not: raises TimeoutError.
         """
         while not self.is_in_turn:
             turns, self.is_locked = self.turns, True
-            if _system.now() >= self.yields_at or not _system.lock(self.beside):
+            if wait < inf:
+                self._try_lock(_system.now() + wait)
+            elif _system.now() >= self.yields_at or not _system.lock(self.beside):
                 self.is_in_line = True
                 _system.lock_byte(self.beside, _QUEUE, "F_WRLCK", wait=True)
                 self._await_lock()
                 self._leave_line()
                 self.yields_at = _system.now() + _IN_A_ROW
             self.is_in_turn = turns == self.turns
+
+    def _try_lock(self, end: float) -> None:
+        while not _system.lock(self.beside):
+            if _system.now() >= end:
+                raise TimeoutError
+            _system.sleep(_IN_A_ROW / 50)
 
     def _await_lock(self) -> None:
         """Wait for the lock, as the first in the line; at first so that it costs the one who has it no time.
@@ -4058,9 +4067,16 @@ class _SharedJournal(_Journal):
         self._let_go(old)
 
     def _unfinished(self, end: int) -> bytes:
-        """Return what a writer that was killed added to the file, and not to the copy; cut what is no whole record."""
-        size = _system.fstat(self.descriptor).st_size
-        found = _system.pread(self.descriptor, size - end, end) if size > end else b""
+        """Return what a writer that was killed added to the file, and not to the copy; cut what is no whole record.
+
+        What stands behind a text that a person saved is the end of that text.
+        """
+        if _system.fstat(self.descriptor).st_size <= end:
+            return b""
+        data = _read_all(self.descriptor)
+        if data[:end] != self._copy()[:end]:
+            return b""
+        found = data[end:]
         whole = found[: found.rfind(b"\n") + 1]
         torn = found[len(whole) :]
         is_ours = all(line.startswith(_RECORD_START) or line in (b"", b"{}") for line in whole.split(b"\n"))
@@ -4091,6 +4107,7 @@ class _SharedJournal(_Journal):
         except OSError:
             self.size = size
             _system.ftruncate(self.descriptor, size)
+            _system.ftruncate(self.beside, self.note.start + size)  # a part of it may be there
             raise
 
     def landed(self, offset: int, data: bytes) -> bool:
@@ -4407,6 +4424,10 @@ class _Tree:
         Returns whether the value, a node, was there and was replaced: then there is nothing to do.
         """
         raise NotImplementedError
+
+    def thread_lock(self) -> Any:
+        """Return what users hold to make several changes one; an RLock, or the like of it."""
+        return self.still()
 
     def resume(self) -> None:
         """Do what is in the way of changes, so that they can go on; raises where that cannot be."""
@@ -6606,6 +6627,56 @@ class _Turn:
         next(self.steps, None)
 
 
+class _TurnLock:
+    """The lock of a shared tree as users hold it: as an RLock, and with it the turn of this process.
+
+    What is entered by `with` is left by the same object; what one object acquires another one may release.
+    """
+
+    __slots__ = ("entered", "tree")
+
+    def __init__(self, tree: _SharedTree) -> None:
+        self.tree = tree
+        self.entered: list[Iterator[None]] = []
+
+    def __enter__(self) -> bool:
+        turn = self.tree.steps()
+        next(turn)
+        self.entered.append(turn)
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        next(self.entered.pop(), None)
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as an RLock has it
+        """Take lock and turn; return whether that was possible, at once or within so many seconds."""
+        tree = self.tree
+        end = _system.now() + ((inf if timeout < 0 else timeout) if blocking else 0.0)
+        if not tree.lock.acquire(blocking, timeout):
+            return False
+        try:
+            turn = tree.steps(end - _system.now())
+            next(turn)
+            tree.acquired.append(turn)
+        except TimeoutError as error:
+            if type(error) is not TimeoutError:
+                raise
+            return False
+        finally:
+            tree.lock.release()
+        return True
+
+    def release(self) -> None:
+        """Give back what was acquired last; raises RuntimeError in a thread that has not."""
+        if not (self._is_owned() and self.tree.acquired):
+            raise RuntimeError("cannot release un-acquired lock")
+        next(self.tree.acquired.pop(), None)
+
+    def _is_owned(self) -> bool:
+        lock: Any = self.tree.lock
+        return bool(lock._is_owned())
+
+
 class _PastText(namedtuple("_PastText", "string")):
     """Stands for the document of an older snapshot."""
 
@@ -6629,6 +6700,8 @@ class _SharedTree(_LiveTree):
         self.log: _Log = journal
         #: Memory may differ from the log, so that all of that has to be read.
         self.is_doubtful = False
+        #: The turns that `_TurnLock.acquire` began, and `release` ends.
+        self.acquired: list[Iterator[None]] = []
         #: A person had changed the snapshot below the records that were read, which is to be renewed.
         self.is_edited = False
         #: The tree of those nodes that others removed: a change of them raises.
@@ -6643,8 +6716,12 @@ class _SharedTree(_LiveTree):
         self.still()
         return _Turn(self)
 
-    def steps(self) -> Iterator[None]:
-        """Hold the lock and the turn until the next step."""
+    def thread_lock(self) -> Any:
+        self.still()
+        return _TurnLock(self)
+
+    def steps(self, wait: float = inf) -> Iterator[None]:
+        """Hold the lock and the turn until the next step; TimeoutError if there is none within so many seconds."""
         with self.lock:
             if self.log.is_in_turn:
                 self.missed = {}  # what is read from here on is up to date
@@ -6652,18 +6729,18 @@ class _SharedTree(_LiveTree):
                 return
             try:
                 try:
-                    self._begin_turn()
+                    self._begin_turn(wait)
                     yield
                 finally:
                     self.log.end_turn()
             finally:
                 self.log.end_turn()  # an interrupt may have come in front of the first
 
-    def _begin_turn(self) -> None:
+    def _begin_turn(self, wait: float) -> None:
         if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
             function, *arguments = self.halted
             function(*arguments)
-        self.log.take_turn()
+        self.log.take_turn(wait)
         self.catch_up()
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:
@@ -6746,9 +6823,37 @@ class _SharedTree(_LiveTree):
                 if record is None:
                     loader = _Loader(line[4:], self.document.version)
                     record = loader.value(loader.root, 0)
-                if _is_fact(record):
-                    self.attested.add(record[1][0])
-                _apply(self.root, record)
+                self._take_record(*record)
+
+    def _take_record(self, name: str, path: Any, *arguments: Any) -> None:
+        """Apply a record of another process; what is primed in a quarter of the time, as `assign` does."""
+        if name == "transaction":
+            for inner in path:
+                self._take_record(*inner)
+            return
+        record = [name, path, *arguments]
+        if name in ("was", "hash") and _is_fact(record):
+            self.attested.add(path[0])
+            return
+        node = _target(self.root, path)
+        if not self._is_put(node, name, *arguments):
+            _apply(self.root, record)
+            if all(type(key) is str for key in path):  # to find the way from a list takes long
+                node._locate()
+                node._prime(name, *arguments)
+
+    def _is_put(self, node: _Node, name: str, place: Any = None, value: Any = _GONE, *_: Any) -> bool:
+        """Make a change of which the heads of a node tell; False if it is none."""
+        key, length = place if name == "set" else None, len(node._items)
+        if name not in ("set", "insert") or key not in node._heads or type(value) not in _SCALARS:
+            return False
+        if key is None and place != length:
+            return False
+        image = self.levels[0].images.get(id(node))
+        if image is None or (key is not None and key not in image.kept):
+            node._remember(name, place)
+        node._put(length, key, value)
+        return True
 
     def _take_all(self, data: bytes) -> None:
         stream = _parsed(self.path, data)
@@ -6882,18 +6987,18 @@ class _LogTree(_SharedTree):
     def has_facts(self, value: bool) -> None:
         pass
 
-    def steps(self) -> Iterator[None]:
+    def steps(self, wait: float = inf) -> Iterator[None]:
         with self.lock:
             depth = self.journal.depth
             self.journal.depth = depth + 1
             try:
-                yield from super().steps()
+                yield from super().steps(wait)
             finally:
                 self.journal.depth = depth
 
-    def _begin_turn(self) -> None:
+    def _begin_turn(self, wait: float) -> None:
         self.journal.depth = 1  # an interrupt may have left another
-        super()._begin_turn()
+        super()._begin_turn(wait)
 
     def _halt(self, trouble: Exception | None) -> None:
         """Read anew what may differ; the log lacks nothing that has to be written to it."""
@@ -7613,7 +7718,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     @property
     def _thread_lock(self) -> Any:
         """The re-entrant lock that guards every change; hold it to make several of them one for other threads."""
-        return self._tree.turn()
+        return self._tree.thread_lock()
 
     def close(self) -> None:
         """Vacuum, and let the file go; every later use raises StateClosed. A second call does nothing.
