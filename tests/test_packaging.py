@@ -159,7 +159,7 @@ def test_only_what_a_user_may_want_is_published_as_an_extra(wheel: Path) -> None
     """What tests and benchmarks need are dependency groups, which stay in the tree."""
     metadata = metadata_of(wheel)
 
-    extras = ["constelite", "declared", "key-value", "postgres", "pystator", "redis"]
+    extras = ["constelite", "declared", "key-value", "postgres", "pystator", "redis", "watch"]
     assert metadata.get_all("Provides-Extra") == extras
 
 
