@@ -247,23 +247,28 @@ class Watcher:
 
 
 class LogWatcher(Watcher):
-    """The same for a log on a server."""
+    """The same for a log on a server, by a connection of its own: each is for one thread."""
 
     def _listen(self) -> None:
-        """Nothing tells."""
+        self.log = self.tree.journal.anew().log
 
     def _sight(self) -> Any:
-        journal = self.tree.journal
-        is_new = journal.descriptor < 0 or journal.log.watch(journal.position, 0.0)
-        return journal.position if is_new else None
+        from persistedstate_logs import Forked
 
-    def _is_foreign(self, sight: Any) -> bool:  # noqa: ARG002 - what is behind the position is by others
-        return True
+        journal = self.tree.journal
+        position, is_new = journal.position, True
+        with suppress(Forked):  # which the state finds out itself
+            is_new = journal.descriptor < 0 or self.log.watch(position, 0.0)
+        return position if is_new else None
+
+    def _is_foreign(self, sight: Any) -> bool:
+        with self.tree.lock:
+            return bool(sight == self.tree.journal.position)  # else the script has written something
 
     def let_go(self) -> None:
         super().let_go()
-        if self.tree.journal.descriptor < 0:  # closed, perhaps in the middle of a look that opened something anew
-            self.tree.journal.log.close()
+        if hasattr(self, "log"):
+            self.log.close()
 
 
 def watch(state: PersistedState, option: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import queue
@@ -272,6 +273,21 @@ def test_with_a_function_the_script_takes_over_where_it_wants(path: Path, calls:
             assert (state.n, calls.qsize()) == (number - 1, 0)
             assert state.refresh()
             assert calls.next() == (("n",), number - 1, number, threading.current_thread())
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_loop_takes_over_where_its_tasks_run(path: Path, calls: Calls) -> None:
+    async def serve() -> None:
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        with opened(path, _watch=lambda: loop.call_soon_threadsafe(state.refresh)) as state:
+            on_change(state, calls)
+            on_change(state, lambda *_: changed.set())
+            save(path, START.replace("n: 1", "n: 2"))
+            await asyncio.wait_for(changed.wait(), PATIENCE)
+
+    asyncio.run(serve())
+
+    assert calls.next() == (("n",), 1, 2, threading.current_thread())
 
 
 @pytest.mark.usefixtures("quick")
