@@ -32,6 +32,8 @@ from persistedstate import (
 #: Seconds between two looks; at most, while what is there cannot be taken over.
 _PERIOD, _LONGEST = 1.0, 60.0
 
+#: An object, and its `_watch`.
+_Wish = tuple[weakref.ref[PersistedState], Any]
 #: Those whose thread runs.
 _watchers: list[Watcher] = []
 
@@ -43,9 +45,8 @@ class Watcher:
     them come earlier.
     """
 
-    def __init__(self, tree: Any, wishes: list[tuple[weakref.ref[PersistedState], Any]]) -> None:
+    def __init__(self, tree: Any, wishes: list[_Wish]) -> None:
         self.tree = tree
-        #: The objects that want it, each with its `_watch`.
         self.wishes = wishes
         self.is_stopped = False
         #: In a context of its own: the state may have been opened inside of a transaction.
@@ -72,6 +73,10 @@ class Watcher:
         except RuntimeError as error:
             self._close()
             _warn_afterwards(f"{self.tree.path}: what others do is noticed at the next change only ({error})")
+
+    def add(self, wish: _Wish) -> None:
+        """Let one more object have its will."""
+        self.wishes = [*[other for other in self.wishes if self._counts(other[0])], wish]
 
     def leave(self) -> None:
         """End the thread if no open object wants it, and wait for that, unless it waits for this one."""
@@ -113,12 +118,13 @@ class Watcher:
         return is_open and bool(self._options())
 
     def _options(self) -> list[Any]:
-        """Return what the objects want that are open, or were forgotten while functions are to be told of changes."""
-        found = [(reference(), option) for reference, option in self.wishes]
-        return [
-            option for state, option in found
-            if (self.tree.is_watched if state is None else not hasattr(state, "_refusal"))
-        ]  # fmt: skip
+        """Return what the objects want that are not closed."""
+        return [option for reference, option in self.wishes if self._counts(reference)]
+
+    def _counts(self, reference: weakref.ref[PersistedState]) -> bool:
+        """Tell whether an object is open, or was forgotten while functions are to be told of changes."""
+        state = reference()
+        return self.tree.is_watched if state is None else not hasattr(state, "_refusal")
 
     def _listen(self) -> None:
         """Let inotify tell what happens, where that can be."""
@@ -274,18 +280,19 @@ class LogWatcher(Watcher):
 def watch(state: PersistedState, option: Any) -> None:
     """Let what is behind a state be watched as its `_watch` says: by one thread for all its objects."""
     tree: Any = state._tree
+    wish = weakref.ref(state), option
     with _registry_lock:
         if tree.watcher is None or tree.watcher.is_stopped:
-            tree.watcher = _started(tree, [])
-        tree.watcher.wishes.append((weakref.ref(state), option))
+            _start(tree, [wish])
+        else:
+            tree.watcher.add(wish)
 
 
-def _started(tree: Any, wishes: list[tuple[weakref.ref[PersistedState], Any]]) -> Watcher:
+def _start(tree: Any, wishes: list[_Wish]) -> None:
     kind = LogWatcher if hasattr(getattr(tree, "journal", None), "log") else Watcher
-    watcher = kind(tree, wishes)
-    _watchers.append(watcher)
-    watcher.start()
-    return watcher
+    tree.watcher = kind(tree, wishes)
+    _watchers.append(tree.watcher)
+    tree.watcher.start()
 
 
 def _end_all() -> None:
@@ -306,7 +313,7 @@ def _mend_in_child() -> None:
         watcher.is_stopped = True
         watcher.let_go()
         if watcher._is_wanted():
-            watcher.tree.watcher = _started(watcher.tree, watcher.wishes)
+            _start(watcher.tree, watcher.wishes)
 
 
 atexit.register(_end_all)

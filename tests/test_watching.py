@@ -279,7 +279,7 @@ def test_with_a_function_the_script_takes_over_where_it_wants(path: Path, calls:
 def test_a_loop_takes_over_where_its_tasks_run(path: Path, calls: Calls) -> None:
     async def serve() -> None:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        with opened(path, _watch=lambda: loop.call_soon_threadsafe(state.refresh)) as state:
+        with opened(path, _watch=lambda: loop.call_soon_threadsafe(state.refresh)) as state:  # type: ignore[has-type]
             on_change(state, calls)
             on_change(state, lambda *_: changed.set())
             save(path, START.replace("n: 1", "n: 2"))
@@ -516,6 +516,25 @@ def test_a_script_that_does_not_close_ends(path: Path, end: str) -> None:
         assert (child._process.returncode, errors) == (0, b"")
     with PersistedState(path) as state:
         assert state.get("more") == (1 if "more" in ENDS[end] else None)
+
+
+def test_in_a_process_whose_threads_are_greenlets(path: Path) -> None:
+    pytest.importorskip("gevent")
+    path.write_text(START)
+    script = (
+        "from gevent import monkey; monkey.patch_all()\n"
+        "import gevent, sys; from persistedstate import PersistedState, on_change\n"
+        "told = gevent.event.Event()\n"
+        "with PersistedState(sys.argv[1], _watch=True) as state:\n"
+        "    on_change(state, lambda *change: (print(*change), told.set()))\n"
+        "    print('open', flush=True)\n"
+        "    told.wait()\n"
+    )
+    with Child(script, path) as child:
+        child.expect("open")
+        save(path, START.replace("n: 1", "n: 2"))
+        child.expect("('n',) 1 2")
+        child.finish()
 
 
 # ---- Forks -----------------------------------------------------------------------------------------------------------
