@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -182,7 +183,7 @@ class Watcher:
         except (Warning, StateError, OSError) as error:
             self._put_off(sight)
             self._tell(error)
-        except BaseException:  # noqa: BLE001 - of a function that was called, too
+        except BaseException:  # noqa: BLE001 - what `on_change` calls may try to end the process
             sys.excepthook(*sys.exc_info())
 
     def _put_off(self, sight: Any) -> None:
@@ -205,11 +206,18 @@ class Watcher:
         if functions and sight != self.told and self._is_foreign(sight):
             self.told = sight
             for function in functions:
-                function()
+                self._call(function)
         if True in options:
             with self.tree.turn():
                 if not (self.is_stopped or self.tree.is_closing):
                     self.tree.refresh()
+
+    @staticmethod
+    def _call(function: Callable[[], object]) -> None:
+        try:
+            function()
+        except BaseException:  # noqa: BLE001 - the others shall be called, too
+            sys.excepthook(*sys.exc_info())
 
     def _name(self) -> str:
         name: str = getattr(self.tree, "journal", self.tree).name
