@@ -4371,7 +4371,9 @@ class _Tree:
     of a change.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "attributes", "edits", "halted", "levels", "lock", "missed", "root")
+    __slots__ = (
+        "__dict__", "__weakref__", "attributes", "edits", "halted", "levels", "lock", "missed", "root", "watcher",
+    )  # fmt: skip
 
     root: _Root
 
@@ -4402,6 +4404,8 @@ class _Tree:
         self.is_closing = False
         #: Somebody wants to be told of changes: then each of them leaves an edit, and there are no short ways.
         self.is_watched = False
+        #: The thread that looks at what others do, if somebody wants one.
+        self.watcher: Any = None
 
     def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
         """Write the record, then do the operation to the node, to which `keys` lead; neither if the first fails."""
@@ -7627,6 +7631,10 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _shared: True: several processes have the file open and change it, all with this option. Each change waits for
             its turn and first applies what others wrote; else that is seen after `refresh()`. What would overwrite
             what another process changed since it was read raises StateConflict; not in a transaction.
+        _watch: True: a thread takes over what others did without a touch of the state: it looks each second, and on
+            Linux at once, if the package inotify-simple is installed. For the script it is one more thread, in which
+            functions of `on_change` are called for what it finds. A function: the thread only calls this, when there
+            is something to take over, so that the script calls `refresh()` where that suits it.
 
     Raises:
         StateLocked: another process has it open. StateCorrupt: the file cannot be understood; it was left as it is.
@@ -7682,9 +7690,10 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _mode: int | None = None,
         _check: bool = True,
         _shared: bool = False,
+        _watch: bool | Callable[[], object] = False,
         **defaults: Any,
     ) -> None:
-        _check_options(_fsync, _wait, _readonly, _mode, _shared)
+        _check_options(_fsync, _wait, _readonly, _mode, _shared, _watch)
         for name in defaults:
             _check_name(name)
         text = os.fsdecode(path)
@@ -7700,14 +7709,16 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             kind = _engine(text, fsync=_fsync, mode=_mode) or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
         self._show(tree)
-        if isinstance(tree, _LiveTree):
-            try:
+        try:
+            if isinstance(tree, _LiveTree):
                 tree.join(fsync=_fsync, mode=_mode)
                 tree.declare(declared, is_checked=_check)
                 tree.set_defaults(defaults)
-            except BaseException:
-                self.close()
-                raise
+            if _watch:
+                _tool("watching").watch(self, _watch)
+        except BaseException:
+            self.close()
+            raise
 
     def _show(self, tree: _Tree) -> None:
         parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
@@ -7728,6 +7739,13 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         tree = getattr(self, "_tree", None) if not hasattr(self, "_refusal") else None
         if tree is None:
             return
+        try:
+            self._close(tree)
+        finally:
+            if tree.watcher is not None:
+                tree.watcher.leave()
+
+    def _close(self, tree: Any) -> None:
         with tree.still():
             if tree.levels:
                 tree.resume()  # where one could not be undone
@@ -7936,10 +7954,10 @@ def _check_name(name: str) -> None:
     if name in _METHODS:
         raise AttributeError(f'{name} is a method of PersistedState; use STATE["{name}"]')
     if name[:1] == "_":
-        raise TypeError(f"unknown option {name}; there are _check, _fsync, _mode, _readonly, _shared and _wait")
+        raise TypeError(f"unknown option {name}; there are _check, _fsync, _mode, _readonly, _shared, _wait and _watch")
 
 
-def _check_options(fsync: object, wait: object, readonly: object, mode: object, shared: object) -> None:
+def _check_options(fsync: object, wait: object, readonly: object, mode: object, shared: object, watch: object) -> None:
     if not isinstance(fsync, (bool, int, float)) or (not isinstance(fsync, bool) and not fsync > 0):
         raise TypeError(f"_fsync is False, True or a number of seconds above 0, not {fsync!r}")
     if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not wait >= 0:
@@ -7950,6 +7968,8 @@ def _check_options(fsync: object, wait: object, readonly: object, mode: object, 
         raise TypeError(f"_shared is False or True, not {shared!r}")
     if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o7777):
         raise TypeError(f"_mode is None or permission bits such as 0o600, not {mode!r}")
+    if not isinstance(watch, bool) and not callable(watch):
+        raise TypeError(f"_watch is False, True or a function, not {watch!r}")
 
 
 def plain(node: Any) -> Any:

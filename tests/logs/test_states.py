@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import os
+import queue
 import signal
 import tempfile
 import threading
@@ -46,6 +47,7 @@ from test_shared import (  # noqa: F401 - they run here, too, with the fixtures 
     test_what_was_not_read_is_not_overwritten,
     test_what_was_removed_by_another_process_can_be_read_and_not_changed,
 )
+from test_watching import WRITER
 
 import persistedstate
 from logs import servers
@@ -58,8 +60,10 @@ from persistedstate import (
     StateForked,
     StateReadOnly,
     StateUnknown,
+    on_change,
     plain,
 )
+from persistedstate_tools import watching
 
 if TYPE_CHECKING:
     import random
@@ -267,6 +271,64 @@ def test_a_follower_that_is_interrupted_shows_a_whole_state_after_its_next_refre
             interrupt_at(chance.randrange(1, 2000), follower.refresh, files)
             follower.refresh()
             assert plain(follower) == plain(state)
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_what_others_write_is_noticed_without_a_touch(
+    url: str, readonly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_PERIOD", 0.05)
+    news: queue.Queue[Any] = queue.Queue()
+    with Child(WRITER, url, {"a": 1, "b": 0}) as writer:
+        writer.expect("open")
+        with PersistedState(url, _watch=True, _readonly=readonly) as state:
+            on_change(state, lambda *change: news.put(change), "a")
+            for number in range(2, 6):
+                writer.tell(f"state.a = {number}; {number} % 2 or state.vacuum()")
+                writer.expect("done")
+                assert news.get(timeout=PATIENCE) == (("a",), number - 1, number)
+                assert state.a == number
+                if not readonly:
+                    state.b = number
+        writer.finish()
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_function_is_called_for_what_others_write(url: str, readonly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_PERIOD", 0.05)
+    told = threading.Event()
+    with Child(WRITER, url, {"a": 1}) as writer:
+        writer.expect("open")
+        with PersistedState(url, _watch=told.set, _readonly=readonly) as state:
+            for number in range(2, 5):
+                writer.tell(f"state.a = {number}")
+                writer.expect("done")
+                assert told.wait(PATIENCE)
+                told.clear()
+                assert (state.a, state.refresh(), state.a) == (number - 1, True, number)
+        writer.finish()
+
+
+def test_who_watches_waits_for_a_server_that_is_gone(
+    tmp_path: Path, kind: type[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    news: queue.Queue[Any] = queue.Queue()
+    monkeypatch.setattr(watching, "_PERIOD", 0.05)
+    monkeypatch.setattr(watching, "_warn_afterwards", told.put)
+    with servers.running(tmp_path, *kind.always, kind=kind) as server:
+        url = server.url("state", "?timeout=0.5")
+        with PersistedState(url, _fsync=True, _watch=True, a=1) as state:
+            on_change(state, lambda *change: news.put(change))
+            server.kill()
+            assert os.fspath(state) in told.get(timeout=PATIENCE)
+            server.start()
+            with Child(WRITER, url, {"_fsync": True, "_wait": PATIENCE}) as writer:
+                writer.expect("open")
+                writer.tell("state.a = 2")
+                writer.expect("done")
+                assert news.get(timeout=PATIENCE) == (("a",), 1, 2)
+                writer.finish()
 
 
 def test_an_unknown_scheme_tells_which_are_installed() -> None:
