@@ -175,6 +175,27 @@ class StateError(Exception):
         return type(self), (self.path, self.reason)
 
 
+#: So many characters of a line are shown in which something is wrong.
+_SIGHT = 120
+
+
+def _told(line: int, column: int, reason: str, text: str) -> str:
+    """Tell what is wrong with a line, with a mark below the column in which it is."""
+    from unicodedata import combining, east_asian_width
+
+    text = text.rstrip()
+    start = max(min(column - 1 - _SIGHT // 2, len(text) - _SIGHT), 0)
+    text, before = (
+        "…" * (start > 0) + text[start : start + _SIGHT] + "…" * (start + _SIGHT < len(text)),
+        "…" * (start > 0) + text[start : column - 1],
+    )
+    shown = "".join(each if each.isprintable() or each == "\t" else "\ufffd" for each in text)
+    blanks = (
+        "\t" if each == "\t" else " " * (1 + (east_asian_width(each) in "WF")) for each in before if not combining(each)
+    )
+    return f"line {line}, column {column}: {reason}\n    {shown}\n    {''.join(blanks)}^"
+
+
 _ADVICE = "mend it in an editor, or see `persistedstate check FILE` and `persistedstate repair FILE`"
 
 
@@ -185,7 +206,7 @@ class StateCorrupt(StateError, ValueError):
     """
 
     def __init__(self, path: str, reason: str, line: int = 1, column: int = 1, text: str = "") -> None:
-        super().__init__(path, f"line {line}, column {column}: {reason}\n    {text.rstrip()}\n{_ADVICE}")
+        super().__init__(path, f"{_told(line, column, reason, text)}\n{_ADVICE}")
         self.reason, self.line, self.column, self.text = reason, line, column, text
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -257,6 +278,10 @@ class _TooDeep(_BadText, RecursionError):
 class _Odd(Exception):
     """The text is outside the fast grammar: ruamel.yaml must read it."""
 
+
+#: What is wrong with a text, where others have to know it again.
+_TOP_LEVEL = "the top level must be a mapping (key: value)"
+_NOT_UTF_8 = "not UTF-8; save the file in UTF-8"
 
 #: What is no fault of a text.
 _ANOTHER_TIME = (ImportError, MemoryError)
@@ -792,41 +817,20 @@ def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] |
 
 
 def _trouble(error: Any, text: str) -> _BadText:
-    """Return what ruamel.yaml found wrong with a text, at the line that a person has to mend."""
+    """Return what ruamel.yaml found wrong with a text: where something began that has no end, or where it stopped."""
     mark, reason = error.problem_mark or error.context_mark, str(error.problem or error.context)
-    lacks_colon = "expected ':'" in reason
-    if error.context_mark and (lacks_colon or mark.index >= len(text.rstrip())):
+    if error.context_mark and ("expected ':'" in reason or "separator" in reason or mark.index >= len(text.rstrip())):
         mark = error.context_mark
-    is_late = reason.startswith("mapping values") or "'<block mapping start>'" in reason
-    above = _value_for_lack_of_colon(text[: mark.index]) if is_late else None
-    if lacks_colon or above is not None:
-        reason = _NO_COLON
-    return _BadText(reason, mark.index if above is None else above)
+    return _BadText(reason, mark.index)
 
 
-#: What ends a key, or begins a document; and the beginning of an item.
-_COLON, _ITEM = _pattern(r":(?:\s|\Z)|\A---"), _pattern(r" *- ")
-_NO_COLON = "a colon is missing (key: value)"
-
-
-def _value_for_lack_of_colon(text: str) -> int | None:
-    """Return where the value begins that goes on to the end of a text because a colon is missing in its first line."""
-    *lines, last = text.split("\n")
-    while lines and not _CONTENT.match(lines[-1]):
-        lines.pop()
-    first = len(lines)
-    while first and _CONTENT.match(lines[first - 1]) and not _COLON.search(lines[first - 1]):
-        first -= 1
-    if first == len(lines) or _COLON.search(last):
-        return None
-    above = next(filter(_CONTENT.match, reversed(lines[:first])), "---").partition(" #")[0].rstrip()
-    start = first
-    if _ITEM.match(lines[first]) or not above.endswith((":", "---")):  # then it is an item, the last of its list
-        items = [number for number in range(first, len(lines)) if _ITEM.match(lines[number])]
-        if not items:
-            return None
-        start = min(reversed(items), key=lambda number: lines[number].index("-"))
-    return len("\n".join([*lines[:start], ""])) + len(lines[start]) - len(lines[start].lstrip())
+def _explained(text: str, problem: _BadText) -> _BadText:
+    """Return what is wrong with a text in words of a person who writes YAML, if the tools are there to tell."""
+    try:
+        explained: _BadText = _tool("mistakes").explained(text, problem)
+    except Exception:  # noqa: BLE001 - whatever it is, what the reader found must come out
+        return problem
+    return explained
 
 
 class _Alias:
@@ -952,7 +956,7 @@ class _Loader:
         if self.root is None or (self.root.id == "scalar" and self.value(self.root, 0) is None):
             return {}
         if self.root.id != "mapping":
-            raise _BadText("the top level must be a mapping (key: value)", self.root.start_mark.index)
+            raise _BadText(_TOP_LEVEL, self.root.start_mark.index)
         found = self.value(self.root, 0)
         assert isinstance(found, dict)  # noqa: S101 - for the type checker
         return found
@@ -1058,7 +1062,7 @@ class _Loader:
     def _key(self, node: Any) -> Any:
         key = self.value(node, 1) if node.id in ("scalar", "alias") else ()
         if not _is_key(key) and key is not _UNDEFINED:
-            raise _BadText("a key must be a str, int, float, bool or null", node.start_mark.index)
+            raise _BadText("a key must be text, a number, true, false or null", node.start_mark.index)
         return key
 
     def merge(self, node: Any, depth: int, merged: dict[Any, Any]) -> None:
@@ -2713,7 +2717,7 @@ class _Stream:
             if error.end == len(data) and error.reason == "unexpected end of data":
                 return data[: error.start].decode() + _HALF_CHARACTER  # may be in the torn tail
             before = len(data[: error.start].decode(errors="replace"))
-            raise _BadText("not UTF-8; save the file in that encoding", before) from None
+            raise _BadText(_NOT_UTF_8, before) from None
 
     def _without_torn_tail(self, text: str) -> str:
         start = text.rfind("\n") + 1
@@ -2948,7 +2952,7 @@ class Problem(namedtuple("Problem", "line column reason text")):
     text: str
 
     def __str__(self) -> str:
-        return f"line {self.line}, column {self.column}: {self.reason}\n    {self.text.rstrip()}"
+        return _told(*self)
 
 
 def _line_number(text: str, offset: int) -> int:
@@ -2964,7 +2968,7 @@ def _problem(text: str, problem: _BadText) -> Problem:
 
 
 def _corrupt(path: str, text: str, problem: _BadText) -> StateCorrupt:
-    line, column, reason, content = _problem(text, problem)
+    line, column, reason, content = _problem(text, _explained(text, problem))
     return StateCorrupt(path, reason, line, column, content)
 
 
@@ -6283,8 +6287,8 @@ class _LiveTree(_Tree):
             document, value = edit.saved.with_value(value)
             is_new = self.history.is_new(edit.saved, self.document)
         except StateCorrupt as error:
-            place = f"line {error.line}, column {error.column}: {error.reason}"
-            edit.give_up(f"what was saved there is not what is declared ({place})")
+            edit.trouble = _told(error.line, error.column, error.reason, error.text)
+            edit.give_up("what was saved there is not what is declared")
             self._refuse(edit)
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing of the script's may be lost by it
@@ -6300,7 +6304,8 @@ class _LiveTree(_Tree):
         try:
             self._renew(self._renewed(), edit.basis)
         finally:  # here, because a warning may be an error
-            _warn(f"{self.path}: {edit.problem}{kept}. The file holds the state of the running script again")
+            what = f"{self.path}: {edit.problem}{kept}. The file holds the state of the running script again"
+            _warn(what + edit.advice())
 
     def refresh(self) -> bool:
         """Merge what others did to the file; return whether that changed the state."""
@@ -6482,14 +6487,16 @@ class _Edit:
         #: What can be merged, None while `problem` tells why it cannot; and whether waiting may change that.
         self.saved: _Saved | None = None
         self.problem = "" if is_quiet else "somebody keeps writing the file"
+        #: What a person has to mend in it.
+        self.trouble: _BadText | str = ""
         self.is_doubtful = not is_quiet
         self.text = (data or b"").strip(b"\0\r\n\t ").decode(errors="replace")
         try:
             self.saved = _Saved(data or b"")
             self.text = self.saved.text.strip()
         except _BadText as problem:
-            line = _line_number((data or b"").decode(errors="replace"), problem.offset)
-            self.give_up(f"what was saved there cannot be understood (line {line}: {problem.reason})")
+            self.trouble = problem
+            self.give_up("what was saved there cannot be understood")
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing of the script's may be lost by it
             self.give_up(f"what was saved there cannot be understood ({error!r})")
         if self.problem or not self.text:
@@ -6497,6 +6504,13 @@ class _Edit:
 
     def give_up(self, problem: str) -> None:
         self.saved, self.problem, self.is_doubtful = None, problem, True
+
+    def advice(self) -> str:
+        """Return what a person has to mend in it, if that can be told."""
+        text, place = (self.data or b"").decode(errors="replace"), self.trouble
+        if isinstance(place, _BadText):
+            place = str(_problem(text, _explained(text, place)))
+        return f"; mend your text and save it once more:\n{place}" if place else ""
 
     def compare(self, known: list[_Document]) -> None:
         """Doubt a text that looks as if it broke off, compared with the latest snapshots.

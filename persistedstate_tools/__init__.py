@@ -2,6 +2,10 @@
 
 | file              | what                                                                       |
 |-------------------|----------------------------------------------------------------------------|
+| `spots.py`        | the place in a text at which something is wrong, and what stands around it |
+| `layout.py`       | where colons are missing, or the indentation is wrong                      |
+| `mistakes.py`     | what is wrong there, in the words of a person who writes YAML              |
+| `notes.py`        | what is YAML, but hardly what was meant                                    |
 | `messages.py`     | what a person is told when something is wrong, and the exit codes          |
 | `paths.py`        | PATH, such as `jobs[3].name`: reading, writing, finding what it means      |
 | `values.py`       | VALUE, and values as JSON                                                  |

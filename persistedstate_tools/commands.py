@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,12 +104,21 @@ def run_check(options: Namespace) -> int:
     _print_problems(persistedstate._shown(options.file), problems)
     if not problems:
         print(f"{persistedstate._shown(options.file)}: sound")
+        print_notes(persistedstate._shown(options.file), read_state(options.file)[0].text())
     return NO if problems else 0
 
 
+def print_notes(name: str, text: str, known: Container[str] | None = None) -> None:
+    """Tell what in a text is hardly meant, but in lines that are known."""
+    from persistedstate_tools.notes import notes
+
+    for problem in notes(text, known):
+        print(f"{name}: note: {problem}")
+
+
 def _print_problems(name: str, problems: Iterable[Problem]) -> None:
-    for line, column, reason, text in problems:
-        print(f"{name}: line {line}, column {column}: {reason}\n    {shown_line(text)}".rstrip())
+    for problem in problems:
+        print(f"{name}: {problem}")
 
 
 def run_repair(options: Namespace) -> int:

@@ -221,7 +221,7 @@ def test_a_wrong_save_is_kept_beside_and_the_script_goes_on(path: Path, way: str
         wrong = path.read_text(encoding="utf-8").replace("retry:   3", "retry:   five")
         save(path, wrong, way)
         with pytest.warns(
-            RuntimeWarning, match=re.escape('(line 2, column 10: retry: expected int, but it is "five")')
+            RuntimeWarning, match=re.escape('\nline 2, column 10: retry: expected int, but it is "five"\n')
         ) as said:
             assert not state.refresh()
         assert (state.last_id, state.retry) == (42, 3)
