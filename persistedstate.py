@@ -2178,6 +2178,8 @@ class _Document:
         self.is_unusual = False
         #: Keys of the entries that could only be written plainly, and why; _GONE stands for the whole text.
         self.lost: dict[Any, Exception] = {}
+        #: What went wrong where it should not, when this was made; all values are in the text nevertheless.
+        self.faults: list[Exception] = []
         #: What happened to the values since: paths, operations and their arguments; and whether that may not be all.
         self.edits: list[tuple[Any, ...]] = []
         self.is_doubtful = False
@@ -2227,7 +2229,7 @@ class _Document:
         vars(twin).update(vars(self))
         for name in ("pieces", "unended", "odd", "anchored", "lost"):
             setattr(twin, name, getattr(self, name).copy())
-        twin.edits, twin.is_doubtful, twin.known = [], False, ("", {})
+        twin.edits, twin.faults, twin.is_doubtful, twin.known = [], [], False, ("", {})
         return twin
 
     def text(self) -> str:
@@ -2370,9 +2372,11 @@ class _Document:
             twin = self._renewed(items)
         except RecursionError:
             return _on_an_empty_stack(self._renewed, items)
-        if any(isinstance(reason, RecursionError) for key, reason in twin.lost.items() if key not in self.lost):
+        if any(isinstance(fault, RecursionError) for fault in twin.faults):
             with suppress(RuntimeError):  # no thread can be started
                 return _on_an_empty_stack(self._renewed, items)
+        elif twin.faults and not self._renewed(items).faults:
+            raise twin.faults[0]  # not of the text, but of a signal handler or another thread
         return twin
 
     def _renewed(self, items: Mapping[Any, Any]) -> _Document:
@@ -2396,6 +2400,7 @@ class _Document:
         twin.newline, twin.lost = self.newline, self.lost.copy()
         if not isinstance(reason, _Odd):
             twin.lost.setdefault(_GONE, reason)
+            twin.faults.append(reason)
         head = self.head.removeprefix("\ufeff")
         twin.head = "".join(_LOOSE_LINE.findall(head + "\n" * (head[-1:] not in ("", "\n"))))
         for key, item in value.items():
@@ -2423,7 +2428,9 @@ class _Document:
                 top.follow(*edit)
         except _ANOTHER_TIME:
             raise
-        except Exception:  # noqa: BLE001 - whatever cannot be followed can be compared
+        except Exception as error:  # noqa: BLE001 - whatever cannot be followed can be compared
+            if not isinstance(error, (_Odd, _BadText, LookupError, AttributeError)):
+                self.faults.append(error)
             top, stale = _Top(self), {*self.pieces}
         if before.is_doubtful:
             stale |= top.shared(items)
@@ -2566,6 +2573,7 @@ class _Top(_Block):
         except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
             if isinstance(error, RecursionError) or not isinstance(error, (_Odd, _BadText)):
                 document.lost.setdefault(key, error)
+                document.faults.append(error)
             document.unended.pop(key, None)
             return _lines_above(part.piece) + _block({key: _plain(items[key])}, self.column)
 
@@ -3235,6 +3243,9 @@ class _Overtaken(Exception):
 class _Journal:
     """A state file, locked while it is open."""
 
+    #: What all who have it open in this process have to say alike.
+    settings: Any = None
+
     def __init__(self, path: str) -> None:
         self.descriptor = -1
         self.pid = os.getpid()
@@ -3554,10 +3565,10 @@ class _Journal:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
             if not self._lock(new):
                 raise OSError(errno.EBUSY, "somebody locked the temporary file", path)
-            self._check(basis, theirs)
             self._announce(new)
+            self._check(basis, theirs)  # last: what is saved between this and the next step by a renaming is lost
             _system.replace(path, self.path)
-            self._hand_over(new, data, old if theirs < 0 else theirs, basis[2] if basis else 0)
+            self._hand_over(new, data, old if theirs < 0 else theirs, basis)
         except BaseException:
             _surely(self._clean_up, new, data)
             raise
@@ -3569,10 +3580,10 @@ class _Journal:
     def _announce(self, new: int) -> None:
         """Tell those who share the file which one is about to take its place."""
 
-    def _hand_over(self, new: int, data: bytes, replaced: int, size: int) -> None:
+    def _hand_over(self, new: int, data: bytes, replaced: int, basis: _Glance | None) -> None:
         """Go on with the new file: an append to the old descriptor would succeed and be lost."""
         self._go_on_with(new, data)
-        if size and _system.fstat(replaced).st_size != size:  # an editor opened it in the last moment
+        if basis and _seen(_system.fstat(replaced)) != basis:  # an editor opened it in the last moment
             self.displaced = replaced
         self._keep_name()
 
@@ -3649,8 +3660,8 @@ class _Journal:
         """Raise _Overtaken if the file looks different by now, or looks the same and holds something else."""
         if self.is_half_rewritten:
             return
-        is_same = self._glance() == basis
-        if not (is_same and (basis is None or self._holds_the_same(self.descriptor if theirs < 0 else theirs))):
+        is_same = basis is None or self._holds_the_same(self.descriptor if theirs < 0 else theirs)
+        if not is_same or self._glance() != basis:  # behind the other, which takes longer
             raise _Overtaken
 
     def _holds_the_same(self, descriptor: int) -> bool:
@@ -3768,8 +3779,8 @@ if TYPE_CHECKING:
         size: int
         is_in_turn: bool
 
-        def take_turn(self) -> None:
-            """Wait until nobody else may write, until `end_turn`."""
+        def take_turn(self, wait: float = inf) -> None:
+            """Wait until nobody else may write, until `end_turn`; TimeoutError after `wait` seconds."""
 
         def end_turn(self) -> None:
             """Let others write; may be called again."""
@@ -3964,21 +3975,30 @@ class _SharedJournal(_Journal):
         """Return another one for the same file, not open."""
         return _SharedJournal(self.name)
 
-    def take_turn(self) -> None:
+    def take_turn(self, wait: float = inf) -> None:
         """Wait until nobody else may write, until `end_turn`. A signal handler may have a turn of its own meanwhile.
 
         Nobody wakes up fast enough to get a lock before the one who released it just now, and takes it again. Therefore
-        everybody has to stand in line now and then, whose first waits for the lock.
+        everybody has to stand in line now and then, whose first waits for the lock. Who waits for so many seconds only
+        does not: raises TimeoutError.
         """
         while not self.is_in_turn:
             turns, self.is_locked = self.turns, True
-            if _system.now() >= self.yields_at or not _system.lock(self.beside):
+            if wait < inf:
+                self._try_lock(_system.now() + wait)
+            elif _system.now() >= self.yields_at or not _system.lock(self.beside):
                 self.is_in_line = True
                 _system.lock_byte(self.beside, _QUEUE, "F_WRLCK", wait=True)
                 self._await_lock()
                 self._leave_line()
                 self.yields_at = _system.now() + _IN_A_ROW
             self.is_in_turn = turns == self.turns
+
+    def _try_lock(self, end: float) -> None:
+        while not _system.lock(self.beside):
+            if _system.now() >= end:
+                raise TimeoutError
+            _system.sleep(_IN_A_ROW / 50)
 
     def _await_lock(self) -> None:
         """Wait for the lock, as the first in the line; at first so that it costs the one who has it no time.
@@ -4047,9 +4067,16 @@ class _SharedJournal(_Journal):
         self._let_go(old)
 
     def _unfinished(self, end: int) -> bytes:
-        """Return what a writer that was killed added to the file, and not to the copy; cut what is no whole record."""
-        size = _system.fstat(self.descriptor).st_size
-        found = _system.pread(self.descriptor, size - end, end) if size > end else b""
+        """Return what a writer that was killed added to the file, and not to the copy; cut what is no whole record.
+
+        What stands behind a text that a person saved is the end of that text.
+        """
+        if _system.fstat(self.descriptor).st_size <= end:
+            return b""
+        data = _read_all(self.descriptor)
+        if data[:end] != self._copy()[:end]:
+            return b""
+        found = data[end:]
         whole = found[: found.rfind(b"\n") + 1]
         torn = found[len(whole) :]
         is_ours = all(line.startswith(_RECORD_START) or line in (b"", b"{}") for line in whole.split(b"\n"))
@@ -4080,6 +4107,7 @@ class _SharedJournal(_Journal):
         except OSError:
             self.size = size
             _system.ftruncate(self.descriptor, size)
+            _system.ftruncate(self.beside, self.note.start + size)  # a part of it may be there
             raise
 
     def landed(self, offset: int, data: bytes) -> bool:
@@ -4343,7 +4371,9 @@ class _Tree:
     of a change.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "attributes", "edits", "halted", "levels", "lock", "missed", "root")
+    __slots__ = (
+        "__dict__", "__weakref__", "attributes", "edits", "halted", "levels", "lock", "missed", "root", "watcher",
+    )  # fmt: skip
 
     root: _Root
 
@@ -4374,6 +4404,8 @@ class _Tree:
         self.is_closing = False
         #: Somebody wants to be told of changes: then each of them leaves an edit, and there are no short ways.
         self.is_watched = False
+        #: The thread that looks at what others do, if somebody wants one.
+        self.watcher: Any = None
 
     def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
         """Write the record, then do the operation to the node, to which `keys` lead; neither if the first fails."""
@@ -4396,6 +4428,10 @@ class _Tree:
         Returns whether the value, a node, was there and was replaced: then there is nothing to do.
         """
         raise NotImplementedError
+
+    def thread_lock(self) -> Any:
+        """Return what users hold to make several changes one; an RLock, or the like of it."""
+        return self.still()
 
     def resume(self) -> None:
         """Do what is in the way of changes, so that they can go on; raises where that cannot be."""
@@ -5979,7 +6015,7 @@ class _LiveTree(_Tree):
                 self.look()
         except Warning as warning:  # where warnings are errors
             self.halted = (self._tell, warning) if self.trouble is None else (self._rescue,)
-        except Exception as error:  # noqa: BLE001 - see above
+        except (OSError, StateError) as error:
             self._halt(error)
 
     def _sync(self) -> None:
@@ -6298,8 +6334,7 @@ class _LiveTree(_Tree):
                 self.checks.append(declaration.check_change)
                 self.forget_heads()
                 self.__class__ = _CHECKED[type(self)]
-            if not self.levels:
-                _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
+            _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -6327,8 +6362,8 @@ class _LiveTree(_Tree):
     def _vacuum_or_warn(self) -> None:
         try:
             self._vacuum()
-        except Exception as error:
-            if self.trouble is not None or isinstance(error, Warning):
+        except (OSError, StateError, *_ANOTHER_TIME) as error:
+            if self.trouble is not None:
                 raise
             self.limit = 2 * self.journal.size
             reason = getattr(error, "errno", None) or type(error)
@@ -6606,6 +6641,56 @@ class _Turn:
         next(self.steps, None)
 
 
+class _TurnLock:
+    """The lock of a shared tree as users hold it: as an RLock, and with it the turn of this process.
+
+    What is entered by `with` is left by the same object; what one object acquires another one may release.
+    """
+
+    __slots__ = ("entered", "tree")
+
+    def __init__(self, tree: _SharedTree) -> None:
+        self.tree = tree
+        self.entered: list[Iterator[None]] = []
+
+    def __enter__(self) -> bool:
+        turn = self.tree.steps()
+        next(turn)
+        self.entered.append(turn)
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        next(self.entered.pop(), None)
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as an RLock has it
+        """Take lock and turn; return whether that was possible, at once or within so many seconds."""
+        tree = self.tree
+        end = _system.now() + ((inf if timeout < 0 else timeout) if blocking else 0.0)
+        if not tree.lock.acquire(blocking, timeout):
+            return False
+        try:
+            turn = tree.steps(end - _system.now())
+            next(turn)
+            tree.acquired.append(turn)
+        except TimeoutError as error:
+            if type(error) is not TimeoutError:
+                raise
+            return False
+        finally:
+            tree.lock.release()
+        return True
+
+    def release(self) -> None:
+        """Give back what was acquired last; raises RuntimeError in a thread that has not."""
+        if not (self._is_owned() and self.tree.acquired):
+            raise RuntimeError("cannot release un-acquired lock")
+        next(self.tree.acquired.pop(), None)
+
+    def _is_owned(self) -> bool:
+        lock: Any = self.tree.lock
+        return bool(lock._is_owned())
+
+
 class _PastText(namedtuple("_PastText", "string")):
     """Stands for the document of an older snapshot."""
 
@@ -6629,6 +6714,8 @@ class _SharedTree(_LiveTree):
         self.log: _Log = journal
         #: Memory may differ from the log, so that all of that has to be read.
         self.is_doubtful = False
+        #: The turns that `_TurnLock.acquire` began, and `release` ends.
+        self.acquired: list[Iterator[None]] = []
         #: A person had changed the snapshot below the records that were read, which is to be renewed.
         self.is_edited = False
         #: The tree of those nodes that others removed: a change of them raises.
@@ -6643,8 +6730,12 @@ class _SharedTree(_LiveTree):
         self.still()
         return _Turn(self)
 
-    def steps(self) -> Iterator[None]:
-        """Hold the lock and the turn until the next step."""
+    def thread_lock(self) -> Any:
+        self.still()
+        return _TurnLock(self)
+
+    def steps(self, wait: float = inf) -> Iterator[None]:
+        """Hold the lock and the turn until the next step; TimeoutError if there is none within so many seconds."""
         with self.lock:
             if self.log.is_in_turn:
                 self.missed = {}  # what is read from here on is up to date
@@ -6652,18 +6743,18 @@ class _SharedTree(_LiveTree):
                 return
             try:
                 try:
-                    self._begin_turn()
+                    self._begin_turn(wait)
                     yield
                 finally:
                     self.log.end_turn()
             finally:
                 self.log.end_turn()  # an interrupt may have come in front of the first
 
-    def _begin_turn(self) -> None:
+    def _begin_turn(self, wait: float) -> None:
         if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
             function, *arguments = self.halted
             function(*arguments)
-        self.log.take_turn()
+        self.log.take_turn(wait)
         self.catch_up()
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:
@@ -6746,9 +6837,37 @@ class _SharedTree(_LiveTree):
                 if record is None:
                     loader = _Loader(line[4:], self.document.version)
                     record = loader.value(loader.root, 0)
-                if _is_fact(record):
-                    self.attested.add(record[1][0])
-                _apply(self.root, record)
+                self._take_record(*record)
+
+    def _take_record(self, name: str, path: Any, *arguments: Any) -> None:
+        """Apply a record of another process; what is primed in a quarter of the time, as `assign` does."""
+        if name == "transaction":
+            for inner in path:
+                self._take_record(*inner)
+            return
+        record = [name, path, *arguments]
+        if name in ("was", "hash") and _is_fact(record):
+            self.attested.add(path[0])
+            return
+        node = _target(self.root, path)
+        if not self._is_put(node, name, *arguments):
+            _apply(self.root, record)
+            if all(type(key) is str for key in path):  # to find the way from a list takes long
+                node._locate()
+                node._prime(name, *arguments)
+
+    def _is_put(self, node: _Node, name: str, place: Any = None, value: Any = _GONE, *_: Any) -> bool:
+        """Make a change of which the heads of a node tell; False if it is none."""
+        key, length = place if name == "set" else None, len(node._items)
+        if name not in ("set", "insert") or key not in node._heads or type(value) not in _SCALARS:
+            return False
+        if key is None and place != length:
+            return False
+        image = self.levels[0].images.get(id(node))
+        if image is None or (key is not None and key not in image.kept):
+            node._remember(name, place)
+        node._put(length, key, value)
+        return True
 
     def _take_all(self, data: bytes) -> None:
         stream = _parsed(self.path, data)
@@ -6882,18 +7001,18 @@ class _LogTree(_SharedTree):
     def has_facts(self, value: bool) -> None:
         pass
 
-    def steps(self) -> Iterator[None]:
+    def steps(self, wait: float = inf) -> Iterator[None]:
         with self.lock:
             depth = self.journal.depth
             self.journal.depth = depth + 1
             try:
-                yield from super().steps()
+                yield from super().steps(wait)
             finally:
                 self.journal.depth = depth
 
-    def _begin_turn(self) -> None:
+    def _begin_turn(self, wait: float) -> None:
         self.journal.depth = 1  # an interrupt may have left another
-        super()._begin_turn()
+        super()._begin_turn(wait)
 
     def _halt(self, trouble: Exception | None) -> None:
         """Read anew what may differ; the log lacks nothing that has to be written to it."""
@@ -6906,11 +7025,7 @@ class _LogTree(_SharedTree):
     def _look_around(self) -> None:
         """Nobody writes a log but by a log."""
 
-    def join(self, *, fsync: bool | float, mode: int | None) -> None:
-        if mode is not None:
-            raise StateError(self.path, "_mode is for files; this is none")
-        if fsync != self.journal.fsync:
-            raise StateError(self.path, "open in this process already, with another _fsync; use the same")
+    def join(self, *, fsync: bool | float, mode: int | None) -> None:  # noqa: ARG002 - all have the same
         super().join(fsync=self.fsync, mode=mode)
 
 
@@ -6942,6 +7057,10 @@ _CHECKED = {
 }  # fmt: skip
 
 
+#: In the place of length and hash: what is shown may be mixed.
+_IN_DOUBT = (-1, 0)
+
+
 class _Follower(_Tree):
     """A tree that follows a file that others write; takes no lock and writes nothing."""
 
@@ -6953,7 +7072,7 @@ class _Follower(_Tree):
         self.defaults = defaults
         self.seen = _Dated()
         #: Length and hash of what is shown, and of that without a torn tail, to which a writer of this file only adds.
-        self.content, self.known = (-1, 0), (0, hash(b""))
+        self.content, self.known = _IN_DOUBT, (0, hash(b""))
         reason = "opened with _readonly=True; open it without to change it"
         self.halted = (self.refuse, StateReadOnly(self.path, reason))
         _Root({}, self)
@@ -6968,11 +7087,12 @@ class _Follower(_Tree):
     def refresh(self) -> bool:
         """Read the file again if it changed; return whether the state did."""
         now = _system.now()
-        if self.seen.tells(_seen(_system.stat(self.name))):
+        before = self.content
+        if before != _IN_DOUBT and self.seen.tells(_seen(_system.stat(self.name))):
             return False
         data, seen = self._read_whole()
-        content = len(data), hash(data)
-        is_changed = content != self.content and self._show(data)
+        content, self.content = (len(data), hash(data)), _IN_DOUBT
+        is_changed = content != before and self._show(data)
         self.content = content
         self.seen.note(seen, now)
         return is_changed
@@ -7019,7 +7139,7 @@ class _Follower(_Tree):
         if self.lock.acquire(blocking=False):
             self.lock.release()
             return
-        self.lock, self.seen, self.content = RLock(), _Dated(), (-1, 0)
+        self.lock, self.seen, self.content = RLock(), _Dated(), _IN_DOUBT
         with suppress(OSError, StateError):
             self.refresh()
 
@@ -7029,17 +7149,22 @@ class _LogFollower(_Follower):
 
     def __init__(self, journal: Any, defaults: Mapping[str, Any], declaration: Any) -> None:
         self.journal, self.read = journal, b""
+        #: The position of what is shown; the journal is at another one where that may be mixed.
+        self.shown_at: Any = None
         super().__init__(journal.path, defaults, declaration, journal.path)
 
     def refresh(self) -> bool:
-        if self.journal.descriptor < 0:
-            self.journal.open(None, 0.0)
-            self.read, self.journal.data = self.journal.data, b""
-        elif (news := self.journal.news(is_doubtful=False)) is not None:
-            self.read = news[0] if news[1] else self.read + news[0]
+        journal, is_changed = self.journal, False
+        if journal.descriptor < 0:
+            journal.open(None, 0.0)
+            news = journal.data, True
         else:
-            return False
-        return self._show(self.read)
+            news = journal.news(is_doubtful=journal.position != self.shown_at)
+        if news is not None:
+            self.read, journal.data = news[0] if news[1] else self.read + news[0], b""
+            is_changed = self._show(self.read)
+        self.shown_at = journal.position
+        return is_changed
 
     def release(self) -> None:
         super().release()
@@ -7516,6 +7641,10 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _shared: True: several processes have the file open and change it, all with this option. Each change waits for
             its turn and first applies what others wrote; else that is seen after `refresh()`. What would overwrite
             what another process changed since it was read raises StateConflict; not in a transaction.
+        _watch: True: a thread takes over what others did without a touch of the state: it looks each second, and on
+            Linux at once, if the package inotify-simple is installed. For the script it is one more thread, in which
+            functions of `on_change` are called for what it finds. A function: the thread only calls this, when there
+            is something to take over, so that the script calls `refresh()` where that suits it.
 
     Raises:
         StateLocked: another process has it open. StateCorrupt: the file cannot be understood; it was left as it is.
@@ -7571,9 +7700,10 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _mode: int | None = None,
         _check: bool = True,
         _shared: bool = False,
+        _watch: bool | Callable[[], object] = False,
         **defaults: Any,
     ) -> None:
-        _check_options(_fsync, _wait, _readonly, _mode, _shared)
+        _check_options(_fsync, _wait, _readonly, _mode, _shared, _watch)
         for name in defaults:
             _check_name(name)
         text = os.fsdecode(path)
@@ -7586,17 +7716,19 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             tree = _follower(text, defaults, declared)
             tree.facades[id(self)] = self
         else:
-            kind = _engine(text, fsync=_fsync) or (_SharedJournal if _shared else _Journal)
+            kind = _engine(text, fsync=_fsync, mode=_mode) or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
         self._show(tree)
-        if isinstance(tree, _LiveTree):
-            try:
+        try:
+            if isinstance(tree, _LiveTree):
                 tree.join(fsync=_fsync, mode=_mode)
                 tree.declare(declared, is_checked=_check)
                 tree.set_defaults(defaults)
-            except BaseException:
-                self.close()
-                raise
+            if _watch:
+                _tool("watching").watch(self, _watch)
+        except BaseException:
+            self.close()
+            raise
 
     def _show(self, tree: _Tree) -> None:
         parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
@@ -7607,7 +7739,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     @property
     def _thread_lock(self) -> Any:
         """The re-entrant lock that guards every change; hold it to make several of them one for other threads."""
-        return self._tree.turn()
+        return self._tree.thread_lock()
 
     def close(self) -> None:
         """Vacuum, and let the file go; every later use raises StateClosed. A second call does nothing.
@@ -7617,6 +7749,13 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         tree = getattr(self, "_tree", None) if not hasattr(self, "_refusal") else None
         if tree is None:
             return
+        try:
+            self._close(tree)
+        finally:
+            if tree.watcher is not None:
+                tree.watcher.leave()
+
+    def _close(self, tree: Any) -> None:
         with tree.still():
             if tree.levels:
                 tree.resume()  # where one could not be undone
@@ -7825,10 +7964,10 @@ def _check_name(name: str) -> None:
     if name in _METHODS:
         raise AttributeError(f'{name} is a method of PersistedState; use STATE["{name}"]')
     if name[:1] == "_":
-        raise TypeError(f"unknown option {name}; there are _check, _fsync, _mode, _readonly, _shared and _wait")
+        raise TypeError(f"unknown option {name}; there are _check, _fsync, _mode, _readonly, _shared, _wait and _watch")
 
 
-def _check_options(fsync: object, wait: object, readonly: object, mode: object, shared: object) -> None:
+def _check_options(fsync: object, wait: object, readonly: object, mode: object, shared: object, watch: object) -> None:
     if not isinstance(fsync, (bool, int, float)) or (not isinstance(fsync, bool) and not fsync > 0):
         raise TypeError(f"_fsync is False, True or a number of seconds above 0, not {fsync!r}")
     if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not wait >= 0:
@@ -7839,6 +7978,8 @@ def _check_options(fsync: object, wait: object, readonly: object, mode: object, 
         raise TypeError(f"_shared is False or True, not {shared!r}")
     if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o7777):
         raise TypeError(f"_mode is None or permission bits such as 0o600, not {mode!r}")
+    if not isinstance(watch, bool) and not callable(watch):
+        raise TypeError(f"_watch is False, True or a function, not {watch!r}")
 
 
 def plain(node: Any) -> Any:
@@ -7857,7 +7998,16 @@ def plain(node: Any) -> Any:
 
 
 #: Where engines are found, by what stands before `://` in an address.
-_ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[a-z][a-z0-9+.-]*\Z")
+_ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
+#: What is secret in an address: what stands between the user and the last `@`, whatever that is, and some options.
+_SECRETS = _pattern(
+    r"(?is)(?<=://)([^/?#@:]*:).*(?=@)|([?&][^=&#]*(?:pass|pwd|secret|token|api_?key|credential)[^=&#]*=)[^&#]*"
+)
+
+
+def _shown(place: str) -> str:
+    """Return an address without what is secret in it; a path as it is."""
+    return _SECRETS.sub(lambda found: f"{found[1] or found[2]}…", place) if "://" in place else place
 
 
 def _follower(path: str, defaults: Mapping[str, Any], declaration: Any) -> _Follower:
@@ -7867,19 +8017,22 @@ def _follower(path: str, defaults: Mapping[str, Any], declaration: Any) -> _Foll
     return _LogFollower(engine(path), defaults, declaration)
 
 
-def _engine(url: str, *, fsync: bool | float, readonly: bool = False) -> Callable[..., Any] | None:
+def _engine(
+    url: str, *, fsync: bool | float, readonly: bool = False, mode: int | None = None
+) -> Callable[..., Any] | None:
     """Return what makes a journal of an address such as `redis://…`; None where the text is a path."""
     scheme, mark, _ = url.partition("://")
     if not mark or not _SCHEME.match(scheme):
         return None
     from importlib.metadata import entry_points
 
-    found = {entry.name: entry for entry in entry_points(group=_ENGINES)}
-    shown = f"{scheme}://…"  # without the password that may be in it
+    found, scheme = {entry.name: entry for entry in entry_points(group=_ENGINES)}, scheme.lower()
     if scheme not in found:
         known = ", ".join(sorted(found)) or "none"
         reason = f"no engine for {scheme} is installed (installed: {known})"
-        raise StateError(shown, f'{reason}; pip install "persistedstate[redis,postgres]" brings some')
+        raise StateError(_shown(url), f'{reason}; pip install "persistedstate[redis,postgres]" brings some')
+    if mode is not None:
+        raise StateError(_shown(url), "_mode is for files; this is none")
     try:
         engine = found[scheme].load()
         from persistedstate_logs.journal import LogJournal
@@ -7904,11 +8057,13 @@ def _live_tree(
         elif tree is None:
             _system.sleep(_OPENING_RETRY)
         elif not tree.is_closing:
-            if type(tree.journal) is not type(journal):
-                tree.facades.pop(id(facade), None)
-                how = "without" if kind is _SharedJournal else "with"
-                raise StateError(tree.path, f"open in this process already, {how} _shared=True; open it so everywhere")
-            return tree
+            how = f"with{'out' * (kind is _SharedJournal)} _shared=True"
+            if type(tree.journal) is type(journal):
+                if tree.journal.settings == journal.settings:
+                    return tree
+                how = "with another _fsync, or other options in its address"
+            tree.facades.pop(id(facade), None)
+            raise StateError(tree.path, f"open in this process already, {how}; open it so everywhere")
         else:
             with tree.lock:  # another thread is closing it, or was interrupted while it did
                 tree.release()

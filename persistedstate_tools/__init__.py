@@ -16,6 +16,7 @@
 | `repair.py`       | `check` and `repair`: what is wrong with a file, and what is left of it    |
 | `demo.py`         | the demo                                                                   |
 | `declared.py`     | what the annotations of a class declare, checked by msgspec                |
+| `watching.py`     | `_watch`: noticing what others do to a state while nobody touches it       |
 | `commands.py`     | the other commands: one function for each                                  |
 | `renewal.py`      | putting a text in the place of that of a state                             |
 | `editing.py`      | `edit`: a state in an editor                                               |

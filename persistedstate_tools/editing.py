@@ -12,6 +12,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import persistedstate
 from persistedstate import (
     StateError,
     StateLocked,
@@ -26,7 +27,7 @@ from persistedstate import (
 )
 from persistedstate_tools.commands import check_is_there, opened, print_notes
 from persistedstate_tools.excerpts import read_state
-from persistedstate_tools.messages import Refusal, complain, complaint, shown_place
+from persistedstate_tools.messages import Refusal, complain, complaint
 from persistedstate_tools.renewal import put, save_beside
 
 #: What begins the lines that tell of a mistake, and are taken out again.
@@ -46,9 +47,10 @@ def run_edit(options: Namespace) -> int:
     name.write_bytes(text)
     try:
         saved = _edited(name, text)
-        print(f"{shown_place(place)}: {'no change' if saved is None else _save(place, text.decode(), base, saved)}")
+        said = "no change" if saved is None else _save(place, text.decode(), base, saved)
+        print(f"{persistedstate._shown(place)}: {said}")
         if saved is not None:
-            print_notes(shown_place(place), saved.text, text.decode().splitlines())
+            print_notes(persistedstate._shown(place), saved.text, text.decode().splitlines())
     except (Refusal, StateError, OSError) as error:
         reason, code = complaint(error, place)
         raise Refusal(f"{reason}; the text is kept in {name}", code) from None
@@ -120,4 +122,4 @@ def _save(place: str, given: str, base: dict[Any, Any], saved: _Saved) -> str:
                 continue
             holder = f"process {error.pid}" if error.pid else "the process"
             return f"saved; {holder} that has the file takes it over with its next change"
-    raise Refusal(f"{shown_place(place)}: scripts take the file and let it go all the time")
+    raise Refusal(f"{persistedstate._shown(place)}: scripts take the file and let it go all the time")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 
-from persistedstate import _SCHEME, StateCorrupt, StateError, StateLocked
+from persistedstate import _SCHEME, StateCorrupt, StateError, StateLocked, _shown
 
 NO, ERROR, IN_USE, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
 #: So many characters of a line are shown in which something is wrong.
@@ -43,11 +42,6 @@ def is_address(place: str) -> bool:
     return bool(mark and _SCHEME.match(scheme))
 
 
-def shown_place(place: str) -> str:
-    """Return the name of a file, or an address without the password in it."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:…@", place) if is_address(place) else place
-
-
 def complaint(error: Exception, name: str) -> tuple[str, int]:
     """Return what to tell the person who typed the command with a file's name, and the exit code."""
     if isinstance(error, StateLocked):
@@ -59,5 +53,5 @@ def complaint(error: Exception, name: str) -> tuple[str, int]:
         advice = "" if is_address(error.path) else "; mend it in an editor, or see persistedstate repair"
         return f"{place}: {error.reason}{line}{advice}", ERROR
     if isinstance(error, OSError) and not isinstance(error, StateError) and error.strerror:
-        return f"{os.fsdecode(error.filename or shown_place(name))}: {error.strerror}", ERROR
+        return f"{os.fsdecode(error.filename or _shown(name))}: {error.strerror}", ERROR
     return str(error), getattr(error, "code", ERROR)

@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
+import oracle
 import pytest
 from checks import records
 from editing import WAYS, save
@@ -284,6 +285,22 @@ def test_what_the_script_assigns_is_checked(path: Path, name: str, inside: bool)
                 assign(state)
         if name != "again":
             assert (plain(state), records(path)) == (before, lines)
+
+
+def test_defaults_at_any_depth_are_there_when_it_is_opened_in_a_transaction(path: Path) -> None:
+    class Limited(PersistedState):
+        limits: dict[str, int] = {"cpu": 4, "mem": 8}  # noqa: RUF012 - a default
+        n: int = 0
+
+    path.write_text("limits:\n  cpu: 1\n")
+    wanted = {"limits": {"cpu": 1, "mem": 8}, "x": 1, "n": 0}
+    with PersistedState(path) as state:
+        with state.transaction():
+            state.x = 1
+            same_one = Limited(path)
+            assert plain(same_one) == wanted
+        same_one.close()
+        assert plain(state) == oracle.read(path) == wanted
 
 
 @pytest.mark.parametrize("value", ["2024-01-31", 1, 1.5, True, "eA=="])

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import sys
+import warnings
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -189,6 +190,27 @@ def content_of(path: Path) -> dict[str, Any]:
     with PersistedState(path, _readonly=True) as reader:
         found: dict[str, Any] = plain(reader)
     return found
+
+
+@rounds(ci=100, nightly=20_000)
+@pytest.mark.leaves("descriptors")  # as long as what an interrupt left is not collected
+def test_a_reader_that_is_interrupted_shows_a_whole_state_after_its_next_refresh(
+    path: Path, chance: random.Random, rounds: int
+) -> None:
+    """Also where the file holds again what the reader had read before."""
+
+    save(path, "a: 1\nb: [1]\n")
+    with PersistedState(path, _readonly=True) as reader:
+        save(path, "b: [2, {}]\na: 2\n")
+        last = 1
+        while processes.interrupt_at(last, reader.refresh, FILES):
+            last *= 2
+        for _ in range(rounds):
+            save(path, "a: 1\nb: [1]\n")
+            reader.refresh()
+            assert plain(reader) == {"a": 1, "b": [1]}
+            save(path, "b: [2, {}]\na: 2\n")
+            processes.interrupt_at(chance.randrange(1, last), reader.refresh, FILES)
 
 
 def expected_after(change: Callable[[Any], object]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -433,6 +455,42 @@ def test_an_interrupt_in_a_change_that_vacuums(
             interrupt(point, partial(change, state))
             check_equal(state, path, (before, after), point)
             hand.check_tracked(path, point)
+
+
+class TimedOut(Exception):  # noqa: N818 - no fault, but the end of what takes too long
+    """What a handler of SIGALRM raises, and other threads by means of the interpreter."""
+
+
+@pytest.mark.leaves("descriptors")
+@pytest.mark.parametrize("error", [TimedOut, TimeoutError])
+@rounds(ci=1_500, nightly=50_000)
+def test_an_error_of_a_handler_in_a_change_that_vacuums_costs_no_comment_and_reaches_the_caller(
+    chance: random.Random, rounds: int, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Except for an OSError, where that is among those of the disk."""
+    monkeypatch.setattr(persistedstate, "_VACUUM_FLOOR", 1)
+    monkeypatch.setattr(Interrupts, "error", error)
+    monkeypatch.setattr(persistedstate._LiveTree, "_attest", lambda tree, key: tree.attested.add(key))  # may fail
+    before, after = expected_after(lambda s: s.__setitem__("big", "x" * 500))
+    raised: list[bool] = []
+
+    def change(state: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state.big = "x" * 500
+        raised[-1] = False
+
+    with opened() as (_, state):
+        raised.append(True)
+        points = executed(partial(change, state))
+    for point in chosen(chance, points, rounds, each=False):
+        with opened() as (path, state):
+            raised.append(True)
+            interrupt(point, partial(change, state))
+            assert raised[-1] or error is TimeoutError, point
+            check_equal(state, path, (before, after), point)
+            state.vacuum()
+            assert "# a comment" in path.read_text(), point
 
 
 @pytest.mark.leaves("descriptors")

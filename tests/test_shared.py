@@ -21,7 +21,7 @@ from rounds import rounds as sized
 from test_followers import script
 
 import persistedstate
-from persistedstate import PersistedState, StateClosed, StateConflict, StateError, StateLocked, plain
+from persistedstate import PersistedState, StateClosed, StateConflict, StateError, StateLocked, on_change, plain
 
 if TYPE_CHECKING:
     import random
@@ -119,6 +119,64 @@ def test_the_thread_lock_holds_the_turn(shared: PersistedState, peer: Peer) -> N
 
     assert peer.line().startswith('"StateConflict')
     assert (shared.a, shared.b) == (42, 43)
+
+
+def test_the_thread_lock_is_acquired_and_released_like_an_rlock(shared: PersistedState, peer: Peer) -> None:
+    peer.do("state.a = 41")
+
+    assert shared._thread_lock.acquire()
+    assert shared._thread_lock.acquire(blocking=False)
+    assert shared.a == 41
+    shared._thread_lock.release()
+    peer.tell("state.a += 1; said = state.a")
+    shared.a += 1
+    shared._thread_lock.release()
+    with pytest.raises(RuntimeError, match="un-acquired"):
+        shared._thread_lock.release()
+
+    assert peer.line().startswith('"StateConflict')
+    assert peer.do("state.a += 1; said = state.a") == 43
+
+
+def test_one_object_of_the_thread_lock_holds_as_often_as_one_likes(shared: PersistedState, peer: Peer) -> None:
+    lock = shared._thread_lock
+    for number in range(3):
+        with lock, lock:
+            with lock:
+                shared.a = number
+            peer.tell("state.refresh(); said = state.b")
+            shared.b = number
+        assert peer.line() == f"{number}"
+
+
+@pytest.mark.parametrize("options", [{"blocking": False}, {"timeout": 0}, {"timeout": 0.01}])
+def test_who_does_not_wait_for_the_thread_lock_does_not_get_it(
+    shared: PersistedState, peer: Peer, options: dict[str, Any]
+) -> None:
+    """It is with another process at first, and then with another thread."""
+    peer.do("lock = state._thread_lock; lock.acquire()")
+    assert not shared._thread_lock.acquire(**options)
+    peer.do("lock.release()")
+
+    assert shared._thread_lock.acquire(timeout=60)
+    got = []
+
+    def ask() -> None:
+        got.append(shared._thread_lock.acquire(**options))
+        with pytest.raises(RuntimeError, match="un-acquired"):
+            shared._thread_lock.release()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    shared._thread_lock.release()
+
+    assert got == [False]
+    assert peer.do("said = state._thread_lock.acquire(blocking=False); state.a = 7; state._thread_lock.release()")
+    shared.refresh()
+    assert shared.a == 7
+    with pytest.raises(ValueError, match="timeout"):
+        shared._thread_lock.acquire(blocking=False, timeout=1)
 
 
 def test_nodes_stay_the_same_objects(shared: PersistedState, peer: Peer) -> None:
@@ -276,6 +334,69 @@ def test_after_a_conflict_the_same_statement_works(shared: PersistedState, peer:
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), StateError)
     shared.a += 1
     assert shared.a == 11
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine"),
+    [
+        ("state.a += 1", lambda s: s.__setattr__("a", s.a + 1)),
+        ("with state.transaction(): state.a += 1; state.b += 1", lambda s: s.__delattr__("b")),
+        ("state.conf['deep']['n'] += 1", lambda s: s.conf["deep"].__setitem__("n", 5)),
+        ("state.conf['deep']['n'] += 1", lambda s: s.__setattr__("conf", {})),
+        ("state.jobs.append(len(state.jobs))", lambda s: s.jobs.__setitem__(-1, "mine")),
+    ],
+)
+def test_what_another_process_does_again_and_again_is_not_overwritten(
+    shared: PersistedState, peer: Peer, theirs: str, mine: Callable[[Any], object]
+) -> None:
+    """From the second time on it is applied in a shorter way."""
+    for _ in range(3):
+        peer.do(theirs)
+        peer.do(theirs)
+        with pytest.raises(StateConflict, match="another process"):
+            mine(shared)
+        assert peer.do("said = plain(state)") == plain(shared)
+    shared.vacuum()
+
+    assert oracle.read(Path(shared)) == plain(shared)
+
+
+def test_what_another_process_does_again_and_again_is_told(shared: PersistedState, peer: Peer) -> None:
+    told: list[Any] = []
+    for _ in range(2):
+        peer.do("state.a += 1; state.jobs.append(state.a)")
+        shared.refresh()
+    stop = on_change(shared, lambda *change: told.append(change), "a")
+    for _ in range(2):
+        peer.do("state.a += 1; state.jobs.append(state.a)")
+        shared.refresh()
+    stop()
+
+    assert told == [(("a",), 3, 4), (("a",), 4, 5)]
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        *("del state.a", "state.a = {}", "state.clear()", "state.jobs = 5", "state.vacuum()"),
+        *("state.jobs.insert(1, 9)", "state.jobs.append([])", "state.jobs.pop(0)", "state.a = 'text'"),
+    ],
+)
+def test_what_was_done_again_and_again_is_followed_by_something_else(
+    shared: PersistedState, peer: Peer, then: str
+) -> None:
+    again = "state.a = 7; state.jobs = [1]; state.jobs.append(2); state.jobs.append(3); state.a = 8"
+    for step in (again, again, then, again):
+        peer.do(step)
+    shared.refresh()
+    assert plain(shared) == peer.do("said = plain(state)")
+    for step in (again, then):
+        peer.do(step)
+        shared.refresh()
+        assert plain(shared) == peer.do("said = plain(state)") == oracle.read(Path(shared))
+
+    shared.vacuum()
+    assert oracle.read(Path(shared)) == plain(shared)
 
 
 def test_what_was_removed_by_another_process_can_be_read_and_not_changed(shared: PersistedState, peer: Peer) -> None:
@@ -660,6 +781,27 @@ def test_a_save_as_long_as_what_a_process_knows_hides_nothing_from_it(shared: Pe
     assert peer.do("state.refresh(); said = [state.a, state.b]") == [3, 2]
 
 
+@pytest.mark.parametrize("way", ["in place", "cp"])
+@pytest.mark.parametrize("more", ["\n", "a record"])
+def test_a_save_that_makes_the_text_longer_by_what_stands_at_its_end_is_seen(
+    shared: PersistedState, peer: Peer, way: str, more: str
+) -> None:
+    """What stands there is no record of a process that was killed behind it."""
+    path = Path(shared)
+    shared.jobs.append("once")
+    text = path.read_text()
+    record = text.splitlines()[-1]
+    comment = f"#{'.' * (len(record) - 1)}\n" if more == "a record" else ""
+    save(path, comment + text.replace("b: 1\n", "b: 2\n" if comment else "b: 22\n"), way)
+
+    peer.do("state.a = 5")
+    shared.vacuum()
+
+    assert peer.do("state.refresh(); said = plain(state)") == plain(shared)
+    assert plain(shared)["jobs"] == [{"name": "x"}, {"name": "y"}, "once"]
+    assert (shared.a, shared.b) == (5, 2 if comment else 22)
+
+
 def test_a_save_is_a_conflict_with_what_it_changed(shared: PersistedState) -> None:
     save(Path(shared), Path(shared).read_text().replace("a: 1", "a: 10"))
 
@@ -929,6 +1071,27 @@ def test_a_change_that_fails_leaves_nothing(
     assert peer.do("state.b = 2; said = plain(state)") == {**plain(shared), "b": 2}
     shared.a = 7
     assert peer.do("state.refresh(); said = state.a") == 7
+
+
+def test_a_change_of_which_a_part_was_written_beside_leaves_nothing(
+    shared: PersistedState, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is full: some bytes fit, and then none."""
+
+    def fail(descriptor: int, data: bytes, offset: int) -> int:
+        if len(data) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.pwrite(descriptor, data[:-1], offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(persistedstate._System, "pwrite", staticmethod(fail))
+        with pytest.raises(OSError, match="No space"):
+            shared.a = 5
+
+    assert shared.a == 1
+    assert peer.do("state.b = 2; said = plain(state)") == {**plain(shared), "b": 2}
+    shared.refresh()
+    assert oracle.read(Path(shared)) == plain(shared)
 
 
 def test_a_change_behind_one_that_was_interrupted_in_the_same_turn_reaches_others(

@@ -1,7 +1,7 @@
 """Suites that know nothing of sharing pass with each of their states shared: conftest.py opens them so.
 
-Not among them: tests of what a shared state does in another way. It takes its turn by `with`, and its `_thread_lock`
-has no `acquire`; its record is written twice; its vacuum needs memory for the text that it replaces, too.
+Not among them: tests of what a shared state does in another way. Its record is written twice; its vacuum needs memory
+for the text that it replaces, too.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="needs flock"),
 OTHERWISE = [
     "test_the_record_is_one_write",
     "takes_memory_in_proportion",
-    "test_the_thread_lock_and_transactions_go_together",
-    "test_exception_that_is_raised_in_a_thread",
 ]
 
 
@@ -28,7 +26,7 @@ def campaign(name: str) -> object:
 
 
 @pytest.mark.parametrize(
-    "name", ["conformance", "nodes_list", "transactions", *map(campaign, ["nodes_dict", "values"])]
+    "name", ["conformance", "nodes_list", "transactions", *map(campaign, ["nodes_dict", "values", "threads"])]
 )
 def test_a_suite_passes_with_shared_states(name: str) -> None:
     tests = Path(__file__).parent

@@ -170,6 +170,10 @@ class Stop(BaseException):
     """What another thread raises in one that works."""
 
 
+class End(BaseException):
+    """What another thread raises to end one."""
+
+
 class Stopped:
     """A thread that works until another one raises an exception in it, as often as that is wanted."""
 
@@ -188,7 +192,7 @@ class Stopped:
                     self.steps += 1
             except Stop:
                 self.stopped.release()
-            except Abort:
+            except End:
                 return
 
     def stop(self, after: int, error: type[BaseException] = Stop) -> None:
@@ -237,7 +241,7 @@ def test_exception_that_is_raised_in_a_thread_leaves_memory_and_file_equal(
         content = plain(state)
         assert content["pair"][0] == content["pair"][1]
         assert oracle.same(reopened(path), content)
-    worker.stop(1, Abort)
+    worker.stop(1, End)
     content = plain(state)
     state.close()
     assert oracle.read(path) == content

@@ -18,6 +18,7 @@ import stat
 import subprocess
 import time
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import oracle
@@ -620,6 +621,51 @@ def test_an_editor_may_save_again_and_again(path: Path, state: Any) -> None:
 
     assert len(state) == len(START) + 5
     check_rest(state, path, plain(state))
+
+
+def calls_of(action: Callable[[], object], at: int, save: Callable[[], object]) -> list[str]:
+    """Return the names of the system calls of an action; a person saves in front of the one with that number."""
+    made: list[str] = []
+    real = persistedstate._system
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            call = getattr(real, name)
+            return call if name in ("now", "time", "sleep") else partial(self.do, name, call)
+
+        def do(self, name: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+            if len(made) == at:
+                save()
+            made.append(name)
+            return call(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(persistedstate, "_system", Watched())
+        action()
+    return made
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("way", ["rename", "cp"])
+def test_a_save_is_seen_up_to_the_renaming_of_a_vacuum(is_shared: bool, way: str) -> None:
+    """One by a new file is seen in front of every call but that, one within the file in front of that, too."""
+
+    def vacuum(at: int) -> tuple[list[str], bool]:
+        with scratch() as path:
+            path.write_text("# mine\na: 1\nb: 0\n")
+            with PersistedState(path, _shared=is_shared) as state:
+                state.a = 2
+                text = path.read_text().replace("b: 0\n", "b: 7\n")
+                made = calls_of(state.vacuum, at, lambda: save(path, text, way))
+                state.vacuum()
+                assert state.a == 2
+                return made, state.b == 7
+
+    names, _ = vacuum(-1)
+    last = names.index("replace")
+    seen = [vacuum(at)[1] for at in range(last + 1)]
+
+    assert seen == [True] * last + [way == "cp"]
 
 
 def test_an_edit_of_the_same_size_is_seen(path: Path, state: Any) -> None:

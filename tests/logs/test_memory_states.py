@@ -1,0 +1,98 @@
+"""States in a log in memory, which loses requests and replies: what is not known then is settled by the next change."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import oracle
+import pytest
+from oracle import same
+from rounds import rounds
+
+import persistedstate
+from logs.memory import Memory, MemoryLog
+from logs.test_states import OPERATIONS, operated
+from persistedstate import PersistedState, StateConflict, StateUnknown, plain
+from persistedstate_logs.journal import LogJournal
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> Memory:
+    """What the states at `memory://…` share; a short log, so that some have to read all of it."""
+    memory = Memory(kept=10)
+
+    def engine(_url: str, *, fsync: bool | float, readonly: bool = False) -> Callable[..., LogJournal]:
+        return partial(LogJournal, lambda *_, **__: MemoryLog(memory, chance), fsync=fsync, readonly=readonly)
+
+    monkeypatch.setattr(persistedstate, "_engine", engine)
+    return memory
+
+
+def settle(hand: PersistedState) -> None:
+    """Find out what became of a change, which may take several tries."""
+    while True:
+        try:
+            hand.refresh()
+        except StateUnknown:
+            continue
+        return
+
+
+def do(hand: PersistedState, operation: Callable[[Any], Any], *, in_transaction: bool) -> Any:
+    if not in_transaction:
+        return operated(hand, operation)
+    with hand.transaction():
+        return operated(hand, operation)
+
+
+@rounds(ci=2_000, nightly=50_000)
+@pytest.mark.parametrize("faults", [0.0, 0.3])
+def test_hands_and_a_model_agree_whatever_the_log_loses(
+    memory: Memory, chance: random.Random, rounds: int, faults: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Random operations by either hand, on what it last saw; one that is unknown was made, or was not."""
+    monkeypatch.setattr(persistedstate, "_VACUUM_FLOOR", 2_000)
+    model: dict[str, Any] = {"d": {"a": 1}, "l": [1, [2], {"x": 3}], "n": 0}
+    hands = [PersistedState(f"memory://{name}", **copy.deepcopy(model)) for name in ("one", "two", "three")]
+    for hand in hands:
+        hand._tree.journal.log.faults = faults
+    unknown = 0
+    for number in range(rounds):
+        hand = chance.choice(hands)
+        if chance.random() < 0.5:
+            settle(hand)
+            assert same(plain(hand), model)
+        operation = chance.choice(OPERATIONS)(chance, number)
+        attempt = copy.deepcopy(model)
+        expected = operated(attempt, operation)
+        try:
+            said = do(hand, operation, in_transaction=chance.random() < 0.3)
+        except (StateConflict, StateUnknown) as error:
+            settle(hand)
+            if isinstance(error, StateUnknown) and same(plain(hand), attempt):
+                model, unknown = attempt, unknown + 1
+        else:
+            if same(plain(hand), attempt):
+                model = attempt
+                assert said == expected
+        assert same(plain(hand), model)
+        if chance.random() < 0.05:
+            try:
+                hand.vacuum()
+            except StateUnknown:
+                settle(hand)
+
+    place = tmp_path / "x.state"
+    place.write_bytes(memory.text + b"".join(memory.behind(memory.at)))
+    assert same(oracle.read(place), model)
+    assert bool(unknown) == bool(faults)
+    for hand in hands:
+        hand._tree.journal.log.faults = 0
+        hand.close()
