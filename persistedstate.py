@@ -4349,7 +4349,7 @@ class _Tree:
 
     def __init__(self, path: str = "") -> None:
         self.path = path
-        self.lock = RLock()
+        self.lock: Any = RLock()
         #: None while changes are welcome, else a call, (function, *arguments), that has to be made first: `_finish` a
         #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_tell` a late
         #: warning, or, for ever, `refuse`.
@@ -4372,8 +4372,8 @@ class _Tree:
         #: The objects that show the tree and are not closed, by their ids; the last that is closed closes the tree.
         self.facades: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.is_closing = False
-        #: Somebody wants to be told of changes: then each of them leaves an edit, and there are no short ways.
-        self.is_watched = False
+        #: Who wants to be told of changes: then each of them leaves an edit, and there are no short ways.
+        self.watches: list[Any] = []
 
     def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
         """Write the record, then do the operation to the node, to which `keys` lead; neither if the first fails."""
@@ -4385,6 +4385,10 @@ class _Tree:
     def still(self) -> Any:
         """Return what to hold while nothing may change; raises StateError where waiting for it would never end."""
         return self.lock
+
+    def renew_lock(self) -> None:
+        """Have a new lock in the place of one that a thread holds which is gone."""
+        self.lock = self.lock.anew() if self.watches else RLock()
 
     def turn(self) -> Any:
         """Return what to hold during a change: the lock, and, in a shared state, the turn of this process."""
@@ -4421,7 +4425,7 @@ class _Tree:
 
     def prime(self, node: _Node, key: str | None, head: str) -> None:
         """Let a node know how the record of a change begins that it is likely to make again."""
-        if self.is_watched:
+        if self.watches:
             return
         if node._heads is _NO_HEADS:
             if len(self.primed) >= _MOST_PRIMED:
@@ -6091,18 +6095,12 @@ class _LiveTree(_Tree):
 
     def _take_lock_over(self) -> None:
         """Let this thread hold the lock, and release it soon, in the place of the one that entered the transaction."""
-        lock: Any = self.lock
         try:
-            lock._release_save()  # as threading.Condition does
+            self.lock._release_save()  # as threading.Condition does
         except RuntimeError:  # from Python 3.14 on only the holder may
-            self._renew_lock()
+            self.renew_lock()
         self.owner = get_ident()
         self.lock.acquire()
-
-    def _renew_lock(self) -> None:
-        """Have a new lock in the place of one that a thread holds which is gone."""
-        lock = RLock()
-        self.lock = self.lock.with_lock(lock) if isinstance(self.lock, _TellingLock) else lock
 
     def _settle_end(self) -> None:
         """Find out whether the record of the transaction is in the file; where that fails, write the file anew."""
@@ -6403,7 +6401,7 @@ class _LiveTree(_Tree):
         reason = (
             f"opened by process {os.getppid()}; its child {os.getpid()} must open the file itself, after the parent"
         )
-        self.lock = RLock()
+        self.renew_lock()
         self.journal.leave()
         self.shut(StateError(self.path, reason))
 
@@ -6831,7 +6829,7 @@ class _SharedTree(_LiveTree):
         if self.levels and self.owner == get_ident():
             super().mend_in_child()
             return
-        self._renew_lock()
+        self.renew_lock()
         self.journal.leave()
         while self.levels:  # of another thread, which the child does not have
             self.restore()
@@ -7009,7 +7007,8 @@ class _Follower(_Tree):
         if self.lock.acquire(blocking=False):
             self.lock.release()
             return
-        self.lock, self.seen, self.content = RLock(), _Dated(), (-1, 0)
+        self.renew_lock()
+        self.seen, self.content = _Dated(), (-1, 0)
         with suppress(OSError, StateError):
             self.refresh()
 
@@ -7370,6 +7369,14 @@ def _narrowed(keys: _Keys, old: Any, new: Any) -> tuple[_Keys, Any, Any]:
     return keys, old, new
 
 
+class _Told(_thread._local):
+    """What a thread has to tell: the calls that it makes as soon as the lock is free, and whether it makes one."""
+
+    def __init__(self) -> None:
+        self.calls: deque[Callable[[], object]] = deque()
+        self.is_telling = False
+
+
 class _TellingLock:
     """The lock of a tree of whose changes somebody wants to be told: when it is released, they are.
 
@@ -7378,19 +7385,17 @@ class _TellingLock:
 
     def __init__(self, tree: Any, lock: Any) -> None:
         self.tree, self.lock = tree, lock
-        self.watches: list[_Watch] = []
         self.edits, self.length = tree.edits, len(tree.edits)
-        #: Calls that are to be made as soon as the lock is free, and the threads that make some.
-        self.news: deque[Callable[[], object]] = deque()
-        self.telling: set[int] = set()
+        self.told = _Told()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.lock, name)
 
-    def with_lock(self, lock: Any) -> _TellingLock:
-        """Return the same with another lock."""
-        self.lock = lock
-        return self
+    def anew(self) -> _TellingLock:
+        """Return one that nobody holds, to go on with. Whoever holds this one only lets it go."""
+        lock = _TellingLock(self.tree, RLock())
+        lock.edits, lock.length, lock.told = self.edits, self.length, self.told
+        return lock
 
     @property
     def __enter__(self) -> Any:
@@ -7401,11 +7406,11 @@ class _TellingLock:
 
     def release(self) -> None:
         try:
-            if not self.tree.levels and not self._is_up_to_date():
+            if self.tree.lock is self and not self.tree.levels and not self._is_up_to_date():
                 self._gather()
         finally:
             self.lock.release()
-        if self.news and not self.lock._is_owned():
+        if self.told.calls and not self.lock._is_owned():
             self._tell()
 
     def _is_up_to_date(self) -> bool:
@@ -7419,23 +7424,22 @@ class _TellingLock:
             is_all = is_all or not (keys or arguments)
             touched.update(_touched(keys, operation, arguments, ()))
         self.edits, self.length = tree.edits, len(tree.edits)
-        for watch in [*self.watches]:
+        for watch in [*tree.watches]:
             if news := watch.news(tree.root, None if is_all else touched):
-                self.news.append(news)
+                self.told.calls.append(news)
 
     def _tell(self) -> None:
-        """Call the functions. What they change themselves is told by the same loop, as is what others do meanwhile."""
-        if get_ident() in self.telling:
-            return
-        self.telling.add(get_ident())
-        try:
-            while self.news:
-                try:
-                    self.news.popleft()()
-                except Exception:  # noqa: BLE001 - whatever it is, the change is made and stays
-                    sys.excepthook(*sys.exc_info())
-        finally:
-            self.telling.discard(get_ident())
+        """Call the functions of which this thread has to tell. What they change themselves is told by the same loop."""
+        told = self.told
+        while told.calls and not told.is_telling:
+            told.is_telling = True
+            try:
+                if told.calls:  # still: a signal handler may have made them
+                    told.calls.popleft()()
+            except Exception:  # noqa: BLE001 - whatever it is, the change is made and stays
+                sys.excepthook(*sys.exc_info())
+            finally:
+                told.is_telling = False
 
 
 def on_change(
@@ -7445,9 +7449,9 @@ def on_change(
 
     There is one call for each statement, transaction or merged save that changed something there, with the path to the
     innermost place that has all of the change, as a tuple of keys and indexes, and plain copies of what was and is
-    there, None for nothing. It comes when the change is in the file and the lock is free, in the thread that made it.
-    An exception of the function undoes nothing and stops nothing: `sys.excepthook` tells it. A change that is undone
-    is none.
+    there, None for nothing. It comes when the change is in the file and the lock is free, in the thread that made it,
+    before the statement returns; calls for several threads may overlap. An exception of the function undoes nothing
+    and stops nothing: `sys.excepthook` tells it. A change that is undone is none.
 
     Args:
         state: the state; one that is read only is told of what `refresh()` finds.
@@ -7468,18 +7472,16 @@ def on_change(
     with tree.turn():
         if tree.levels:
             raise StateError(tree.path, "a transaction is open; ask to be told of changes before or after it")
-        lock = tree.lock if tree.is_watched else _TellingLock(tree, tree.lock)
         watch = _Watch(function, keys, tree.root)
-        lock.watches.append(watch)
-        tree.lock, tree.is_watched = lock, True
+        tree.lock = tree.lock if tree.watches else _TellingLock(tree, tree.lock)
+        tree.watches.append(watch)
         tree.forget_heads()
 
     def stop() -> None:
-        with lock:
-            if watch in lock.watches:
-                lock.watches.remove(watch)
-            if not lock.watches and tree.lock is lock:
-                tree.lock, tree.is_watched = lock.lock, False
+        with tree.lock:
+            if watch in tree.watches:
+                tree.watches.remove(watch)
+                tree.lock = tree.lock if tree.watches else tree.lock.lock
 
     return stop
 
@@ -8012,14 +8014,14 @@ def _after_fork() -> None:
 def _mend_in_child() -> None:
     """After a fork let every tree do what it has to: files are the parent's."""
     _after_fork()
-    for tree in _open_trees.copy():
+    trees: list[Any] = [*_open_trees, *filter(None, [reference() for reference in _followers.values()])]
+    for tree in trees:
+        if tree.watches:
+            tree.lock.told.calls.clear()  # the parent makes them
         tree.mend_in_child()
     for journal in list(_opening):
         journal.leave()
     _opening.clear()
-    for follower in [reference() for reference in _followers.values()]:
-        if follower is not None:
-            follower.mend_in_child()
 
 
 if not _before_reload:
