@@ -176,20 +176,30 @@ class StateError(Exception):
 
 
 _ADVICE = "mend it in an editor, or see `persistedstate check FILE` and `persistedstate repair FILE`"
+_LOG_ADVICE = "see `persistedstate check ADDRESS`"
 
 
 class StateCorrupt(StateError, ValueError):
-    """The file is not a state: mend the line that the text shows; the file was left as it is.
+    """The file is not a state, or not as declared: mend what the text shows; the file was left as it is.
 
-    Attributes: `line` and `column` (counted from 1) and `text` (the line itself), besides those of `StateError`.
+    Attributes: `line` and `column` (counted from 1) and `text` (the line itself), besides those of `StateError`. A
+    value that stands in no line of the snapshot has line 0. `advice` tells what to do.
     """
 
-    def __init__(self, path: str, reason: str, line: int = 1, column: int = 1, text: str = "") -> None:
-        super().__init__(path, f"line {line}, column {column}: {reason}\n    {text.rstrip()}\n{_ADVICE}")
+    def __init__(
+        self, path: str, reason: str, line: int = 1, column: int = 1, text: str = "", advice: str = ""
+    ) -> None:
+        self.advice = advice or (_LOG_ADVICE if "://" in path else _ADVICE)
+        shown = f"\n    {text.rstrip()}" if line else ""
+        super().__init__(path, f"{_placed(line, column, reason)}{shown}\n{self.advice}")
         self.reason, self.line, self.column, self.text = reason, line, column, text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.reason, self.line, self.column, self.text)
+        return type(self), (self.path, self.reason, self.line, self.column, self.text, self.advice)
+
+
+def _placed(line: int, column: int, reason: str) -> str:
+    return f"line {line}, column {column}: {reason}" if line else reason
 
 
 class StateLocked(StateError, TimeoutError):
@@ -5658,7 +5668,7 @@ class _LiveTree(_Tree):
 
     __slots__ = ("batch", "finish", "fsync", "journal", "latest", "limit", "owner", "task", "transaction", "unclear")
 
-    def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None) -> None:
+    def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
         super().__init__(journal.path)
         self.reserved = _METHODS
         self.fsync, self.mode = fsync, mode
@@ -5685,7 +5695,9 @@ class _LiveTree(_Tree):
         self.attested: set[Any] = set()
         self.facts: dict[Any, str] = {}
         self.has_facts = True
-        #: What classes declare of the state, and what checks changes before they are made.
+        #: What the classes of the open objects declare, and whether they check changes, one for each object; what
+        #: follows from that: what a person saves is held to, and what checks changes before they are made.
+        self.rules: list[tuple[Any, bool]] = []
         self.declarations: list[Any] = []
         self.checks: list[Any] = []
         #: By the beginnings of records: a type that needs no other check, and what else tells whether a value fits.
@@ -5694,15 +5706,17 @@ class _LiveTree(_Tree):
         self.told: set[int | type] = set()
         self.journal = journal
         self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
-        self._load(journal.data)
+        self._load(journal.data, declaration)
 
-    def _load(self, data: bytes) -> None:
+    def _load(self, data: bytes, declaration: Any) -> None:
         stream = _parsed(self.path, data)
         sound = data[: len(data) - stream.torn]
         self.document = stream.document
         _Root(stream.value, self)
         self.generation = 1
-        for reason in _replay(self.root, stream, self.path):
+        reasons = _replay(self.root, stream, self.path)
+        self._filled(declaration)  # before anything is written
+        for reason in reasons:
             kept = self.journal.keep_aside(data, "edited") if stream.undecided else ""
             _warn(f"{self.path}: {reason}" + f"; the file as it was is kept in {kept}" * bool(kept))
         if stream.torn:
@@ -6241,12 +6255,12 @@ class _LiveTree(_Tree):
             value = _merged(base, mine, edit.saved.value)
             for declaration in self.declarations:
                 value = declaration.filled(value)
-                declaration.check(value, self.path, edit.saved.text)
+                declaration.check(value, self.path, edit.saved.text, mine)
             document, value = edit.saved.with_value(value)
             is_new = self.history.is_new(edit.saved, self.document)
         except StateCorrupt as error:
-            place = f"line {error.line}, column {error.column}: {error.reason}"
-            edit.give_up(f"what was saved there is not what is declared ({place})")
+            problem = _placed(error.line, error.column, error.reason)
+            edit.give_up(f"what was saved there is not what is declared ({problem})")
             self._refuse(edit)
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing of the script's may be lost by it
@@ -6272,31 +6286,40 @@ class _LiveTree(_Tree):
             self.look()
         return self.merges > before
 
-    def declare(self, declaration: Any, *, is_checked: bool) -> None:
-        """Hold the state, and what a person saves, to what a class declares, if it does.
+    def declare(self, rule: tuple[Any, bool]) -> None:
+        """Hold the state, and what a person saves, to what the class of an object declares, if it does.
 
-        is_checked: what the script changes, too.
+        rule: that, and whether what the script changes is held to it, too.
 
         Raises StateCorrupt where the file has something else; then the file is left as it is.
         """
-        if declaration is None:
+        if rule[0] is None:
             return
         with self.turn():
-            filled = declaration.filled(_plain(self.root))
-            try:
-                declaration.check(filled, self.path, self.document.text())
-            except StateCorrupt:
-                if len(self.facades) == 1:
-                    self.halted = (self.refuse, StateClosed(self.path, "the state was closed; open it again"))
-                raise
-            if declaration not in self.declarations:
-                self.declarations.append(declaration)
-            if is_checked and declaration.check_change not in self.checks:
-                self.checks.append(declaration.check_change)
-                self.forget_heads()
-                self.__class__ = _CHECKED[type(self)]
+            filled = self._filled(rule[0])
+            self._rule([*self.rules, rule])
             if not self.levels:
                 _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
+
+    def _filled(self, declaration: Any) -> Any:
+        """Return the state with its defaults, if it is as declared; raises StateCorrupt."""
+        if declaration is not None:
+            filled = declaration.filled(_plain(self.root))
+            declaration.check(filled, self.path, self.document.text())
+            return filled
+        return None
+
+    def retract(self, rule: tuple[Any, bool]) -> None:
+        """No longer hold the state to what the class of an object declares that is closed."""
+        if any(rule is known for known in self.rules):
+            self._rule([known for known in self.rules if known is not rule])
+
+    def _rule(self, rules: list[tuple[Any, bool]]) -> None:
+        self.rules = rules
+        self.declarations = [*dict.fromkeys(declaration for declaration, _ in rules)]
+        self.checks = [*dict.fromkeys(declaration.check_change for declaration, is_checked in rules if is_checked)]
+        self.forget_heads()
+        self.__class__ = _CHECKED[type(self)][bool(self.checks)]
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -6415,7 +6438,7 @@ class _CheckedTree(_LiveTree):
         assert node._place is not None  # noqa: S101 - for the type checker
         if len(self.checks) == 1:
             [check] = self.checks
-            self.fitting[head] = check.__self__.fitting((*node._place[1], 0 if key is None else key))
+            self.fitting[head] = check.__self__.fitting((*node._place[1], key))
             super().prime(node, key, head)
 
     def forget_heads(self) -> None:
@@ -6613,7 +6636,9 @@ class _SharedTree(_LiveTree):
 
     journal: _SharedJournal
 
-    def __init__(self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None) -> None:
+    def __init__(
+        self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None, declaration: Any = None
+    ) -> None:
         self.log: _Log = journal
         #: Memory may differ from the log, so that all of that has to be read.
         self.is_doubtful = False
@@ -6625,7 +6650,7 @@ class _SharedTree(_LiveTree):
         self.grave.halted = (self.grave.refuse, StateConflict(journal.path, reason))
         self.grave.levels.append(_Level(0, 0))
         _Root({}, self.grave)
-        super().__init__(journal, fsync=fsync, mode=mode)
+        super().__init__(journal, fsync=fsync, mode=mode, declaration=declaration)
 
     def turn(self) -> Any:
         self.still()
@@ -6679,7 +6704,18 @@ class _SharedTree(_LiveTree):
             with suppress(Exception):  # is told by the next turn
                 _surely(self._reload)
             raise
+        for declaration in self.declarations if self.missed else ():
+            self._tell_undeclared(declaration)
         self._look_around()
+
+    def _tell_undeclared(self, declaration: Any) -> None:
+        """Warn of what other processes wrote that is not as declared. They go on from that, so it stays."""
+        images = [image for image in self.missed.values() if image.node._top() is self.root]
+        problems = [problem for image in images for problem in declaration.problems_of(image)]
+        if problems:
+            first = f"{problems[0]}{f', and {len(problems) - 1} more' * (len(problems) > 1)}"
+            advice = "It stays, because they go on from it; set it anew here, or with `persistedstate set`"
+            _warn(f"{self.path}: another process wrote what is not declared ({first}). {advice}")
 
     def _look_around(self) -> None:
         journal, now = self.journal, _system.now()
@@ -6858,8 +6894,9 @@ class _LogTree(_SharedTree):
 
     journal: Any
 
-    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None) -> None:
-        super().__init__(journal, fsync=fsync is True, mode=mode)  # the server sees to numbers of seconds
+    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
+        # The server sees to numbers of seconds.
+        super().__init__(journal, fsync=fsync is True, mode=mode, declaration=declaration)
 
     @property
     def has_facts(self) -> bool:
@@ -6920,14 +6957,12 @@ class _CheckedLogTree(_CheckedTree, _LogTree):
     __slots__ = ()
 
 
-#: The classes of trees whose changes are checked; of the same layout, so that an open tree may become one.
+#: The classes of a tree whose changes are not checked, and are; of the same layout: an open tree may become the other.
 _CHECKED = {
-    tree: checked
-    for plain_one, checked in (
-        (_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree),
-    )
-    for tree in (plain_one, checked)
-}  # fmt: skip
+    tree: kinds
+    for kinds in ((_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree))
+    for tree in kinds
+}
 
 
 class _Follower(_Tree):
@@ -7507,7 +7542,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _check: False: what the script assigns is not checked by what its class declares.
         _shared: True: several processes have the file open and change it, all with this option. Each change waits for
             its turn and first applies what others wrote; else that is seen after `refresh()`. What would overwrite
-            what another process changed since it was read raises StateConflict; not in a transaction.
+            what another process changed since it was read raises StateConflict; not in a transaction. What others
+            wrote that is not as declared is there as it is, after a warning; an attribute that cannot be made of it,
+            such as an Enum, raises StateCorrupt.
 
     Raises:
         StateLocked: another process has it open. StateCorrupt: the file cannot be understood; it was left as it is.
@@ -7528,7 +7565,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     [{'name': 'a', 'done': True}]
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_items", "_open_root", "_own", "_refusal", "_root", "_tree")
+    __slots__ = ("__dict__", "__weakref__", "_items", "_open_root", "_own", "_refusal", "_root", "_rule", "_tree")
 
     _tree: Any
     _root: _Root
@@ -7538,6 +7575,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     _items: dict[Any, Any]
     #: The ordinary attributes.
     _own: dict[str, Any]
+    #: What its class declares, and whether the script is held to it.
+    _rule: tuple[Any, bool]
     #: What every use raises from now on, once `_tree`, `_root` and `_items` are gone.
     _refusal: StateError
     #: What the class declares, if it does.
@@ -7580,19 +7619,19 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         else:
             kind = _engine(text, fsync=_fsync) or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
-        self._show(tree)
+        self._show(tree, (declared, _check))
         if isinstance(tree, _LiveTree):
             try:
                 tree.join(fsync=_fsync, mode=_mode)
-                tree.declare(declared, is_checked=_check)
+                tree.declare(self._rule)
                 tree.set_defaults(defaults)
             except BaseException:
                 self.close()
                 raise
 
-    def _show(self, tree: _Tree) -> None:
-        parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
-        for name, value in parts.items():
+    def _show(self, tree: _Tree, rule: tuple[Any, bool]) -> None:
+        parts = {"_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
+        for name, value in {"_own": {}, "_rule": rule, "_tree": tree, **parts}.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "__dict__", tree.attributes)
 
@@ -7619,6 +7658,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
                 tree.is_closing = tree.is_closing or not tree.facades
             if tree.is_closing:
                 tree.release()
+            else:
+                tree.retract(self._rule)
             self._shut(StateClosed(tree.path, "the state was closed; open it again"))
 
     def _shut(self, refusal: StateError) -> None:
@@ -7891,7 +7932,7 @@ def _live_tree(
         journal = kind(path)
         tree = _claim(journal, facade)
         if journal in _opening:
-            if not _open_tree(journal, fsync=fsync, mode=mode, deadline=deadline):
+            if not _open_tree(journal, facade._declared, fsync=fsync, mode=mode, deadline=deadline):
                 _system.sleep(_LOCK_RETRY)
         elif tree is None:
             _system.sleep(_OPENING_RETRY)
@@ -7950,13 +7991,13 @@ def _is_being_opened(path: str, status: os.stat_result | None) -> bool:
 _TREES: dict[type, Any] = {_Journal: _LiveTree, _SharedJournal: _SharedTree}
 
 
-def _open_tree(journal: Any, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
+def _open_tree(journal: Any, declaration: Any, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
     """Open a file that was claimed; False if that has to be tried again."""
     try:
         if not journal.open(mode, deadline):
             return False
         kind = _TREES.get(type(journal), _LogTree)
-        _open_trees.append(kind(journal, fsync=fsync, mode=mode))
+        _open_trees.append(kind(journal, fsync=fsync, mode=mode, declaration=declaration))
         if kind is not _LiveTree:
             journal.end_turn()
     except BaseException:

@@ -1,0 +1,100 @@
+"""The types that a class may declare: what a state can hold of them, what is in them, and their names."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import types
+from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
+from datetime import date, datetime
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+from persistedstate import _flow
+
+_LEAVES = frozenset({bool, int, float, str, bytes, date, datetime, type(None), Any})
+_MAPPINGS, _LISTS = (dict, Mapping, MutableMapping), (list, Sequence, MutableSequence)
+
+
+def parts_of(kind: Any) -> list[Any]:
+    """Return what a type may be, one by one: the members of a union, without what is annotated."""
+    origin = get_origin(kind)
+    if origin is Annotated or getattr(origin, "_name", "") in ("Required", "NotRequired", "ReadOnly"):
+        return parts_of(get_args(kind)[0])
+    if origin in (Union, types.UnionType):
+        return [part for member in get_args(kind) for part in parts_of(member)]
+    if hasattr(kind, "__supertype__"):  # a NewType
+        return parts_of(kind.__supertype__)
+    return [type(None) if kind is None else kind]
+
+
+def is_held(part: Any) -> bool:
+    return (
+        part in _LEAVES
+        or get_origin(part) is Literal
+        or (get_origin(part) or part) in (*_MAPPINGS, *_LISTS)
+        or (is_typeddict(part))
+    )
+
+
+def is_converted(kind: Any) -> bool:
+    """Tell whether a value is of a class of its own in the script, and something plain in the state."""
+    return any(isinstance(part, type) and (issubclass(part, enum.Enum) or _is_frozen(part)) for part in parts_of(kind))
+
+
+def _is_frozen(part: Any) -> bool:
+    """Tell whether a type is a dataclass of which nothing can be changed."""
+    if not getattr(getattr(part, "__dataclass_params__", None), "frozen", False):
+        return False
+    kinds = get_type_hints(part, include_extras=True).values()
+    return all(inner in _LEAVES - {Any} or is_converted(inner) for kind in kinds for inner in parts_of(kind))
+
+
+def children_of(part: Any) -> list[Any]:
+    if is_typeddict(part):
+        return [*get_type_hints(part, include_extras=True).values()]
+    return [*get_args(part)] if get_origin(part) in (*_MAPPINGS, *_LISTS) else []
+
+
+def below(kind: Any, step: Any) -> Any:
+    """Return the type of what a container of a type has at a step: under a key of a mapping, or None, in a list."""
+    parts = parts_of(kind)
+    for part in parts if Any not in parts else ():
+        origin = get_origin(part)
+        if (is_typeddict(part) or dataclasses.is_dataclass(part)) and step is not None:
+            found = get_type_hints(part, include_extras=True).get(step, Any)
+            is_marked = getattr(get_origin(found), "_name", "") in ("Required", "NotRequired", "ReadOnly")
+            return get_args(found)[0] if is_marked else found
+        if origin in (_LISTS if step is None else _MAPPINGS):
+            return get_args(part)[-1]
+    return Any
+
+
+def required_in(kind: Any) -> set[str]:
+    """Return the keys that must be there in a mapping of a type."""
+    found: set[str] = set()
+    for part in parts_of(kind):
+        if is_typeddict(part):
+            found |= part.__required_keys__
+        elif dataclasses.is_dataclass(part):
+            found |= {each.name for each in dataclasses.fields(part) if each.default is each.default_factory}
+    return found
+
+
+def name_of(kind: Any) -> str:
+    """Return how a person writes a type."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return name_of(inner[0])
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(name_of, inner))
+    if origin is Literal:
+        return " or ".join(map(_flow, inner))
+    if inner and isinstance(origin, type):
+        return f"{origin.__name__}[{', '.join('...' if part is ... else name_of(part) for part in inner)}]"
+    return "None" if kind is type(None) else getattr(kind, "__name__", None) or str(kind)
+
+
+def advice_on(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        return "use a TypedDict, or a frozen dataclass of values that cannot be changed"
+    return "use None, bool, int, float, str, bytes, date, datetime, Literal, Enum, a list, a dict or a TypedDict"
