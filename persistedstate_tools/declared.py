@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import re
 import shlex
 import sys
@@ -11,7 +10,7 @@ from contextlib import suppress
 from datetime import date, datetime
 from functools import lru_cache, partial
 from importlib import import_module
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_origin, get_type_hints
 
 import persistedstate
 from persistedstate import (
@@ -35,6 +34,7 @@ from persistedstate_tools.kinds import (
     advice_on,
     below,
     children_of,
+    choices_of,
     is_converted,
     is_held,
     name_of,
@@ -331,13 +331,11 @@ def _reason(said: str, value: Any, kind: Any) -> str:
     said = re.sub(r" - at `\$\.value`$", "", said).replace("$.value", "$").replace("`", "")
     if missing := re.match(r"Object missing required field (\S+)$", said):
         return f"the key {missing[1]} is missing in {shown}"
-    if said.startswith("Invalid enum value"):
-        literals = [value for part in parts_of(kind) if get_origin(part) is Literal for value in get_args(part)]
-        members = [each.value for part in parts_of(kind) if isinstance(part, enum.EnumMeta) for each in list[Any](part)]
-        said = f"Expected {' or '.join(map(_flow, literals + members))}"
-    said = re.sub(r"\barray\b", "a list", re.sub(r"\bobject\b", "a mapping", said))
+    said = re.sub(r"\barray\b", "a list", re.sub(r"\bobject\b", "a mapping", said)).replace(" | ", " or ")
     expected = re.match(r"Expected (.*?)(?:, got [\w ]+)?$", said)
-    return f"expected {expected[1]}, but it is {shown}" if expected else f"{said}, but it is {shown}"
+    choices = " or ".join(map(_flow, choices_of(kind)))
+    wanted = choices or (expected[1] if expected else "")
+    return f"expected {wanted}, but it is {shown}" if wanted else f"{said}, but it is {shown}"
 
 
 def _shown_place(keys: tuple[Any, ...]) -> str:

@@ -18,13 +18,26 @@ _MAPPINGS, _LISTS = (dict, Mapping, MutableMapping), (list, Sequence, MutableSeq
 def parts_of(kind: Any) -> list[Any]:
     """Return what a type may be, one by one: the members of a union, without what is annotated."""
     origin = get_origin(kind)
-    if origin is Annotated or getattr(origin, "_name", "") in ("Required", "NotRequired", "ReadOnly"):
+    if origin is Annotated or _mark(kind):
         return parts_of(get_args(kind)[0])
     if origin in (Union, types.UnionType):
         return [part for member in get_args(kind) for part in parts_of(member)]
     if hasattr(kind, "__supertype__"):  # a NewType
         return parts_of(kind.__supertype__)
     return [type(None) if kind is None else kind]
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    """Return the types of the keys of a TypedDict or dataclass, without the marks that tell which must be there."""
+    hints = get_type_hints(part, include_extras=True)
+    while any(map(_mark, hints.values())):  # a mark may be in another one
+        hints = {name: get_args(kind)[0] if _mark(kind) else kind for name, kind in hints.items()}
+    return hints
+
+
+def _mark(kind: Any) -> str:
+    name = getattr(get_origin(kind), "_name", "")
+    return name if name in ("Required", "NotRequired", "ReadOnly") else ""
 
 
 def is_held(part: Any) -> bool:
@@ -51,7 +64,7 @@ def _is_frozen(part: Any) -> bool:
 
 def children_of(part: Any) -> list[Any]:
     if is_typeddict(part):
-        return [*get_type_hints(part, include_extras=True).values()]
+        return [*_fields(part).values()]
     return [*get_args(part)] if get_origin(part) in (*_MAPPINGS, *_LISTS) else []
 
 
@@ -61,12 +74,25 @@ def below(kind: Any, step: Any) -> Any:
     for part in parts if Any not in parts else ():
         origin = get_origin(part)
         if (is_typeddict(part) or dataclasses.is_dataclass(part)) and step is not None:
-            found = get_type_hints(part, include_extras=True).get(step, Any)
-            is_marked = getattr(get_origin(found), "_name", "") in ("Required", "NotRequired", "ReadOnly")
-            return get_args(found)[0] if is_marked else found
+            return _fields(part).get(step, Any)
         if origin in (_LISTS if step is None else _MAPPINGS):
             return get_args(part)[-1]
     return Any
+
+
+def choices_of(kind: Any) -> list[Any]:
+    """Return the values that a type consists of; none if there may be others."""
+    found: list[Any] = []
+    for part in parts_of(kind):
+        if get_origin(part) is Literal:
+            found += get_args(part)
+        elif isinstance(part, enum.EnumMeta):
+            found += [each.value for each in list[Any](part)]
+        elif part is type(None):
+            found.append(None)
+        else:
+            return []
+    return found if found != [None] else []
 
 
 def required_in(kind: Any) -> set[str]:
@@ -74,7 +100,10 @@ def required_in(kind: Any) -> set[str]:
     found: set[str] = set()
     for part in parts_of(kind):
         if is_typeddict(part):
-            found |= part.__required_keys__
+            for name, each in get_type_hints(part, include_extras=True).items():
+                mark = _mark(each)  # of which the class knows nothing where annotations are strings
+                if mark == "Required" or (mark != "NotRequired" and name in part.__required_keys__):
+                    found.add(name)
         elif dataclasses.is_dataclass(part):
             found |= {each.name for each in dataclasses.fields(part) if each.default is each.default_factory}
     return found

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import typing
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
@@ -131,8 +132,8 @@ WRONG = {
     "missing": (", done: no", "", 'line 4, column 3: jobs[0]: the key done is missing in {"name":"fetch"}'),
     "deep": ("hard: 2", "hard: two", 'line 8, column 11: limits.cpu.hard: expected int, but it is "two"'),
     "container": ("\n- {name: fetch, done: no}", " 1", "line 3, column 7: jobs: expected a list, but it is 1"),
-    "literal": ("kind: a", "kind: c", 'line 9, column 7: kind: expected "a" or "b", but it is "c"'),
-    "literal's type": ("kind: a", "kind: 1", "line 9, column 7: kind: expected str | null, but it is 1"),
+    "literal": ("kind: a", "kind: c", 'line 9, column 7: kind: expected "a" or "b" or null, but it is "c"'),
+    "literal's type": ("kind: a", "kind: 1", 'line 9, column 7: kind: expected "a" or "b" or null, but it is 1'),
 }  # fmt: skip
 #: `no` is a string in YAML 1.2.
 SOUND = SNAPSHOT.replace("done: no", "done: false")
@@ -267,7 +268,7 @@ ASSIGNMENTS: dict[str, tuple[Any, str]] = {
     "new key": (lambda s: s.limits.setdefault("mem", {"soft": "x"}), "STATE.limits.mem.soft: expected int"),
     "delete": (lambda s: s.jobs[0].pop("done"), "STATE.jobs[0].done: this key is declared, and must be there"),
     "clear": (lambda s: s.jobs[0].clear(), "STATE.jobs[0].name: this key is declared, and must be there"),
-    "literal": (lambda s: setattr(s, "kind", "c"), 'STATE.kind: expected "a" or "b", but it is "c"'),
+    "literal": (lambda s: setattr(s, "kind", "c"), 'STATE.kind: expected "a" or "b" or null, but it is "c"'),
 }
 
 
@@ -361,6 +362,38 @@ def test_a_missing_attribute_tells_file_and_type(path: Path, name: str, said: st
         state.pop(name, None)
         with pytest.raises(AttributeError, match=rf"{path}.*'{name}'.*it is declared as {re.escape(said)}$"):
             getattr(state, name)
+
+
+class Named(TypedDict):
+    name: str
+
+
+if sys.version_info >= (3, 11):
+
+    class Noted(TypedDict):
+        name: str
+        note: typing.NotRequired[str]
+
+else:
+
+    class Noted(Named, total=False):
+        note: str
+
+
+class Notes(PersistedState):
+    notes: list[Noted] = []  # noqa: RUF012
+    odd: Literal[1] | float | None = None
+
+
+def test_what_is_not_required_may_be_missing_and_is_checked(path: Path) -> None:
+    with Notes(path) as state:
+        state.notes.append({"name": "x"})
+        state.notes[0]["note"] = "y"
+        with pytest.raises(TypeError, match=r"STATE\.notes\[0\]\.note: expected str, but it is 1"):
+            state.notes[0]["note"] = 1  # type: ignore[typeddict-item]
+        del state.notes[0]["note"]
+        with pytest.raises(TypeError, match=r"STATE\.odd: expected int or float or null, but it is \[\]"):
+            state.odd = []  # type: ignore[assignment]
 
 
 def test_enum_and_frozen_dataclass_come_back_as_declared(path: Path) -> None:
@@ -459,7 +492,7 @@ def test_what_a_record_set_has_no_line(path: Path) -> None:
     with pytest.raises(StateCorrupt) as caught:
         Importer(path)
     assert str(caught.value) == (
-        f'{path}: line 2, column 7: kind: expected "a" or "b", but it is "c"\n    kind: c\n'
+        f'{path}: line 2, column 7: kind: expected "a" or "b" or null, but it is "c"\n    kind: c\n'
         "mend it in an editor, or with `persistedstate set FILE kind VALUE`"
     )
 
@@ -604,7 +637,7 @@ def test_a_save_that_another_process_took_is_told(path: Path) -> None:
     with Importer(path, _shared=True) as state, Peer(path) as peer:
         save(path, SOUND.replace("kind: a", "kind: c"))
         assert peer.do("state.refresh(); said = state.kind") == "c"
-        with pytest.warns(RuntimeWarning, match=r'\(kind: expected "a" or "b", but it is "c"\)'):
+        with pytest.warns(RuntimeWarning, match=r'\(kind: expected "a" or "b" or null, but it is "c"\)'):
             state.other = 1
         assert plain(state)["kind"] == "c"
         state.kind = "b"
