@@ -10,26 +10,26 @@ from contextlib import suppress
 from datetime import date, datetime
 from functools import lru_cache, partial
 from importlib import import_module
+from math import inf
 from typing import Any, ClassVar, get_origin, get_type_hints
 
 import persistedstate
 from persistedstate import (
     _GONE,
     StateCorrupt,
-    StateDict,
     StateList,
     _BadText,
     _flow,
     _Image,
     _is_empty,
     _Loader,
-    _Node,
     _place_of,
     _plain,
     _problem,
     _same,
     _storable,
 )
+from persistedstate_tools.changes import changes_of, changes_since, length_after, normal, step_in, steps_to
 from persistedstate_tools.kinds import (
     advice_on,
     below,
@@ -37,6 +37,7 @@ from persistedstate_tools.kinds import (
     choices_of,
     is_converted,
     is_held,
+    lengths_of,
     name_of,
     parts_of,
     required_in,
@@ -108,6 +109,7 @@ class Declaration:
                 setattr(cls, name, property(partial(self._converted, name)))
         self.defaults = {name: self._stored(name, value) for name, value in defaults.items()}
         self._type_at = lru_cache(maxsize=1000)(self._find_type)
+        self._lengths_at = lru_cache(maxsize=1000)(self._find_lengths)
         self._fitting_at = lru_cache(maxsize=1000)(self._find_fitting)
 
     def _check_type(self, place: str, kind: Any) -> None:
@@ -215,25 +217,30 @@ class Declaration:
 
     def check_change(self, keys: tuple[Any, ...], node: Any, operation: str, arguments: tuple[Any, ...]) -> None:
         """Check what a script is about to do to a node; raises TypeError."""
-        for place, reason in self._problems_with(keys, node, _changes(node, operation, arguments)):
+        changes, length = changes_of(node, operation, arguments), length_after(node, operation, arguments)
+        for place, reason in self._problems_with(keys, node, changes, length):
             raise TypeError(f"{_place_of(place)}: {reason}")
 
     def problems_of(self, image: _Image) -> list[str]:
         """Return what is not as declared of what other processes changed in a node, of which the image knows."""
-        problems = self._problems_with(image.node._path(), image.node, _changes_since(image))
+        node = image.node
+        problems = self._problems_with(node._path(), node, changes_since(image), len(node))
         return [f"{_shown_place(place)}: {reason}" for place, reason in problems]
 
     def _problems_with(
-        self, keys: tuple[Any, ...], node: Any, changes: Iterable[tuple[Any, Any]]
+        self, keys: tuple[Any, ...], node: Any, changes: Iterable[tuple[Any, Any]], length: int
     ) -> Iterator[_Problem]:
-        steps = _steps_to(node)
+        steps = steps_to(node)
+        least, greatest = self._lengths_at(steps, is_list=isinstance(node, StateList))
+        if not least <= length <= greatest:
+            yield keys, f"expected a length {f'>= {least}' if length < least else f'<= {greatest}'}, but it is {length}"
         for key, value in changes:
             place = (*keys, key)
             if not keys and key not in self.fields:
                 if not self.undeclared and value is not _GONE:
                     yield place, self._not_declared(key)
             elif value is not _GONE:
-                yield from self._problems_at(self._type_at((*steps, _step_in(node, key))), _plain(value), place)
+                yield from self._problems_at(self._type_at((*steps, step_in(node, key))), _plain(value), place)
             elif keys and key in required_in(self._type_at(steps)):
                 yield place, "this key is declared, and must be there"
 
@@ -243,10 +250,12 @@ class Declaration:
         keys: of mappings; the last may be None, for an item of a list.
         """
         *above, last = keys
-        return self._fitting_at((*map(_normal, above), last))
+        return self._fitting_at((*map(normal, above), last))
 
     def _find_fitting(self, keys: tuple[Any, ...]) -> tuple[Any, Any]:
         kind = self._type_at(keys)
+        if keys[-1] is None and self._lengths_at(keys[:-1], is_list=True) != (0, inf):
+            return None, lambda _: False  # the length has to be looked at, too
         convert, holder = self._msgspec.convert, self._holder_of(kind)
 
         def fits(value: Any) -> bool:
@@ -258,55 +267,14 @@ class Declaration:
 
         return (kind if any(kind is plain for plain in (bool, int, float, str)) else None), fits
 
+    def _find_lengths(self, keys: tuple[Any, ...], *, is_list: bool) -> tuple[float, float]:
+        return lengths_of(self._type_at(keys), is_list=is_list) if keys else (0, inf)
+
     def _find_type(self, keys: tuple[Any, ...]) -> Any:
         kind = self.fields.get(keys[0], Any)
         for key in keys[1:]:
             kind = below(kind, key)
         return kind
-
-
-def _changes(node: Any, operation: str, arguments: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
-    """Yield the keys and values that an operation puts into a node, `_GONE` for what it takes away."""
-    if operation in ("set", "insert"):
-        yield arguments[0], arguments[1]
-    elif operation == "splice":
-        for item in arguments[2]:
-            yield 0, item
-    elif operation == "update":
-        yield from arguments[0].items()
-    elif isinstance(node, StateDict):
-        for key in arguments if operation == "delete" else [*node]:
-            yield key, _GONE
-
-
-def _changes_since(image: _Image) -> Iterator[tuple[Any, Any]]:
-    """Yield the keys and present values of what changed in a node, `_GONE` for what is no longer there."""
-    kept, items = image.kept, image.node._items
-    if type(items) is list:
-        first = image.extent - len(kept)
-        yield from enumerate(items[first:], first)
-        return
-    for key in {**kept, **items} if image.extent else kept:
-        if kept.get(key, _GONE) is not items.get(key, _GONE):
-            yield key, items.get(key, _GONE)
-
-
-def _steps_to(node: _Node | None) -> tuple[Any, ...]:
-    """Return the path to a node as far as types tell it apart: all items of a list have one."""
-    steps: list[Any] = []
-    while node is not None and node._parent is not None:
-        steps.insert(0, _step_in(node._parent, node._key))
-        node = node._parent
-    return tuple(steps)
-
-
-def _step_in(node: Any, key: Any) -> Any:
-    return None if isinstance(node, StateList) else _normal(key)
-
-
-def _normal(key: Any) -> Any:
-    """Let all keys of a mapping have one path that are no strings."""
-    return key if type(key) is str else ...
 
 
 def _without_indexes(keys: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import enum
 import types
 from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
 from datetime import date, datetime
+from math import inf
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from persistedstate import _flow
@@ -93,6 +94,20 @@ def choices_of(kind: Any) -> list[Any]:
         else:
             return []
     return found if found != [None] else []
+
+
+def lengths_of(kind: Any, *, is_list: bool) -> tuple[float, float]:
+    """Return the least and the greatest length that a list of a type may have, or a mapping."""
+    wanted = _LISTS if is_list else _MAPPINGS
+    if get_origin(kind) in (Union, types.UnionType):
+        members = [each for each in get_args(kind) if any(get_origin(part) in wanted for part in parts_of(each))]
+        return lengths_of(members[0], is_list=is_list) if members else (0, inf)
+    least, greatest = 0.0, inf
+    for meta in getattr(kind, "__metadata__", ()):
+        least = max(least, getattr(meta, "min_length", None) or 0)
+        limit = getattr(meta, "max_length", None)
+        greatest = greatest if limit is None else min(greatest, limit)
+    return least, greatest
 
 
 def required_in(kind: Any) -> set[str]:

@@ -599,6 +599,40 @@ def test_keys_that_are_no_strings_are_keys_of_mappings(path: Path) -> None:
             state.x[4] = "s"
 
 
+class Few(PersistedState):
+    few: Annotated[list[int], Meta(min_length=1, max_length=3)] | Annotated[str, Meta(max_length=1)] = [1, 2]  # noqa: RUF012
+    named: dict[str, Annotated[dict[str, int], Meta(max_length=2)]] = {"x": {"a": 1}}  # noqa: RUF012
+
+
+LENGTHS: dict[str, tuple[Any, str]] = {
+    "append": (lambda s: [s.few.append(n) for n in range(5)], "STATE.few: expected a length <= 3, but it is 4"),
+    "extend": (lambda s: s.few.extend([3, 4]), "STATE.few: expected a length <= 3, but it is 4"),
+    "slice": (lambda s: s.few.__setitem__(slice(1, 2), [4, 5, 6]), "STATE.few: expected a length <= 3, but it is 4"),
+    "pop": (lambda s: [s.few.pop() for _ in range(2)], "STATE.few: expected a length >= 1, but it is 0"),
+    "delete": (lambda s: s.few.__delitem__(slice(0, 2)), "STATE.few: expected a length >= 1, but it is 0"),
+    "clear": (lambda s: s.few.clear(), "STATE.few: expected a length >= 1, but it is 0"),
+    "update": (lambda s: s.named["x"].update(b=1, c=1), "STATE.named.x: expected a length <= 2, but it is 3"),
+    "set": (
+        lambda s: [s.named["x"].__setitem__(key, 1) for key in "abac"],
+        "STATE.named.x: expected a length <= 2, but it is 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_the_length_of_what_grows_or_shrinks_is_checked(path: Path, name: str) -> None:
+    change, said = LENGTHS[name]
+    state: Any
+    with Few(path) as state:
+        state.few.append(3)
+        state.few[:] = [5, 6]
+        with pytest.raises(TypeError, match=re.escape(said)):
+            change(state)
+        found = plain(state)
+    with Few(path) as state:
+        assert state == found
+
+
 # ---- What other processes write --------------------------------------------------------------------------------------
 
 
