@@ -6311,8 +6311,7 @@ class _LiveTree(_Tree):
 
     def retract(self, rule: tuple[Any, bool]) -> None:
         """No longer hold the state to what the class of an object declares that is closed."""
-        if any(rule is known for known in self.rules):
-            self._rule([known for known in self.rules if known is not rule])
+        self._rule([known for known in self.rules if known is not rule])
 
     def _rule(self, rules: list[tuple[Any, bool]]) -> None:
         self.rules = rules
