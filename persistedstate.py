@@ -7503,9 +7503,11 @@ def on_change(
     """
     tree = state._tree
     keys = tuple(path) if isinstance(path, (tuple, list)) else (path,)
+    is_held = not tree.watches and tree.lock._is_owned()  # then nothing tells when it becomes free
     with tree.turn():
-        if tree.levels:
-            raise StateError(tree.path, "a transaction is open; ask to be told of changes before or after it")
+        if tree.levels or is_held:
+            what = "a transaction is open" if tree.levels else "this thread holds the lock of the state"
+            raise StateError(tree.path, f"{what}; ask to be told of changes before or after that")
         watch = _Watch(function, keys, tree.root)
         tree.lock = tree.lock if tree.watches else _TellingLock(tree, tree.lock)
         tree.watches.append(watch)

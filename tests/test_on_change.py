@@ -154,6 +154,18 @@ def test_within_a_transaction_it_is_refused(watched: Any, calls: Calls) -> None:
         on_change(watched, calls)
 
 
+def test_while_the_lock_is_held_the_first_one_is_refused(watched: Any, calls: Calls) -> None:
+    with watched._thread_lock, pytest.raises(StateError, match="this thread holds the lock of the state; ask"):
+        on_change(watched, calls)
+    stop = on_change(watched, calls)
+    with watched._thread_lock:
+        on_change(watched, calls)
+        watched.n = 1
+        assert calls == []
+    assert len(calls) == 2
+    stop()
+
+
 def test_what_could_not_be_written_is_no_call(watched: Any, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "no space")
