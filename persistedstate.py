@@ -4397,7 +4397,7 @@ class _Tree:
         return self.lock
 
     def renew_lock(self) -> None:
-        """Have a new lock in the place of one that a thread holds which is gone."""
+        """In a forked child have a new lock in the place of one that a thread may hold which is gone."""
         self.lock = self.lock.anew() if self.watches else RLock()
 
     def turn(self) -> Any:
@@ -5715,7 +5715,8 @@ class _LiveTree(_Tree):
         _Root(stream.value, self)
         self.generation = 1
         reasons = _replay(self.root, stream, self.path)
-        self._filled(declaration)  # before anything is written
+        if declaration is not None:
+            self._filled(declaration)  # before anything is written
         for reason in reasons:
             kept = self.journal.keep_aside(data, "edited") if stream.undecided else ""
             _warn(f"{self.path}: {reason}" + f"; the file as it was is kept in {kept}" * bool(kept))
@@ -6112,7 +6113,10 @@ class _LiveTree(_Tree):
         try:
             self.lock._release_save()  # as threading.Condition does
         except RuntimeError:  # from Python 3.14 on only the holder may
-            self.renew_lock()
+            if self.watches:
+                self.lock.lock = RLock()  # in the same one, which is to be left by the one that entered it
+            else:
+                self.lock = RLock()
         self.owner = get_ident()
         self.lock.acquire()
 
@@ -6303,11 +6307,9 @@ class _LiveTree(_Tree):
 
     def _filled(self, declaration: Any) -> Any:
         """Return the state with its defaults, if it is as declared; raises StateCorrupt."""
-        if declaration is not None:
-            filled = declaration.filled(_plain(self.root))
-            declaration.check(filled, self.path, self.document.text())
-            return filled
-        return None
+        filled = declaration.filled(_plain(self.root))
+        declaration.check(filled, self.path, self.document.text())
+        return filled
 
     def retract(self, rule: tuple[Any, bool]) -> None:
         """No longer hold the state to what the class of an object declares that is closed."""
@@ -7492,6 +7494,8 @@ def on_change(
         function: what to call; it may change the state.
         path: a key of the top level, or a tuple of keys and indexes; only changes there count. Without it, all do. What
             is there is copied after each change.
+
+    Raises StateError within a transaction, and within `_thread_lock` where nobody is told of changes as yet.
 
     >>> import os, tempfile
     >>> STATE = PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), limits={"cpu": 1}, n=0)
