@@ -11,15 +11,20 @@ import subprocess
 import sys
 import textwrap
 import typing
+import warnings
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import pytest
 from checks import records
 from editing import WAYS, save
+from rounds import rounds
 from test_shared import Peer
 
 from persistedstate import PersistedState, StateCorrupt, plain
+
+if TYPE_CHECKING:
+    import random
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -715,3 +720,52 @@ def test_an_attribute_that_cannot_be_made_of_a_value_says_so(path: Path) -> None
         state.mode = "other"  # type: ignore[assignment]
         with pytest.raises(StateCorrupt, match="mode: expected"):
             _ = state.mode
+
+
+@rounds(ci=300, nightly=10_000)
+def test_others_are_told_of_exactly_where_the_state_is_wrong_then(
+    path: Path, chance: random.Random, rounds: int
+) -> None:
+    path.write_text(SOUND, encoding="utf-8")
+    with Importer(path, _shared=True) as state, Peer(path) as peer:
+        sound = plain(state)
+        for _ in range(rounds):
+            for _ in range(chance.randrange(1, 4)):
+                value = peer.do("state.refresh(); said = plain(state)")
+                assert peer.do(written(value, chance)) is None
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                state.refresh()
+            wrong = list(Importer._declared._problems(plain(state)))
+            assert bool(told) == bool(wrong), (wrong, *told)
+            if wrong:
+                peer.do(f"state.clear(); state.update({sound!r})")
+                state.refresh()
+        peer.do("state.close()")
+
+
+def written(value: Any, chance: random.Random) -> str:
+    """Return a statement that changes something in a state with a value, rightly or wrongly."""
+    place = "state"
+    while True:
+        below = [
+            key for key in ([*value] if isinstance(value, dict) else range(len(value))) if is_container(value[key])
+        ]
+        if not below or chance.random() < 0.3:
+            break
+        key = chance.choice(below)
+        value, place = value[key], f"{place}[{key!r}]"
+    new: Any = chance.choice(
+        [1, 2, "x", None, True, [], {}, {"name": "y", "done": False}, {"name": 1, "done": True}, {"soft": 3}]
+    )
+    if isinstance(value, dict):
+        key = chance.choice([*value, "name", "new"])
+        ways = [f"[{key!r}] = {new!r}", f".pop({key!r}, None)", f".update({{{key!r}: {new!r}, 'more': 1}})"]
+    else:
+        index = chance.randrange(len(value) + 1)
+        ways = [f".insert({index}, {new!r})", f"[{index}:{index + 2}] = [{new!r}]", ".reverse()", f"[{index}:] = []"]
+    return place + chance.choice([*ways, ".clear()"] if chance.random() < 0.2 else ways)
+
+
+def is_container(value: Any) -> bool:
+    return isinstance(value, (dict, list))
