@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from persistedstate import _GONE, StateDict, StateList, _Image, _Node
+from persistedstate import _GONE, StateDict, StateList, _Image
 
 
 def changes_of(node: Any, operation: str, arguments: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
@@ -50,13 +50,13 @@ def changes_since(image: _Image) -> Iterator[tuple[Any, Any]]:
             yield key, items.get(key, _GONE)
 
 
-def steps_to(node: _Node | None) -> tuple[Any, ...]:
+def steps_to(node: Any) -> tuple[Any, ...]:
     """Return the path to a node as far as types tell it apart: all items of a list have one."""
-    steps: list[Any] = []
-    while node is not None and node._parent is not None:
-        steps.insert(0, step_in(node._parent, node._key))
-        node = node._parent
-    return tuple(steps)
+    steps = []
+    while (parent := node._parent) is not None:
+        steps.append(step_in(parent, node._key))
+        node = parent
+    return tuple(steps[::-1])
 
 
 def step_in(node: Any, key: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date, datetime
 from functools import lru_cache, partial
@@ -37,6 +37,7 @@ from persistedstate_tools.kinds import (
     choices_of,
     is_converted,
     is_held,
+    keys_of,
     lengths_of,
     name_of,
     parts_of,
@@ -205,6 +206,10 @@ class Declaration:
         except self._msgspec.ValidationError as error:
             items = value.items() if type(value) is dict else enumerate(value) if type(value) is list else ()
             is_below = False
+            for key in value if type(value) is dict else ():
+                if reason := self._key_problem(kind, key):
+                    is_below = True
+                    yield keys, reason
             for key, item in items:
                 step = None if type(value) is list else key
                 for problem in self._problems_at(below(kind, step), item, (*keys, key)):
@@ -213,33 +218,46 @@ class Declaration:
             if not is_below:
                 yield keys, _reason(str(error), value, kind)
 
+    def _key_problem(self, kind: Any, key: Any) -> str:
+        wanted = keys_of(kind)
+        if wanted is Any or (wanted is str and type(key) is str):
+            return ""
+        try:
+            self._convert(key, wanted)
+        except self._msgspec.ValidationError:
+            return f"expected keys that are {name_of(wanted)}, but one is {_flow(key)}"
+        return ""
+
     # What is assigned.
 
     def check_change(self, keys: tuple[Any, ...], node: Any, operation: str, arguments: tuple[Any, ...]) -> None:
         """Check what a script is about to do to a node; raises TypeError."""
-        changes, length = changes_of(node, operation, arguments), length_after(node, operation, arguments)
-        for place, reason in self._problems_with(keys, node, changes, length):
+        changes = changes_of(node, operation, arguments)
+        for place, reason in self._problems_with(keys, node, changes, lambda: length_after(node, operation, arguments)):
             raise TypeError(f"{_place_of(place)}: {reason}")
 
     def problems_of(self, image: _Image) -> list[str]:
         """Return what is not as declared of what other processes changed in a node, of which the image knows."""
         node = image.node
-        problems = self._problems_with(node._path(), node, changes_since(image), len(node))
+        problems = self._problems_with(node._path(), node, changes_since(image), lambda: len(node))
         return [f"{_shown_place(place)}: {reason}" for place, reason in problems]
 
     def _problems_with(
-        self, keys: tuple[Any, ...], node: Any, changes: Iterable[tuple[Any, Any]], length: int
+        self, keys: tuple[Any, ...], node: Any, changes: Iterable[tuple[Any, Any]], measured: Callable[[], int]
     ) -> Iterator[_Problem]:
-        steps = steps_to(node)
-        least, greatest = self._lengths_at(steps, is_list=isinstance(node, StateList))
-        if not least <= length <= greatest:
-            yield keys, f"expected a length {f'>= {least}' if length < least else f'<= {greatest}'}, but it is {length}"
+        steps, is_list = steps_to(node), isinstance(node, StateList)
+        limits = self._lengths_at(steps, is_list=is_list)
+        if limits and not limits[0] <= (length := measured()) <= limits[1]:
+            limit = f">= {limits[0]}" if length < limits[0] else f"<= {limits[1]}"
+            yield keys, f"expected a length {limit}, but it is {length}"
         for key, value in changes:
             place = (*keys, key)
             if not keys and key not in self.fields:
                 if not self.undeclared and value is not _GONE:
                     yield place, self._not_declared(key)
             elif value is not _GONE:
+                if keys and not is_list and (reason := self._key_problem(self._type_at(steps), key)):
+                    yield keys, reason
                 yield from self._problems_at(self._type_at((*steps, step_in(node, key))), _plain(value), place)
             elif keys and key in required_in(self._type_at(steps)):
                 yield place, "this key is declared, and must be there"
@@ -254,7 +272,7 @@ class Declaration:
 
     def _find_fitting(self, keys: tuple[Any, ...]) -> tuple[Any, Any]:
         kind = self._type_at(keys)
-        if keys[-1] is None and self._lengths_at(keys[:-1], is_list=True) != (0, inf):
+        if keys[-1] is None and self._lengths_at(keys[:-1], is_list=True):
             return None, lambda _: False  # the length has to be looked at, too
         convert, holder = self._msgspec.convert, self._holder_of(kind)
 
@@ -267,8 +285,9 @@ class Declaration:
 
         return (kind if any(kind is plain for plain in (bool, int, float, str)) else None), fits
 
-    def _find_lengths(self, keys: tuple[Any, ...], *, is_list: bool) -> tuple[float, float]:
-        return lengths_of(self._type_at(keys), is_list=is_list) if keys else (0, inf)
+    def _find_lengths(self, keys: tuple[Any, ...], *, is_list: bool) -> tuple[float, float] | None:
+        found = lengths_of(self._type_at(keys), is_list=is_list) if keys else (0, inf)
+        return None if found == (0, inf) else found
 
     def _find_type(self, keys: tuple[Any, ...]) -> Any:
         kind = self.fields.get(keys[0], Any)

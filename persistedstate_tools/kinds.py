@@ -7,6 +7,7 @@ import enum
 import types
 from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
 from datetime import date, datetime
+from functools import lru_cache
 from math import inf
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -94,6 +95,15 @@ def choices_of(kind: Any) -> list[Any]:
         else:
             return []
     return found if found != [None] else []
+
+
+@lru_cache(maxsize=1000)
+def keys_of(kind: Any) -> Any:
+    """Return the type of the keys of a mapping of a type."""
+    parts = parts_of(kind)
+    if any(is_typeddict(part) or dataclasses.is_dataclass(part) for part in parts):
+        return str
+    return next((get_args(part)[0] for part in parts if get_origin(part) in _MAPPINGS), Any)
 
 
 def lengths_of(kind: Any, *, is_list: bool) -> tuple[float, float]:

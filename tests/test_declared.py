@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import enum
@@ -602,6 +603,11 @@ def test_keys_that_are_no_strings_are_keys_of_mappings(path: Path) -> None:
             state.x[3][0] = "s"
         with pytest.raises(TypeError, match=r"STATE\.x\[4\]: expected a list"):
             state.x[4] = "s"
+        with pytest.raises(TypeError, match=r'STATE\.x: expected keys that are int, but one is "s"'):
+            state.x["s"] = [1]
+    path.write_text("x: {3: [1], y: []}\n", encoding="utf-8")
+    with pytest.raises(StateCorrupt, match=r'line 1, column 4: x: expected keys that are int, but one is "y"'):
+        either(path)
 
 
 class Few(PersistedState):
@@ -744,8 +750,8 @@ def test_others_are_told_of_exactly_where_the_state_is_wrong_then(
         peer.do("state.close()")
 
 
-def written(value: Any, chance: random.Random) -> str:
-    """Return a statement that changes something in a state with a value, rightly or wrongly."""
+def written(value: Any, chance: random.Random, *keys: Any) -> str:
+    """Return a statement that changes something in a state with a value, rightly or wrongly; keys: new ones."""
     place = "state"
     while True:
         below = [
@@ -759,7 +765,7 @@ def written(value: Any, chance: random.Random) -> str:
         [1, 2, "x", None, True, [], {}, {"name": "y", "done": False}, {"name": 1, "done": True}, {"soft": 3}]
     )
     if isinstance(value, dict):
-        key = chance.choice([*value, "name", "new"])
+        key = chance.choice([*value, *keys, "name", "new"])
         ways = [f"[{key!r}] = {new!r}", f".pop({key!r}, None)", f".update({{{key!r}: {new!r}, 'more': 1}})"]
     else:
         index = chance.randrange(len(value) + 1)
@@ -769,3 +775,31 @@ def written(value: Any, chance: random.Random) -> str:
 
 def is_container(value: Any) -> bool:
     return isinstance(value, (dict, list))
+
+
+class Wide(Importer):
+    few: Annotated[list[int | Job], Meta(min_length=1, max_length=3)] = [1]  # noqa: RUF012
+    either: list[str] | dict[str, Annotated[list[bool], Meta(max_length=2)]] | None = None
+    at: Point = Point(1)
+    mode: Mode = Mode.FAST
+    notes: list[Noted] = []  # noqa: RUF012
+    numbered: dict[int, dict[str, str | None]] = {1: {"x": None}}  # noqa: RUF012
+
+
+@rounds(ci=1_000, nightly=50_000)
+def test_what_the_script_may_do_leaves_what_opens_again(path: Path, chance: random.Random, rounds: int) -> None:
+    done = 0
+    with Wide(path) as state:
+        for _ in range(rounds):
+            statement = written(plain(state), chance, 3, None, "note", "x")
+            try:
+                with state.transaction() if chance.random() < 0.5 else contextlib.nullcontext():
+                    exec(statement, {"state": state})  # noqa: S102
+                done += 1
+            except TypeError as error:
+                assert str(error).startswith("STATE."), statement  # noqa: PT017
+            assert list(Wide._declared._problems(plain(state))) == [], statement
+            if len(state) < 9 or chance.random() < 0.02:
+                state.update(Wide._declared.with_defaults({}))
+    with Wide(path):
+        assert rounds / 10 < done < rounds
