@@ -183,6 +183,8 @@ def _told(line: int, column: int, reason: str, text: str) -> str:
     """Tell what is wrong with a line, with a mark below the column in which it is."""
     from unicodedata import combining, east_asian_width
 
+    if not line:
+        return reason
     text = text.rstrip()
     start = max(min(column - 1 - _SIGHT // 2, len(text) - _SIGHT), 0)
     text, before = (
@@ -197,20 +199,25 @@ def _told(line: int, column: int, reason: str, text: str) -> str:
 
 
 _ADVICE = "mend it in an editor, or see `persistedstate check FILE` and `persistedstate repair FILE`"
+_LOG_ADVICE = "see `persistedstate check ADDRESS`"
 
 
 class StateCorrupt(StateError, ValueError):
-    """The file is not a state: mend the line that the text shows; the file was left as it is.
+    """The file is not a state, or not as declared: mend what the text shows; the file was left as it is.
 
-    Attributes: `line` and `column` (counted from 1) and `text` (the line itself), besides those of `StateError`.
+    Attributes: `line` and `column` (counted from 1) and `text` (the line itself), besides those of `StateError`. A
+    value that stands in no line of the snapshot has line 0. `advice` tells what to do.
     """
 
-    def __init__(self, path: str, reason: str, line: int = 1, column: int = 1, text: str = "") -> None:
-        super().__init__(path, f"{_told(line, column, reason, text)}\n{_ADVICE}")
+    def __init__(
+        self, path: str, reason: str, line: int = 1, column: int = 1, text: str = "", advice: str = ""
+    ) -> None:
+        self.advice = advice or (_LOG_ADVICE if "://" in path else _ADVICE)
+        super().__init__(path, f"{_told(line, column, reason, text)}\n{self.advice}")
         self.reason, self.line, self.column, self.text = reason, line, column, text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.reason, self.line, self.column, self.text)
+        return type(self), (self.path, self.reason, self.line, self.column, self.text, self.advice)
 
 
 class StateLocked(StateError, TimeoutError):
@@ -4383,7 +4390,7 @@ class _Tree:
 
     def __init__(self, path: str = "") -> None:
         self.path = path
-        self.lock = RLock()
+        self.lock: Any = RLock()
         #: None while changes are welcome, else a call, (function, *arguments), that has to be made first: `_finish` a
         #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_tell` a late
         #: warning, or, for ever, `refuse`.
@@ -4406,8 +4413,8 @@ class _Tree:
         #: The objects that show the tree and are not closed, by their ids; the last that is closed closes the tree.
         self.facades: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.is_closing = False
-        #: Somebody wants to be told of changes: then each of them leaves an edit, and there are no short ways.
-        self.is_watched = False
+        #: Who wants to be told of changes: then each of them leaves an edit, and there are no short ways.
+        self.watches: list[Any] = []
         #: The thread that looks at what others do, if somebody wants one.
         self.watcher: Any = None
 
@@ -4421,6 +4428,10 @@ class _Tree:
     def still(self) -> Any:
         """Return what to hold while nothing may change; raises StateError where waiting for it would never end."""
         return self.lock
+
+    def renew_lock(self) -> None:
+        """In a forked child have a new lock in the place of one that a thread may hold which is gone."""
+        self.lock = self.lock.anew() if self.watches else RLock()
 
     def turn(self) -> Any:
         """Return what to hold during a change: the lock, and, in a shared state, the turn of this process."""
@@ -4461,7 +4472,7 @@ class _Tree:
 
     def prime(self, node: _Node, key: str | None, head: str) -> None:
         """Let a node know how the record of a change begins that it is likely to make again."""
-        if self.is_watched:
+        if self.watches:
             return
         if node._heads is _NO_HEADS:
             if len(self.primed) >= _MOST_PRIMED:
@@ -5694,7 +5705,7 @@ class _LiveTree(_Tree):
 
     __slots__ = ("batch", "finish", "fsync", "journal", "latest", "limit", "owner", "task", "transaction", "unclear")
 
-    def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None) -> None:
+    def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
         super().__init__(journal.path)
         self.reserved = _METHODS
         self.fsync, self.mode = fsync, mode
@@ -5721,7 +5732,9 @@ class _LiveTree(_Tree):
         self.attested: set[Any] = set()
         self.facts: dict[Any, str] = {}
         self.has_facts = True
-        #: What classes declare of the state, and what checks changes before they are made.
+        #: What the classes of the open objects declare, and whether they check changes, one for each object; what
+        #: follows from that: what a person saves is held to, and what checks changes before they are made.
+        self.rules: list[tuple[Any, bool]] = []
         self.declarations: list[Any] = []
         self.checks: list[Any] = []
         #: By the beginnings of records: a type that needs no other check, and what else tells whether a value fits.
@@ -5730,15 +5743,18 @@ class _LiveTree(_Tree):
         self.told: set[int | type] = set()
         self.journal = journal
         self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
-        self._load(journal.data)
+        self._load(journal.data, declaration)
 
-    def _load(self, data: bytes) -> None:
+    def _load(self, data: bytes, declaration: Any) -> None:
         stream = _parsed(self.path, data)
         sound = data[: len(data) - stream.torn]
         self.document = stream.document
         _Root(stream.value, self)
         self.generation = 1
-        for reason in _replay(self.root, stream, self.path):
+        reasons = _replay(self.root, stream, self.path)
+        if declaration is not None:
+            self._filled(declaration)  # before anything is written
+        for reason in reasons:
             kept = self.journal.keep_aside(data, "edited") if stream.undecided else ""
             _warn(f"{self.path}: {reason}" + f"; the file as it was is kept in {kept}" * bool(kept))
         if stream.torn:
@@ -6131,18 +6147,15 @@ class _LiveTree(_Tree):
 
     def _take_lock_over(self) -> None:
         """Let this thread hold the lock, and release it soon, in the place of the one that entered the transaction."""
-        lock: Any = self.lock
         try:
-            lock._release_save()  # as threading.Condition does
+            self.lock._release_save()  # as threading.Condition does
         except RuntimeError:  # from Python 3.14 on only the holder may
-            self._renew_lock()
+            if self.watches:
+                self.lock.lock = RLock()  # in the same one, which is to be left by the one that entered it
+            else:
+                self.lock = RLock()
         self.owner = get_ident()
         self.lock.acquire()
-
-    def _renew_lock(self) -> None:
-        """Have a new lock in the place of one that a thread holds which is gone."""
-        lock = RLock()
-        self.lock = self.lock.with_lock(lock) if isinstance(self.lock, _TellingLock) else lock
 
     def _settle_end(self) -> None:
         """Find out whether the record of the transaction is in the file; where that fails, write the file anew."""
@@ -6283,7 +6296,7 @@ class _LiveTree(_Tree):
             value = _merged(base, mine, edit.saved.value)
             for declaration in self.declarations:
                 value = declaration.filled(value)
-                declaration.check(value, self.path, edit.saved.text)
+                declaration.check(value, self.path, edit.saved.text, mine)
             document, value = edit.saved.with_value(value)
             is_new = self.history.is_new(edit.saved, self.document)
         except StateCorrupt as error:
@@ -6315,30 +6328,36 @@ class _LiveTree(_Tree):
             self.look()
         return self.merges > before
 
-    def declare(self, declaration: Any, *, is_checked: bool) -> None:
-        """Hold the state, and what a person saves, to what a class declares, if it does.
+    def declare(self, rule: tuple[Any, bool]) -> None:
+        """Hold the state, and what a person saves, to what the class of an object declares, if it does.
 
-        is_checked: what the script changes, too.
+        rule: that, and whether what the script changes is held to it, too.
 
         Raises StateCorrupt where the file has something else; then the file is left as it is.
         """
-        if declaration is None:
+        if rule[0] is None:
             return
         with self.turn():
-            filled = declaration.filled(_plain(self.root))
-            try:
-                declaration.check(filled, self.path, self.document.text())
-            except StateCorrupt:
-                if len(self.facades) == 1:
-                    self.halted = (self.refuse, StateClosed(self.path, "the state was closed; open it again"))
-                raise
-            if declaration not in self.declarations:
-                self.declarations.append(declaration)
-            if is_checked and declaration.check_change not in self.checks:
-                self.checks.append(declaration.check_change)
-                self.forget_heads()
-                self.__class__ = _CHECKED[type(self)]
+            filled = self._filled(rule[0])
+            self._rule([*self.rules, rule])
             _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
+
+    def _filled(self, declaration: Any) -> Any:
+        """Return the state with its defaults, if it is as declared; raises StateCorrupt."""
+        filled = declaration.filled(_plain(self.root))
+        declaration.check(filled, self.path, self.document.text())
+        return filled
+
+    def retract(self, rule: tuple[Any, bool]) -> None:
+        """No longer hold the state to what the class of an object declares that is closed."""
+        self._rule([known for known in self.rules if known is not rule])
+
+    def _rule(self, rules: list[tuple[Any, bool]]) -> None:
+        self.rules = rules
+        self.declarations = [*dict.fromkeys(declaration for declaration, _ in rules)]
+        self.checks = [*dict.fromkeys(declaration.check_change for declaration, is_checked in rules if is_checked)]
+        self.forget_heads()
+        self.__class__ = _CHECKED[type(self)][bool(self.checks)]
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -6443,7 +6462,7 @@ class _LiveTree(_Tree):
         reason = (
             f"opened by process {os.getppid()}; its child {os.getpid()} must open the file itself, after the parent"
         )
-        self.lock = RLock()
+        self.renew_lock()
         self.journal.leave()
         self.shut(StateError(self.path, reason))
 
@@ -6457,7 +6476,7 @@ class _CheckedTree(_LiveTree):
         assert node._place is not None  # noqa: S101 - for the type checker
         if len(self.checks) == 1:
             [check] = self.checks
-            self.fitting[head] = check.__self__.fitting((*node._place[1], 0 if key is None else key))
+            self.fitting[head] = check.__self__.fitting((*node._place[1], key))
             super().prime(node, key, head)
 
     def forget_heads(self) -> None:
@@ -6714,7 +6733,9 @@ class _SharedTree(_LiveTree):
 
     journal: _SharedJournal
 
-    def __init__(self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None) -> None:
+    def __init__(
+        self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None, declaration: Any = None
+    ) -> None:
         self.log: _Log = journal
         #: Memory may differ from the log, so that all of that has to be read.
         self.is_doubtful = False
@@ -6728,7 +6749,7 @@ class _SharedTree(_LiveTree):
         self.grave.halted = (self.grave.refuse, StateConflict(journal.path, reason))
         self.grave.levels.append(_Level(0, 0))
         _Root({}, self.grave)
-        super().__init__(journal, fsync=fsync, mode=mode)
+        super().__init__(journal, fsync=fsync, mode=mode, declaration=declaration)
 
     def turn(self) -> Any:
         self.still()
@@ -6786,7 +6807,18 @@ class _SharedTree(_LiveTree):
             with suppress(Exception):  # is told by the next turn
                 _surely(self._reload)
             raise
+        for declaration in self.declarations if self.missed else ():
+            self._tell_undeclared(declaration)
         self._look_around()
+
+    def _tell_undeclared(self, declaration: Any) -> None:
+        """Warn of what other processes wrote that is not as declared. They go on from that, so it stays."""
+        images = [image for image in self.missed.values() if image.node._top() is self.root]
+        problems = [problem for image in images for problem in declaration.problems_of(image)]
+        if problems:
+            first = f"{problems[0]}{f', and {len(problems) - 1} more' * (len(problems) > 1)}"
+            advice = "It stays, because they go on from it; set it anew here, or with `persistedstate set`"
+            _warn(f"{self.path}: another process wrote what is not declared ({first}). {advice}")
 
     def _look_around(self) -> None:
         journal, now = self.journal, _system.now()
@@ -6964,7 +6996,7 @@ class _SharedTree(_LiveTree):
         if self.levels and self.owner == get_ident():
             super().mend_in_child()
             return
-        self._renew_lock()
+        self.renew_lock()
         self.journal.leave()
         while self.levels:  # of another thread, which the child does not have
             self.restore()
@@ -6993,8 +7025,9 @@ class _LogTree(_SharedTree):
 
     journal: Any
 
-    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None) -> None:
-        super().__init__(journal, fsync=fsync is True, mode=mode)  # the server sees to numbers of seconds
+    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
+        # The server sees to numbers of seconds.
+        super().__init__(journal, fsync=fsync is True, mode=mode, declaration=declaration)
 
     @property
     def has_facts(self) -> bool:
@@ -7051,14 +7084,12 @@ class _CheckedLogTree(_CheckedTree, _LogTree):
     __slots__ = ()
 
 
-#: The classes of trees whose changes are checked; of the same layout, so that an open tree may become one.
+#: The classes of a tree whose changes are not checked, and are; of the same layout: an open tree may become the other.
 _CHECKED = {
-    tree: checked
-    for plain_one, checked in (
-        (_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree),
-    )
-    for tree in (plain_one, checked)
-}  # fmt: skip
+    tree: kinds
+    for kinds in ((_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree))
+    for tree in kinds
+}
 
 
 #: In the place of length and hash: what is shown may be mixed.
@@ -7143,7 +7174,8 @@ class _Follower(_Tree):
         if self.lock.acquire(blocking=False):
             self.lock.release()
             return
-        self.lock, self.seen, self.content = RLock(), _Dated(), _IN_DOUBT
+        self.renew_lock()
+        self.seen, self.content = _Dated(), _IN_DOUBT
         with suppress(OSError, StateError):
             self.refresh()
 
@@ -7509,6 +7541,14 @@ def _narrowed(keys: _Keys, old: Any, new: Any) -> tuple[_Keys, Any, Any]:
     return keys, old, new
 
 
+class _Told(_thread._local):
+    """What a thread has to tell: the calls that it makes as soon as the lock is free, and whether it makes one."""
+
+    def __init__(self) -> None:
+        self.calls: deque[Callable[[], object]] = deque()
+        self.is_telling = False
+
+
 class _TellingLock:
     """The lock of a tree of whose changes somebody wants to be told: when it is released, they are.
 
@@ -7517,19 +7557,17 @@ class _TellingLock:
 
     def __init__(self, tree: Any, lock: Any) -> None:
         self.tree, self.lock = tree, lock
-        self.watches: list[_Watch] = []
         self.edits, self.length = tree.edits, len(tree.edits)
-        #: Calls that are to be made as soon as the lock is free, and the threads that make some.
-        self.news: deque[Callable[[], object]] = deque()
-        self.telling: set[int] = set()
+        self.told = _Told()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.lock, name)
 
-    def with_lock(self, lock: Any) -> _TellingLock:
-        """Return the same with another lock."""
-        self.lock = lock
-        return self
+    def anew(self) -> _TellingLock:
+        """Return one that nobody holds, to go on with. Whoever holds this one only lets it go."""
+        lock = _TellingLock(self.tree, RLock())
+        lock.edits, lock.length, lock.told = self.edits, self.length, self.told
+        return lock
 
     @property
     def __enter__(self) -> Any:
@@ -7540,11 +7578,11 @@ class _TellingLock:
 
     def release(self) -> None:
         try:
-            if not self.tree.levels and not self._is_up_to_date():
+            if self.tree.lock is self and not self.tree.levels and not self._is_up_to_date():
                 self._gather()
         finally:
             self.lock.release()
-        if self.news and not self.lock._is_owned():
+        if self.told.calls and not self.lock._is_owned():
             self._tell()
 
     def _is_up_to_date(self) -> bool:
@@ -7558,23 +7596,22 @@ class _TellingLock:
             is_all = is_all or not (keys or arguments)
             touched.update(_touched(keys, operation, arguments, ()))
         self.edits, self.length = tree.edits, len(tree.edits)
-        for watch in [*self.watches]:
+        for watch in [*tree.watches]:
             if news := watch.news(tree.root, None if is_all else touched):
-                self.news.append(news)
+                self.told.calls.append(news)
 
     def _tell(self) -> None:
-        """Call the functions. What they change themselves is told by the same loop, as is what others do meanwhile."""
-        if get_ident() in self.telling:
-            return
-        self.telling.add(get_ident())
-        try:
-            while self.news:
-                try:
-                    self.news.popleft()()
-                except Exception:  # noqa: BLE001 - whatever it is, the change is made and stays
-                    sys.excepthook(*sys.exc_info())
-        finally:
-            self.telling.discard(get_ident())
+        """Call the functions of which this thread has to tell. What they change themselves is told by the same loop."""
+        told = self.told
+        while told.calls and not told.is_telling:
+            told.is_telling = True
+            try:
+                if told.calls:  # still: a signal handler may have made them
+                    told.calls.popleft()()
+            except Exception:  # noqa: BLE001 - whatever it is, the change is made and stays
+                sys.excepthook(*sys.exc_info())
+            finally:
+                told.is_telling = False
 
 
 def on_change(
@@ -7584,15 +7621,17 @@ def on_change(
 
     There is one call for each statement, transaction or merged save that changed something there, with the path to the
     innermost place that has all of the change, as a tuple of keys and indexes, and plain copies of what was and is
-    there, None for nothing. It comes when the change is in the file and the lock is free, in the thread that made it.
-    An exception of the function undoes nothing and stops nothing: `sys.excepthook` tells it. A change that is undone
-    is none.
+    there, None for nothing. It comes when the change is in the file and the lock is free, in the thread that made it,
+    before the statement returns; calls for several threads may overlap. An exception of the function undoes nothing
+    and stops nothing: `sys.excepthook` tells it. A change that is undone is none.
 
     Args:
         state: the state; one that is read only is told of what `refresh()` finds.
         function: what to call; it may change the state.
         path: a key of the top level, or a tuple of keys and indexes; only changes there count. Without it, all do. What
             is there is copied after each change.
+
+    Raises StateError within a transaction, and within `_thread_lock` where nobody is told of changes as yet.
 
     >>> import os, tempfile
     >>> STATE = PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), limits={"cpu": 1}, n=0)
@@ -7604,21 +7643,21 @@ def on_change(
     """
     tree = state._tree
     keys = tuple(path) if isinstance(path, (tuple, list)) else (path,)
+    is_held = not tree.watches and tree.lock._is_owned()  # then nothing tells when it becomes free
     with tree.turn():
-        if tree.levels:
-            raise StateError(tree.path, "a transaction is open; ask to be told of changes before or after it")
-        lock = tree.lock if tree.is_watched else _TellingLock(tree, tree.lock)
+        if tree.levels or is_held:
+            what = "a transaction is open" if tree.levels else "this thread holds the lock of the state"
+            raise StateError(tree.path, f"{what}; ask to be told of changes before or after that")
         watch = _Watch(function, keys, tree.root)
-        lock.watches.append(watch)
-        tree.lock, tree.is_watched = lock, True
+        tree.lock = tree.lock if tree.watches else _TellingLock(tree, tree.lock)
+        tree.watches.append(watch)
         tree.forget_heads()
 
     def stop() -> None:
-        with lock:
-            if watch in lock.watches:
-                lock.watches.remove(watch)
-            if not lock.watches and tree.lock is lock:
-                tree.lock, tree.is_watched = lock.lock, False
+        with tree.lock:
+            if watch in tree.watches:
+                tree.watches.remove(watch)
+                tree.lock = tree.lock if tree.watches else tree.lock.lock
 
     return stop
 
@@ -7644,7 +7683,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _check: False: what the script assigns is not checked by what its class declares.
         _shared: True: several processes have the file open and change it, all with this option. Each change waits for
             its turn and first applies what others wrote; else that is seen after `refresh()`. What would overwrite
-            what another process changed since it was read raises StateConflict; not in a transaction.
+            what another process changed since it was read raises StateConflict; not in a transaction. What others
+            wrote that is not as declared is there as it is, after a warning; an attribute that cannot be made of it,
+            such as an Enum, raises StateCorrupt.
         _watch: True: a thread takes over what others did without a touch of the state: it looks each second, and on
             Linux at once, if the package inotify-simple is installed. For the script it is one more thread, in which
             functions of `on_change` are called for what it finds. A function: the thread only calls this, when there
@@ -7669,7 +7710,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     [{'name': 'a', 'done': True}]
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_items", "_open_root", "_own", "_refusal", "_root", "_tree")
+    __slots__ = ("__dict__", "__weakref__", "_items", "_open_root", "_own", "_refusal", "_root", "_rule", "_tree")
 
     _tree: Any
     _root: _Root
@@ -7679,6 +7720,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     _items: dict[Any, Any]
     #: The ordinary attributes.
     _own: dict[str, Any]
+    #: What its class declares, and whether the script is held to it.
+    _rule: tuple[Any, bool]
     #: What every use raises from now on, once `_tree`, `_root` and `_items` are gone.
     _refusal: StateError
     #: What the class declares, if it does.
@@ -7722,11 +7765,11 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         else:
             kind = _engine(text, fsync=_fsync, mode=_mode) or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
-        self._show(tree)
+        self._show(tree, (declared, _check))
         try:
             if isinstance(tree, _LiveTree):
                 tree.join(fsync=_fsync, mode=_mode)
-                tree.declare(declared, is_checked=_check)
+                tree.declare(self._rule)
                 tree.set_defaults(defaults)
             if _watch:
                 _tool("watching").watch(self, _watch)
@@ -7734,9 +7777,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             self.close()
             raise
 
-    def _show(self, tree: _Tree) -> None:
-        parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
-        for name, value in parts.items():
+    def _show(self, tree: _Tree, rule: tuple[Any, bool]) -> None:
+        parts = {"_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
+        for name, value in {"_own": {}, "_rule": rule, "_tree": tree, **parts}.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "__dict__", tree.attributes)
 
@@ -7770,6 +7813,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
                 tree.is_closing = tree.is_closing or not tree.facades
             if tree.is_closing:
                 tree.release()
+            else:
+                tree.retract(self._rule)
             self._shut(StateClosed(tree.path, "the state was closed; open it again"))
 
     def _shut(self, refusal: StateError) -> None:
@@ -8056,7 +8101,7 @@ def _live_tree(
         journal = kind(path)
         tree = _claim(journal, facade)
         if journal in _opening:
-            if not _open_tree(journal, fsync=fsync, mode=mode, deadline=deadline):
+            if not _open_tree(journal, facade._declared, fsync=fsync, mode=mode, deadline=deadline):
                 _system.sleep(_LOCK_RETRY)
         elif tree is None:
             _system.sleep(_OPENING_RETRY)
@@ -8117,13 +8162,13 @@ def _is_being_opened(path: str, status: os.stat_result | None) -> bool:
 _TREES: dict[type, Any] = {_Journal: _LiveTree, _SharedJournal: _SharedTree}
 
 
-def _open_tree(journal: Any, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
+def _open_tree(journal: Any, declaration: Any, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
     """Open a file that was claimed; False if that has to be tried again."""
     try:
         if not journal.open(mode, deadline):
             return False
         kind = _TREES.get(type(journal), _LogTree)
-        _open_trees.append(kind(journal, fsync=fsync, mode=mode))
+        _open_trees.append(kind(journal, fsync=fsync, mode=mode, declaration=declaration))
         if kind is not _LiveTree:
             journal.end_turn()
     except BaseException:
@@ -8181,14 +8226,14 @@ def _after_fork() -> None:
 def _mend_in_child() -> None:
     """After a fork let every tree do what it has to: files are the parent's."""
     _after_fork()
-    for tree in _open_trees.copy():
+    trees: list[Any] = [*_open_trees, *filter(None, [reference() for reference in _followers.values()])]
+    for tree in trees:
+        if tree.watches:
+            tree.lock.told.calls.clear()  # the parent makes them
         tree.mend_in_child()
     for journal in list(_opening):
         journal.leave()
     _opening.clear()
-    for follower in [reference() for reference in _followers.values()]:
-        if follower is not None:
-            follower.mend_in_child()
 
 
 if not _before_reload:
