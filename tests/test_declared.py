@@ -515,7 +515,7 @@ def test_what_a_record_set_has_no_line(path: Path) -> None:
     with pytest.raises(StateCorrupt) as caught:
         Importer(path)
     assert str(caught.value) == (
-        f'{path}: line 2, column 7: kind: expected "a" or "b" or null, but it is "c"\n    kind: c\n'
+        f'{path}: line 2, column 7: kind: expected "a" or "b" or null, but it is "c"\n    kind: c\n          ^\n'
         "mend it in an editor, or with `persistedstate set FILE kind VALUE`"
     )
 
@@ -527,7 +527,7 @@ def test_the_advice_fits_what_is_wrong(path: Path) -> None:
     path.write_text("more: 1\n", encoding="utf-8")
     with pytest.raises(StateCorrupt, match=r"in an editor, or with `persistedstate delete FILE more`$"):
         Strict(path)
-    assert str(StateCorrupt("redis://x/y", "bad", 1, 2, "z")).endswith("z\nsee `persistedstate check ADDRESS`")
+    assert str(StateCorrupt("redis://x/y", "bad", 1, 2, "z")).endswith("z\n     ^\nsee `persistedstate check ADDRESS`")
 
 
 # ---- What the script itself holds, and other classes -----------------------------------------------------------------
@@ -548,7 +548,7 @@ def test_a_good_edit_is_taken_where_the_script_holds_what_is_not_as_declared(pat
         assert state.jobs[0]["name"] == "first"
 
         save(path, path.read_text(encoding="utf-8").replace("soft: 7", "soft: x"))
-        with pytest.warns(RuntimeWarning, match=re.escape('limits.cpu.soft: expected int, but it is "x")')):
+        with pytest.warns(RuntimeWarning, match=re.escape('limits.cpu.soft: expected int, but it is "x"')):
             assert not state.refresh()
         save(path, path.read_text(encoding="utf-8").replace("retry:   many", "retry:   lots"))
         with pytest.warns(RuntimeWarning, match=re.escape('retry: expected int, but it is "lots")')):
