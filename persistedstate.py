@@ -79,7 +79,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import _GeneratorContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from itertools import islice, pairwise, takewhile
@@ -87,18 +87,19 @@ from math import inf, isnan
 
 TYPE_CHECKING = False  # to import typing takes 2 ms, of 22 that a script takes which changes a state once
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from datetime import date, datetime, timezone
     from threading import Event
-    from typing import Any, AnyStr, NoReturn, Protocol
+    from typing import Any, AnyStr, NoReturn, Protocol, TypeVar
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
     from typing_extensions import Self
 
     #: What leads from the root to a node.
     _Keys = tuple[Any, ...]
+    _Shown = TypeVar("_Shown")
 else:
-    Any = _RuamelScanner = object  # until they are needed
+    Any = _RuamelScanner = _Shown = object  # until they are needed
     try:  # 0.7 ms less than what is around it (CPython 3.10, 3.11)
         from _datetime import date, datetime, timezone
     except ImportError:
@@ -3265,6 +3266,9 @@ class _Journal:
         #: What our file looks like; length and hash of what the latest look found in it, ours or somebody else's.
         self.dated = _Dated()
         self.read: tuple[int, int] | None = None
+        #: Held while the disk is waited for; and why that failed, until the file is written anew.
+        self.syncing = RLock()
+        self.unsynced: OSError | None = None
 
     def open(self, mode: int | None, deadline: float) -> bool:
         """Open, lock and read the file; False if that has to be tried again, in a moment.
@@ -3303,7 +3307,7 @@ class _Journal:
         self.size = len(data)
         self.known = (len(data), hash(data))
         self.basis: _Glance | None = _seen(_system.fstat(self.descriptor))
-        self.inode, self.read = self.basis[:2], None
+        self.inode, self.read, self.unsynced = self.basis[:2], None, None
         self.dated.note(self.basis, 0.0)
 
     def holds(self, data: bytes) -> bool:
@@ -3432,9 +3436,19 @@ class _Journal:
         if found and data.startswith(found):
             _system.ftruncate(self.descriptor, self.size)
 
-    def sync(self) -> None:
-        """Wait until the file is on the disk. After an OSError only a new file helps: what failed once is forgotten."""
-        _system.fsync(self.descriptor)
+    def sync(self, descriptor: int = -1) -> None:
+        """Wait until the file is on the disk. After an OSError only a new file helps: what failed once is forgotten.
+
+        descriptor: another one of the file, for a thread that does not hold the lock.
+        """
+        with self.syncing:
+            if self.unsynced is not None:  # one of another thread, which is about to see to it
+                raise OSError(self.unsynced.errno, self.unsynced.strerror, self.path)
+            try:
+                _system.fsync(self.descriptor if descriptor < 0 else descriptor)
+            except OSError as error:
+                self.unsynced = error
+                raise
 
     def _glance_around(self, now: float) -> None:
         """Note whether somebody else may have written, by the look of the file; `is_foreign` finds out."""
@@ -3661,6 +3675,7 @@ class _Journal:
 
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
+        self.unsynced = None  # all of it is written again
         is_half, before = self.is_half_rewritten, self.size
         if is_half:  # else a copy that was cut short might count as whole, with what comes behind it
             _system.set_flags(self.descriptor, os.O_APPEND)
@@ -3768,8 +3783,8 @@ if TYPE_CHECKING:
         size: int
         is_in_turn: bool
 
-        def take_turn(self) -> None:
-            """Wait until nobody else may write, until `end_turn`."""
+        def take_turn(self, wait: float = inf) -> None:
+            """Wait until nobody else may write, until `end_turn`; raises TimeoutError after so many seconds."""
 
         def end_turn(self) -> None:
             """Let others write; may be called again."""
@@ -3964,15 +3979,21 @@ class _SharedJournal(_Journal):
         """Return another one for the same file, not open."""
         return _SharedJournal(self.name)
 
-    def take_turn(self) -> None:
+    def take_turn(self, wait: float = inf) -> None:
         """Wait until nobody else may write, until `end_turn`. A signal handler may have a turn of its own meanwhile.
+
+        wait: 0.0 for a single try by somebody who stands in line by another descriptor, which may raise TimeoutError.
 
         Nobody wakes up fast enough to get a lock before the one who released it just now, and takes it again. Therefore
         everybody has to stand in line now and then, whose first waits for the lock.
         """
         while not self.is_in_turn:
             turns, self.is_locked = self.turns, True
-            if _system.now() >= self.yields_at or not _system.lock(self.beside):
+            if wait == 0.0:
+                self.is_locked = _system.lock(self.beside)
+                if not self.is_locked:
+                    raise TimeoutError
+            elif _system.now() >= self.yields_at or not _system.lock(self.beside):
                 self.is_in_line = True
                 _system.lock_byte(self.beside, _QUEUE, "F_WRLCK", wait=True)
                 self._await_lock()
@@ -4343,7 +4364,18 @@ class _Tree:
     of a change.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "attributes", "edits", "halted", "levels", "lock", "missed", "root")
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "attributes",
+        "edits",
+        "halted",
+        "levels",
+        "lines",
+        "lock",
+        "missed",
+        "root",
+    )
 
     root: _Root
 
@@ -4362,6 +4394,8 @@ class _Tree:
         self.edits: list[tuple[Any, ...]] = []
         #: The open transactions, the outermost first.
         self.levels: list[_Level] = []
+        #: The tasks that wait until they may begin a transaction, the first of them first, by their event loops.
+        self.lines: dict[Any, deque[Any]] = {}
         self.started: Any = None  #: The `moment` at which the change under way looked where it belongs.
         #: The nodes that know the beginnings of records; a vacuum makes them forget.
         self.primed: list[_Node] = []
@@ -5762,10 +5796,13 @@ class _LiveTree(_Tree):
         """Return the lock; raises StateError in a thread for which the transaction that holds it seems to wait."""
         if self.levels and self.owner != get_ident() and self._has_started_this():
             if not self.lock.acquire(timeout=_DEADLOCK):
-                reason = "the transaction that started this thread is open, and perhaps waits for it"
-                raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
+                self._refuse_started("thread")
             self.lock.release()
         return self.lock
+
+    def _refuse_started(self, kind: str) -> NoReturn:
+        reason = f"the transaction that started this {kind} is open, and perhaps waits for it"
+        raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
 
     def _has_started_this(self) -> bool:
         """Tell whether the code that runs was started inside of the latest transaction."""
@@ -5996,6 +6033,20 @@ class _LiveTree(_Tree):
             self._halt(error)
             self._rescue()
 
+    def sync_outside(self) -> None:
+        """Do what `sync` does, for a thread that does not hold the lock: it is left to others meanwhile."""
+        with self.lock:
+            descriptor = -1 if self.journal.descriptor < 0 else os.dup(self.journal.descriptor)
+        if descriptor >= 0:  # else the state was closed, which has seen to it
+            try:
+                self.journal.sync(descriptor)
+            except OSError as error:
+                with self.turn():
+                    self._halt(error)
+                    self._rescue()
+            finally:
+                _system.close(descriptor)
+
     def begin(self) -> _Level:
         """Enter a transaction; inside another one it joins that."""
         if self.levels:
@@ -6024,7 +6075,9 @@ class _LiveTree(_Tree):
     def _check_task(self) -> None:
         """Refuse a task to take part in the transaction of another one, which may undo it."""
         if not self._is_in_task():
-            raise StateError(self.path, "a transaction of another task is open; change the state after it")
+            raise StateError(
+                self.path, "a transaction of another task is open; wait for it: `async with STATE.transaction()`"
+            )
 
     def end(self, level: _Level) -> None:
         """Leave a transaction; the outermost end writes one record."""
@@ -6495,6 +6548,8 @@ class _Syncer:
         #: Something was written since the last sync.
         self.is_needed = False
         self.is_waiting = False
+        #: How many threads are waiting for the disk.
+        self.syncing = 0
         from threading import Event
 
         self.is_stopped = Event()
@@ -6512,18 +6567,20 @@ class _Syncer:
     def _run(self) -> None:
         with self.tree.lock:
             self.is_waiting = False
-            with suppress(Exception):  # the next change, or `close`, tries again and raises
-                self._sync()
-
-    def _sync(self) -> None:
-        if self.is_needed and self.tree.journal.descriptor >= 0:
-            self.is_needed = False
-            self.tree.sync()
+            if not self.is_needed:
+                return
+            self.is_needed, self.syncing = False, self.syncing + 1
+        with suppress(Exception):  # the next change, or `close`, tries again and raises
+            self.tree.sync_outside()
+        with self.tree.lock:
+            self.syncing -= 1
 
     def stop(self) -> None:
         """Sync now what is not yet synced."""
         self.is_stopped.set()
-        self._sync()
+        if (self.is_needed or self.syncing) and self.tree.journal.descriptor >= 0:
+            self.is_needed = False
+            self.tree.sync()
 
 
 class _Past(namedtuple("_Past", "document first_record size by_person")):
@@ -6649,11 +6706,11 @@ class _SharedTree(_LiveTree):
             finally:
                 self.log.end_turn()  # an interrupt may have come in front of the first
 
-    def _begin_turn(self) -> None:
+    def _begin_turn(self, wait: float = inf) -> None:
         if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
             function, *arguments = self.halted
             function(*arguments)
-        self.log.take_turn()
+        self.log.take_turn(wait)
         self.catch_up()
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:
@@ -6881,9 +6938,9 @@ class _LogTree(_SharedTree):
             finally:
                 self.journal.depth = depth
 
-    def _begin_turn(self) -> None:
+    def _begin_turn(self, wait: float = inf) -> None:
         self.journal.depth = 1  # an interrupt may have left another
-        super()._begin_turn()
+        super()._begin_turn(wait)
 
     def _halt(self, trouble: Exception | None) -> None:
         """Read anew what may differ; the log lacks nothing that has to be written to it."""
@@ -6892,6 +6949,10 @@ class _LogTree(_SharedTree):
 
     def sync(self) -> None:
         self.journal.sync()
+
+    def sync_outside(self) -> None:
+        with self.lock:  # of the connection, too
+            self.sync()
 
     def _look_around(self) -> None:
         """Nobody writes a log but by a log."""
@@ -7484,6 +7545,18 @@ def on_change(
     return stop
 
 
+class _Together(_GeneratorContextManager[_Shown]):
+    """What holds a transaction: for `with`, and in a task for `async with`."""
+
+    async def __aenter__(self) -> _Shown:
+        shown: _Shown = await _tool("tasks").enter(self, self.args[0])
+        return shown
+
+    async def __aexit__(self, *exception: object) -> bool:
+        is_caught: bool = await _tool("tasks").leave(self, *exception)
+        return is_caught
+
+
 #: A root of which no attribute has a short way to be set, for closed states.
 _NOWHERE = _Root({}, _Tree())
 
@@ -7629,13 +7702,16 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             with suppress(AttributeError):  # while it is being made
                 object.__delattr__(self, name)
 
-    @contextmanager
-    def transaction(self) -> Iterator[Self]:
+    def transaction(self) -> _Together[Self]:
         """Make the changes in a `with` block one: all of them are in the file after it, or none.
 
         Other threads wait. An exception puts everything back as it was before the block, and propagates. A transaction
         inside another one joins it; if only the inner one fails, only its changes are undone. Raises OSError, with
         nothing changed, when the record cannot be written.
+
+        In a task of asyncio or trio, `async with` waits for its turn while other tasks run; those that wait get it one
+        after the other. Among them `with` raises StateError at once, as a change does, while a transaction of another
+        task is open. With `_fsync=True` the disk is waited for in the same way, behind `async with`.
 
         >>> import os, tempfile
         >>> STATE = PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), a=1, b=1)
@@ -7645,27 +7721,35 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         >>> STATE
         {'a': 2, 'b': 0}
         """
+        return _Together(PersistedState._steps, (self,), {})
+
+    def _steps(self) -> Generator[Self, None, None]:
+        """Be in a transaction until the next step."""
         tree = self._tree
-        with tree.turn():
-            if tree.halted is not None:
-                tree.resume()
-            depth = len(tree.levels)
-            try:
+        try:
+            with tree.turn():
+                if tree.halted is not None:
+                    tree.resume()
+                depth = len(tree.levels)
                 try:
-                    level = tree.begin()
-                    yield self
-                    if tree.halted is not None:
-                        tree.resume()  # in a forked child it says so
-                    tree.end(level)
+                    try:
+                        level = tree.begin()
+                        yield self
+                        if tree.halted is not None:
+                            tree.resume()  # in a forked child it says so
+                        tree.end(level)
+                    finally:
+                        tree.abandon(depth)
                 finally:
-                    tree.abandon(depth)
-            finally:
-                try:
-                    tree.abandon(depth)  # an interrupt may have come in front of the first
-                except BaseException:
-                    if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
-                        tree.halted = (tree._undo_abandoned, depth, tree.halted)
-                    raise
+                    try:
+                        tree.abandon(depth)  # an interrupt may have come in front of the first
+                    except BaseException:
+                        if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
+                            tree.halted = (tree._undo_abandoned, depth, tree.halted)
+                        raise
+        finally:
+            if tree.lines:
+                _tool("tasks").wake(tree)
 
     def vacuum(self) -> None:
         """Renew the snapshot now, if anything changed since the last time.

@@ -80,11 +80,11 @@ class LogJournal:
 
     # -- Turns --
 
-    def take_turn(self) -> None:
+    def take_turn(self, wait: float = math.inf) -> None:
         """Wait until nobody else may write, until `end_turn`; raises OSError where the engine cannot be reached."""
         self._refuse_fork()
         self._is_taken = True
-        self._ask(self.log.take_turn, math.inf)
+        self._ask(self.log.take_turn, wait)
         self._is_taken = self.is_in_turn = True  # again: a signal handler may have had a turn of its own
 
     def end_turn(self) -> None:
