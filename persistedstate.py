@@ -3107,6 +3107,8 @@ _system: type[_System] | _System = _System
 _registry_lock = RLock()
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+#: For a file that is to take the place of another one.
+_NEW = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NO_LINK | _FLAGS
 #: The errors where there is no file, or a link in its place that is not to be followed.
 _NOT_THERE = {errno.ENOENT, errno.ELOOP, errno.EMLINK}
 #: A file that is mounted by itself stays mounted when its name is given to another one.
@@ -3227,6 +3229,16 @@ class _Dated:
     def tells(self, glance: _Glance | None) -> bool:
         """Tell whether a file that looks like this holds what was read."""
         return glance == self.glance and self.read_at - self.seen_at > _SAME_DATE
+
+
+class _Made(namedtuple("_Made", "descriptor path size is_lasting")):
+    """A file that is to take the place of ours: what of it is there, and whether the rest need not be on the disk."""
+
+    __slots__ = ()
+    descriptor: int
+    path: str
+    size: int
+    is_lasting: bool
 
 
 class _Overtaken(Exception):
@@ -3446,6 +3458,8 @@ class _Journal:
                 raise OSError(self.unsynced.errno, self.unsynced.strerror, self.path)
             try:
                 _system.fsync(self.descriptor if descriptor < 0 else descriptor)
+                if not self.is_renamed:
+                    self._keep_name()
             except OSError as error:
                 self.unsynced = error
                 raise
@@ -3528,8 +3542,10 @@ class _Journal:
                 _system.unlock(descriptor)
         _system.close(descriptor)
 
-    def replace(self, data: bytes, basis: _Glance | None) -> None:
+    def replace(self, data: bytes, basis: _Glance | None, made: _Made | None = None) -> None:
         """Renew the whole file, which looked like `basis` so far; a crash leaves the old one or the new one.
+
+        made: a new file that holds the beginning of it already; nothing else may take the place of the old one then.
 
         A new file takes the old one's place. Where that cannot be (several hard links, a folder that may not be written
         to, a file that is mounted by itself, a foreign owner), the file is rewritten: a line is added that tells the
@@ -3539,11 +3555,11 @@ class _Journal:
         opened a file that somebody put in the place of ours.
         """
         is_ours = self._is_named()
-        if not is_ours or _system.fstat(self.descriptor).st_nlink <= 1:
+        if made is not None or not is_ours or _system.fstat(self.descriptor).st_nlink <= 1:
             try:
-                self._swap(data, basis, is_ours=is_ours)
+                self._swap(data, basis, made, is_ours=is_ours)
             except OSError as error:
-                if error.errno not in _NOT_REPLACEABLE or not is_ours:
+                if error.errno not in _NOT_REPLACEABLE or not is_ours or made is not None:
                     raise
             else:
                 return
@@ -3551,19 +3567,19 @@ class _Journal:
         if not self.is_renamed:
             self._keep_name()
 
-    def _swap(self, data: bytes, basis: _Glance | None, *, is_ours: bool) -> None:
+    def _swap(self, data: bytes, basis: _Glance | None, made: _Made | None = None, *, is_ours: bool) -> None:
         self._remove_temporary()
-        self.temporary = path = self._temporary_path()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NO_LINK | _FLAGS
-        new, old, theirs = -1, self.descriptor, -1
+        new, path, size, is_lasting = made or _Made(-1, self._temporary_path(), 0, is_lasting=False)
+        self.temporary, old, theirs = path, self.descriptor, -1
         try:
             with _registry_lock:
-                new = _above_standard(_system.open(path, flags, 0o600))
+                new = _above_standard(_system.open(path, _NEW, 0o600)) if new < 0 else new
                 self.unfinished = new, data
-            _write_all(new, data)
+            _write_all(new, data[size:])
             theirs = -1 if is_ours else self._claim()
             _take_over_attributes(theirs if self._may_decide(theirs) else old, new)
-            _system.fsync(new)
+            if not is_lasting:
+                _system.fsync(new)
             if _read_all(new) != data:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
             if not self._lock(new):
@@ -3572,6 +3588,8 @@ class _Journal:
             self._announce(new)
             _system.replace(path, self.path)
             self._hand_over(new, data, old if theirs < 0 else theirs, basis[2] if basis else 0)
+            if made is None:
+                self._keep_name()
         except BaseException:
             _surely(self._clean_up, new, data)
             raise
@@ -3588,7 +3606,6 @@ class _Journal:
         self._go_on_with(new, data)
         if size and _system.fstat(replaced).st_size != size:  # an editor opened it in the last moment
             self.displaced = replaced
-        self._keep_name()
 
     def _go_on_with(self, new: int, data: bytes) -> None:
         self.is_renamed = False
@@ -3598,8 +3615,9 @@ class _Journal:
 
     def _keep_name(self) -> None:
         """Let the renaming last; until then no sync is worth anything."""
+        inode = self.inode
         _sync_folder(os.path.dirname(self.path))
-        self.is_renamed = True
+        self.is_renamed = self.is_renamed or self.inode == inode
 
     def _clean_up(self, new: int, data: bytes) -> None:
         """After an error or interrupt: go on with the new file if it took the place of the old one, else remove it.
@@ -4128,12 +4146,12 @@ class _SharedJournal(_Journal):
             offset += len(part)
         return b"".join(parts)
 
-    def replace(self, data: bytes, basis: _Glance | None) -> None:
+    def replace(self, data: bytes, basis: _Glance | None, made: _Made | None = None) -> None:
         """Renew the file by another one in its place; see `_Journal.replace`. Raises OSError where that cannot be."""
         is_ours = self._is_named()
         if is_ours:
             self._check_names(_system.fstat(self.descriptor))
-        self._swap(data, basis, is_ours=is_ours)
+        self._swap(data, basis, made, is_ours=is_ours)
 
     def _announce(self, new: int) -> None:
         device, inode = _seen(_system.fstat(new))[:2]
@@ -5686,7 +5704,10 @@ class _LiveTree(_Tree):
     fsync: False, True, or seconds.
     """
 
-    __slots__ = ("batch", "finish", "fsync", "journal", "latest", "limit", "owner", "task", "transaction", "unclear")
+    __slots__ = (
+        *("batch", "beside", "finish", "fsync", "is_in_loops", "journal"),
+        *("latest", "limit", "owner", "task", "transaction", "unclear"),
+    )
 
     def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None) -> None:
         super().__init__(journal.path)
@@ -5707,7 +5728,7 @@ class _LiveTree(_Tree):
         self.trouble: Exception | None = None
         self.history = _History()
         #: A new snapshot that is about to be written, and what has to be noted of it.
-        self.renewal: tuple[_Document, bytes, Any, _Saved | None] | None = None
+        self.renewal: tuple[_Document, bytes, Any, _Saved | None, Any] | None = None
         #: How often what a person saved changed the state.
         self.merges = 0
         #: The keys of which records tell what the snapshot has, and the records that are to be written yet. No record
@@ -5720,6 +5741,8 @@ class _LiveTree(_Tree):
         self.checks: list[Any] = []
         #: By the beginnings of records: a type that needs no other check, and what else tells whether a value fits.
         self.fitting: dict[str, tuple[Any, Callable[[Any], bool]]] = {}
+        #: An event loop uses the state, so that vacuums must not keep it waiting; one that another thread makes.
+        self.is_in_loops, self.beside = False, None
         #: Why vacuums failed since the last that did not, each told once.
         self.told: set[int | type] = set()
         self.journal = journal
@@ -6009,11 +6032,15 @@ class _LiveTree(_Tree):
         """
         if self.fsync:
             self._sync()
+        if self.journal.size > self.limit:
+            self.surely_later(self._vacuum_in_time)
+        elif self.journal.is_suspicious:
+            self.surely_later(self.look)
+
+    def surely_later(self, function: Callable[[], object]) -> None:
+        """Do what is due; what fails is raised by the next change."""
         try:
-            if self.journal.size > self.limit:
-                self._vacuum_or_warn()
-            elif self.journal.is_suspicious:
-                self.look()
+            function()
         except Warning as warning:  # where warnings are errors
             self.halted = (self._tell, warning) if self.trouble is None else (self._rescue,)
         except Exception as error:  # noqa: BLE001 - see above
@@ -6191,26 +6218,32 @@ class _LiveTree(_Tree):
         return self.document.renewed(self.root._items)
 
     def _renew(
-        self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
+        self,
+        document: _Document,
+        basis: _Glance | None,
+        value: Any = _GONE,
+        saved: _Saved | None = None,
+        beside: Any = None,
     ) -> None:
         """Replace a file that looks like `basis` by a snapshot.
 
-        value: what memory takes over. saved: what a person saved, from which they may go on.
+        value: what memory takes over. saved: what a person saved, from which they may go on. beside: what made the new
+        file meanwhile, in which there are later changes behind the snapshot.
         """
-        data = document.text().encode()
+        data = document.text().encode() if beside is None else beside.data
         lost = {key: reason for key, reason in document.lost.items() if reason is not self.document.lost.get(key)}
-        self.renewal = (document, data, value, saved)
+        self.renewal = (document, data, value, saved, beside)
         try:
             self.halted = (self._rescue,)
-            self.journal.replace(data, basis)
-            self._adopt(document, data, value, saved)
+            self.journal.replace(data, basis, *[] if beside is None else [beside.made])
+            self._adopt(document, data, value, saved, beside)
         except OSError as error:
             if self.journal.is_half_rewritten or self.journal.unfinished is not None or not self.journal.is_renamed:
                 self.trouble = error
             raise
         finally:
             _surely(self._finish_renewal)
-            is_open = self.journal.is_half_rewritten or not self.journal.is_renamed
+            is_open = self.journal.is_half_rewritten or not (self.journal.is_renamed or beside is not None)
             if is_open and self.trouble is None:  # by an interrupt
                 self.trouble = OSError(errno.EINTR, os.strerror(errno.EINTR), self.path)
             self._halt(self.trouble)
@@ -6223,12 +6256,12 @@ class _LiveTree(_Tree):
         with suppress(OSError):
             self.journal.recover()
         if self.renewal is not None and self.journal.unfinished is None:
-            document, data, _, _ = self.renewal
+            document, data, *_ = self.renewal
             if self.document is not document and self.journal.holds(data):
                 self._adopt(*self.renewal)
             self.renewal = None
 
-    def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None) -> None:
+    def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None, beside: Any) -> None:
         """Note what the file holds now; may be called twice, and has been called when `document` is the new one."""
         self.is_clean = True
         self.path = self.journal.path
@@ -6248,6 +6281,8 @@ class _LiveTree(_Tree):
         self.limit = max(2 * len(data), _VACUUM_FLOOR)
         self.trouble = None
         self.told.clear()
+        if beside is not None:
+            beside.carry_over()
         self.document = document
 
     def _take(self, value: dict[Any, Any]) -> None:
@@ -6376,7 +6411,16 @@ class _LiveTree(_Tree):
             self.root._clear()
             self.edits.clear()
 
-    def _vacuum_or_warn(self) -> None:
+    def _vacuum_in_time(self) -> None:
+        """Vacuum; where an event loop uses the state, let a thread beside it do so."""
+        if self.beside is None:
+            self.is_in_loops = self.is_in_loops or _is_in_loop()
+            with suppress(ModuleNotFoundError, RuntimeError):  # no thread can be started any more
+                self.beside = _tool("beside").begin(self) if self.is_in_loops else None
+            if self.beside is None:
+                self.vacuum_or_warn()
+
+    def vacuum_or_warn(self) -> None:
         try:
             self._vacuum()
         except Exception as error:
@@ -6423,7 +6467,7 @@ class _LiveTree(_Tree):
             if self._may_write():
                 self.resume()
                 if not self._look_or_keep() and not self.is_clean:
-                    self._vacuum_or_warn()
+                    self.vacuum_or_warn()
         finally:
             if self.syncer is not None:
                 self.syncer.stop()
@@ -6444,6 +6488,8 @@ class _LiveTree(_Tree):
     def shut(self, reason: StateError) -> None:
         """Close the file, without another look at it; every later use raises the reason."""
         self.halted = (self.refuse, reason)
+        if self.beside is not None:
+            self.beside.stop()
         self.journal.close()
         self.syncer = None
         for facade in list(self.facades.values()):
@@ -6842,7 +6888,12 @@ class _SharedTree(_LiveTree):
         return tuple(part[index] if -len(part) <= index < len(part) else _GONE for part in (old, items))
 
     def _renew(
-        self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
+        self,
+        document: _Document,
+        basis: _Glance | None,
+        value: Any = _GONE,
+        saved: _Saved | None = None,
+        beside: Any = None,
     ) -> None:
         past = [(self.document.text(), self.first_record, value is not _GONE), *self.log.past_texts()]
         if saved is not None:
@@ -6851,7 +6902,7 @@ class _SharedTree(_LiveTree):
         while len(past) > 1 and sum(len(text) for text, _, _ in past) > _HISTORY:
             past.pop()
         self.journal.past = past
-        super()._renew(document, basis, value, saved)
+        super()._renew(document, basis, value, saved, beside)
 
     def _await_edit(self) -> _Edit:
         self.history = _History()  # of all processes
@@ -6894,6 +6945,7 @@ class _SharedTree(_LiveTree):
             self.restore()
             self.levels.pop()
         self.batch, self.latest, self.renewal, self.trouble = [], _NO_LATEST, None, None
+        self.lines, self.beside = {}, None
         if self.syncer is not None:
             self.syncer = _Syncer(self, self.fsync)
         self.halted = (self._reopen,)
@@ -8082,6 +8134,13 @@ def _ask(scheduler: str) -> Any:
         return None if ask is None else ask()
     except RuntimeError:
         return None
+
+
+def _is_in_loop() -> bool:
+    """Tell whether an event loop of asyncio or trio runs in this thread."""
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)  # which does not raise
+    is_asyncio = running is not None and running() is not None
+    return is_asyncio or ("trio.lowlevel" in sys.modules and _ask("trio.lowlevel") is not None)
 
 
 def _before_fork() -> None:

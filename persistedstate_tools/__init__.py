@@ -12,6 +12,7 @@
 | `repair.py`       | `check` and `repair`: what is wrong with a file, and what is left of it    |
 | `demo.py`         | the demo                                                                   |
 | `declared.py`     | what the annotations of a class declare, checked by msgspec                |
+| `beside.py`       | vacuums of a state that an event loop uses, by a thread beside it          |
 | `tasks.py`        | transactions of tasks: `async with` waits, and the event loop goes on      |
 | `commands.py`     | the other commands: one function for each                                  |
 | `renewal.py`      | putting a text in the place of that of a state                             |

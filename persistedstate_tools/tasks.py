@@ -216,6 +216,7 @@ async def enter(block: Any, state: Any) -> Any:
         block.hold = None
         return block.__enter__()
     waiter = _waiter(tree)
+    tree.is_in_loops = True
     block.hold = hold = _Hold(tree, waiter)
     line = tree.lines.setdefault(waiter.loop, deque())
     line.append(waiter)
