@@ -79,7 +79,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import _GeneratorContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from itertools import islice, pairwise, takewhile
@@ -87,18 +87,19 @@ from math import inf, isnan
 
 TYPE_CHECKING = False  # to import typing takes 2 ms, of 22 that a script takes which changes a state once
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from datetime import date, datetime, timezone
     from threading import Event
-    from typing import Any, AnyStr, NoReturn, Protocol
+    from typing import Any, AnyStr, NoReturn, Protocol, TypeVar
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
     from typing_extensions import Self
 
     #: What leads from the root to a node.
     _Keys = tuple[Any, ...]
+    _Shown = TypeVar("_Shown")
 else:
-    Any = _RuamelScanner = object  # until they are needed
+    Any = _RuamelScanner = _Shown = object  # until they are needed
     try:  # 0.7 ms less than what is around it (CPython 3.10, 3.11)
         from _datetime import date, datetime, timezone
     except ImportError:
@@ -3125,6 +3126,8 @@ _system: type[_System] | _System = _System
 _registry_lock = RLock()
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+#: For a file that is to take the place of another one.
+_NEW = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NO_LINK | _FLAGS
 #: The errors where there is no file, or a link in its place that is not to be followed.
 _NOT_THERE = {errno.ENOENT, errno.ELOOP, errno.EMLINK}
 #: A file that is mounted by itself stays mounted when its name is given to another one.
@@ -3247,6 +3250,16 @@ class _Dated:
         return glance == self.glance and self.read_at - self.seen_at > _SAME_DATE
 
 
+class _Made(namedtuple("_Made", "descriptor path size is_lasting")):
+    """A file that is to take the place of ours: what of it is there, and whether the rest need not be on the disk."""
+
+    __slots__ = ()
+    descriptor: int
+    path: str
+    size: int
+    is_lasting: bool
+
+
 class _Overtaken(Exception):
     """Somebody else wrote the file while it was about to be replaced."""
 
@@ -3287,6 +3300,9 @@ class _Journal:
         #: What our file looks like; length and hash of what the latest look found in it, ours or somebody else's.
         self.dated = _Dated()
         self.read: tuple[int, int] | None = None
+        #: Held while the disk is waited for; and why that failed, until the file is written anew.
+        self.syncing = RLock()
+        self.unsynced: OSError | None = None
 
     def open(self, mode: int | None, deadline: float) -> bool:
         """Open, lock and read the file; False if that has to be tried again, in a moment.
@@ -3325,7 +3341,7 @@ class _Journal:
         self.size = len(data)
         self.known = (len(data), hash(data))
         self.basis: _Glance | None = _seen(_system.fstat(self.descriptor))
-        self.inode, self.read = self.basis[:2], None
+        self.inode, self.read, self.unsynced = self.basis[:2], None, None
         self.dated.note(self.basis, 0.0)
 
     def holds(self, data: bytes) -> bool:
@@ -3454,9 +3470,21 @@ class _Journal:
         if found and data.startswith(found):
             _system.ftruncate(self.descriptor, self.size)
 
-    def sync(self) -> None:
-        """Wait until the file is on the disk. After an OSError only a new file helps: what failed once is forgotten."""
-        _system.fsync(self.descriptor)
+    def sync(self, descriptor: int = -1) -> None:
+        """Wait until the file is on the disk. After an OSError only a new file helps: what failed once is forgotten.
+
+        descriptor: another one of the file, for a thread that does not hold the lock.
+        """
+        with self.syncing:
+            if self.unsynced is not None:  # one of another thread, which is about to see to it
+                raise OSError(self.unsynced.errno, self.unsynced.strerror, self.path)
+            try:
+                _system.fsync(self.descriptor if descriptor < 0 else descriptor)
+                if not self.is_renamed:
+                    self._keep_name()
+            except OSError as error:
+                self.unsynced = error
+                raise
 
     def _glance_around(self, now: float) -> None:
         """Note whether somebody else may have written, by the look of the file; `is_foreign` finds out."""
@@ -3536,8 +3564,10 @@ class _Journal:
                 _system.unlock(descriptor)
         _system.close(descriptor)
 
-    def replace(self, data: bytes, basis: _Glance | None) -> None:
+    def replace(self, data: bytes, basis: _Glance | None, made: _Made | None = None) -> None:
         """Renew the whole file, which looked like `basis` so far; a crash leaves the old one or the new one.
+
+        made: a new file that holds the beginning of it already; nothing else may take the place of the old one then.
 
         A new file takes the old one's place. Where that cannot be (several hard links, a folder that may not be written
         to, a file that is mounted by itself, a foreign owner), the file is rewritten: a line is added that tells the
@@ -3547,11 +3577,11 @@ class _Journal:
         opened a file that somebody put in the place of ours.
         """
         is_ours = self._is_named()
-        if not is_ours or _system.fstat(self.descriptor).st_nlink <= 1:
+        if made is not None or not is_ours or _system.fstat(self.descriptor).st_nlink <= 1:
             try:
-                self._swap(data, basis, is_ours=is_ours)
+                self._swap(data, basis, made, is_ours=is_ours)
             except OSError as error:
-                if error.errno not in _NOT_REPLACEABLE or not is_ours:
+                if error.errno not in _NOT_REPLACEABLE or not is_ours or made is not None:
                     raise
             else:
                 return
@@ -3559,19 +3589,19 @@ class _Journal:
         if not self.is_renamed:
             self._keep_name()
 
-    def _swap(self, data: bytes, basis: _Glance | None, *, is_ours: bool) -> None:
+    def _swap(self, data: bytes, basis: _Glance | None, made: _Made | None = None, *, is_ours: bool) -> None:
         self._remove_temporary()
-        self.temporary = path = self._temporary_path()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NO_LINK | _FLAGS
-        new, old, theirs = -1, self.descriptor, -1
+        new, path, size, is_lasting = made or _Made(-1, self._temporary_path(), 0, is_lasting=False)
+        self.temporary, old, theirs = path, self.descriptor, -1
         try:
             with _registry_lock:
-                new = _above_standard(_system.open(path, flags, 0o600))
+                new = _above_standard(_system.open(path, _NEW, 0o600)) if new < 0 else new
                 self.unfinished = new, data
-            _write_all(new, data)
+            _write_all(new, data[size:])
             theirs = -1 if is_ours else self._claim()
             _take_over_attributes(theirs if self._may_decide(theirs) else old, new)
-            _system.fsync(new)
+            if not is_lasting:
+                _system.fsync(new)
             if _read_all(new) != data:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
             if not self._lock(new):
@@ -3580,6 +3610,8 @@ class _Journal:
             self._check(basis, theirs)  # last: what is saved between this and the next step by a renaming is lost
             _system.replace(path, self.path)
             self._hand_over(new, data, old if theirs < 0 else theirs, basis)
+            if made is None:
+                self._keep_name()
         except BaseException:
             _surely(self._clean_up, new, data)
             raise
@@ -3596,7 +3628,6 @@ class _Journal:
         self._go_on_with(new, data)
         if basis and _seen(_system.fstat(replaced)) != basis:  # an editor opened it in the last moment
             self.displaced = replaced
-        self._keep_name()
 
     def _go_on_with(self, new: int, data: bytes) -> None:
         self.is_renamed = False
@@ -3606,8 +3637,9 @@ class _Journal:
 
     def _keep_name(self) -> None:
         """Let the renaming last; until then no sync is worth anything."""
+        inode = self.inode
         _sync_folder(os.path.dirname(self.path))
-        self.is_renamed = True
+        self.is_renamed = self.is_renamed or self.inode == inode
 
     def _clean_up(self, new: int, data: bytes) -> None:
         """After an error or interrupt: go on with the new file if it took the place of the old one, else remove it.
@@ -3683,6 +3715,7 @@ class _Journal:
 
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
+        self.unsynced = None  # all of it is written again
         is_half, before = self.is_half_rewritten, self.size
         if is_half:  # else a copy that was cut short might count as whole, with what comes behind it
             _system.set_flags(self.descriptor, os.O_APPEND)
@@ -3791,7 +3824,7 @@ if TYPE_CHECKING:
         is_in_turn: bool
 
         def take_turn(self, wait: float = inf) -> None:
-            """Wait until nobody else may write, until `end_turn`; TimeoutError after `wait` seconds."""
+            """Wait until nobody else may write, until `end_turn`; raises TimeoutError after `wait` seconds."""
 
         def end_turn(self) -> None:
             """Let others write; may be called again."""
@@ -4146,12 +4179,12 @@ class _SharedJournal(_Journal):
             offset += len(part)
         return b"".join(parts)
 
-    def replace(self, data: bytes, basis: _Glance | None) -> None:
+    def replace(self, data: bytes, basis: _Glance | None, made: _Made | None = None) -> None:
         """Renew the file by another one in its place; see `_Journal.replace`. Raises OSError where that cannot be."""
         is_ours = self._is_named()
         if is_ours:
             self._check_names(_system.fstat(self.descriptor))
-        self._swap(data, basis, is_ours=is_ours)
+        self._swap(data, basis, made, is_ours=is_ours)
 
     def _announce(self, new: int) -> None:
         device, inode = _seen(_system.fstat(new))[:2]
@@ -4383,8 +4416,9 @@ class _Tree:
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "attributes", "edits", "halted", "levels", "lock", "missed", "root", "watcher",
-    )  # fmt: skip
+        *("__dict__", "__weakref__", "attributes", "edits", "halted", "levels"),
+        *("lines", "lock", "missed", "root", "watcher"),
+    )
 
     root: _Root
 
@@ -4403,6 +4437,8 @@ class _Tree:
         self.edits: list[tuple[Any, ...]] = []
         #: The open transactions, the outermost first.
         self.levels: list[_Level] = []
+        #: The tasks that wait until they may begin a transaction, the first of them first, by their event loops.
+        self.lines: dict[Any, deque[Any]] = {}
         self.started: Any = None  #: The `moment` at which the change under way looked where it belongs.
         #: The nodes that know the beginnings of records; a vacuum makes them forget.
         self.primed: list[_Node] = []
@@ -5703,7 +5739,10 @@ class _LiveTree(_Tree):
     fsync: False, True, or seconds.
     """
 
-    __slots__ = ("batch", "finish", "fsync", "journal", "latest", "limit", "owner", "task", "transaction", "unclear")
+    __slots__ = (
+        *("batch", "beside", "finish", "fsync", "is_in_loops", "journal"),
+        *("latest", "limit", "owner", "task", "transaction", "unclear"),
+    )
 
     def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
         super().__init__(journal.path)
@@ -5724,7 +5763,7 @@ class _LiveTree(_Tree):
         self.trouble: Exception | None = None
         self.history = _History()
         #: A new snapshot that is about to be written, and what has to be noted of it.
-        self.renewal: tuple[_Document, bytes, Any, _Saved | None] | None = None
+        self.renewal: tuple[_Document, bytes, Any, _Saved | None, Any] | None = None
         #: How often what a person saved changed the state.
         self.merges = 0
         #: The keys of which records tell what the snapshot has, and the records that are to be written yet. No record
@@ -5739,6 +5778,8 @@ class _LiveTree(_Tree):
         self.checks: list[Any] = []
         #: By the beginnings of records: a type that needs no other check, and what else tells whether a value fits.
         self.fitting: dict[str, tuple[Any, Callable[[Any], bool]]] = {}
+        #: An event loop uses the state, so that vacuums must not keep it waiting; one that another thread makes.
+        self.is_in_loops, self.beside = False, None
         #: Why vacuums failed since the last that did not, each told once.
         self.told: set[int | type] = set()
         self.journal = journal
@@ -5818,10 +5859,13 @@ class _LiveTree(_Tree):
         """Return the lock; raises StateError in a thread for which the transaction that holds it seems to wait."""
         if self.levels and self.owner != get_ident() and self._has_started_this():
             if not self.lock.acquire(timeout=_DEADLOCK):
-                reason = "the transaction that started this thread is open, and perhaps waits for it"
-                raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
+                self._refuse_started("thread")
             self.lock.release()
         return self.lock
+
+    def _refuse_started(self, kind: str) -> NoReturn:
+        reason = f"the transaction that started this {kind} is open, and perhaps waits for it"
+        raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
 
     def _has_started_this(self) -> bool:
         """Tell whether the code that runs was started inside of the latest transaction."""
@@ -6028,11 +6072,15 @@ class _LiveTree(_Tree):
         """
         if self.fsync:
             self._sync()
+        if self.journal.size > self.limit:
+            self.surely_later(self._vacuum_in_time)
+        elif self.journal.is_suspicious:
+            self.surely_later(self.look)
+
+    def surely_later(self, function: Callable[[], object]) -> None:
+        """Do what is due; what fails is raised by the next change."""
         try:
-            if self.journal.size > self.limit:
-                self._vacuum_or_warn()
-            elif self.journal.is_suspicious:
-                self.look()
+            function()
         except Warning as warning:  # where warnings are errors
             self.halted = (self._tell, warning) if self.trouble is None else (self._rescue,)
         except (OSError, StateError) as error:
@@ -6051,6 +6099,20 @@ class _LiveTree(_Tree):
         except OSError as error:
             self._halt(error)
             self._rescue()
+
+    def sync_outside(self) -> None:
+        """Do what `sync` does, for a thread that does not hold the lock: it is left to others meanwhile."""
+        with self.lock:
+            descriptor = -1 if self.journal.descriptor < 0 else os.dup(self.journal.descriptor)
+        if descriptor >= 0:  # else the state was closed, which has seen to it
+            try:
+                self.journal.sync(descriptor)
+            except OSError as error:
+                with self.turn():
+                    self._halt(error)
+                    self._rescue()
+            finally:
+                _system.close(descriptor)
 
     def begin(self) -> _Level:
         """Enter a transaction; inside another one it joins that."""
@@ -6080,7 +6142,9 @@ class _LiveTree(_Tree):
     def _check_task(self) -> None:
         """Refuse a task to take part in the transaction of another one, which may undo it."""
         if not self._is_in_task():
-            raise StateError(self.path, "a transaction of another task is open; change the state after it")
+            raise StateError(
+                self.path, "a transaction of another task is open; wait for it: `async with STATE.transaction()`"
+            )
 
     def end(self, level: _Level) -> None:
         """Leave a transaction; the outermost end writes one record."""
@@ -6191,26 +6255,32 @@ class _LiveTree(_Tree):
         return self.document.renewed(self.root._items)
 
     def _renew(
-        self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
+        self,
+        document: _Document,
+        basis: _Glance | None,
+        value: Any = _GONE,
+        saved: _Saved | None = None,
+        beside: Any = None,
     ) -> None:
         """Replace a file that looks like `basis` by a snapshot.
 
-        value: what memory takes over. saved: what a person saved, from which they may go on.
+        value: what memory takes over. saved: what a person saved, from which they may go on. beside: what made the new
+        file meanwhile, in which there are later changes behind the snapshot.
         """
-        data = document.text().encode()
+        data = document.text().encode() if beside is None else beside.data
         lost = {key: reason for key, reason in document.lost.items() if reason is not self.document.lost.get(key)}
-        self.renewal = (document, data, value, saved)
+        self.renewal = (document, data, value, saved, beside)
         try:
             self.halted = (self._rescue,)
-            self.journal.replace(data, basis)
-            self._adopt(document, data, value, saved)
+            self.journal.replace(data, basis, *[] if beside is None else [beside.made])
+            self._adopt(document, data, value, saved, beside)
         except OSError as error:
             if self.journal.is_half_rewritten or self.journal.unfinished is not None or not self.journal.is_renamed:
                 self.trouble = error
             raise
         finally:
             _surely(self._finish_renewal)
-            is_open = self.journal.is_half_rewritten or not self.journal.is_renamed
+            is_open = self.journal.is_half_rewritten or not (self.journal.is_renamed or beside is not None)
             if is_open and self.trouble is None:  # by an interrupt
                 self.trouble = OSError(errno.EINTR, os.strerror(errno.EINTR), self.path)
             self._halt(self.trouble)
@@ -6223,12 +6293,12 @@ class _LiveTree(_Tree):
         with suppress(OSError):
             self.journal.recover()
         if self.renewal is not None and self.journal.unfinished is None:
-            document, data, _, _ = self.renewal
+            document, data, *_ = self.renewal
             if self.document is not document and self.journal.holds(data):
                 self._adopt(*self.renewal)
             self.renewal = None
 
-    def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None) -> None:
+    def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None, beside: Any) -> None:
         """Note what the file holds now; may be called twice, and has been called when `document` is the new one."""
         self.is_clean = True
         self.path = self.journal.path
@@ -6248,6 +6318,8 @@ class _LiveTree(_Tree):
         self.limit = max(2 * len(data), _VACUUM_FLOOR)
         self.trouble = None
         self.told.clear()
+        if beside is not None:
+            beside.carry_over()
         self.document = document
 
     def _take(self, value: dict[Any, Any]) -> None:
@@ -6382,7 +6454,16 @@ class _LiveTree(_Tree):
             self.root._clear()
             self.edits.clear()
 
-    def _vacuum_or_warn(self) -> None:
+    def _vacuum_in_time(self) -> None:
+        """Vacuum; where an event loop uses the state, let a thread beside it do so."""
+        if self.beside is None:
+            self.is_in_loops = self.is_in_loops or _is_in_loop()
+            with suppress(ModuleNotFoundError, RuntimeError):  # no thread can be started any more
+                self.beside = _tool("beside").begin(self) if self.is_in_loops else None
+            if self.beside is None:
+                self.vacuum_or_warn()
+
+    def vacuum_or_warn(self) -> None:
         try:
             self._vacuum()
         except (OSError, StateError, *_ANOTHER_TIME) as error:
@@ -6429,7 +6510,7 @@ class _LiveTree(_Tree):
             if self._may_write():
                 self.resume()
                 if not self._look_or_keep() and not self.is_clean:
-                    self._vacuum_or_warn()
+                    self.vacuum_or_warn()
         finally:
             if self.syncer is not None:
                 self.syncer.stop()
@@ -6450,6 +6531,8 @@ class _LiveTree(_Tree):
     def shut(self, reason: StateError) -> None:
         """Close the file, without another look at it; every later use raises the reason."""
         self.halted = (self.refuse, reason)
+        if self.beside is not None:
+            self.beside.stop()
         self.journal.close()
         self.syncer = None
         for facade in list(self.facades.values()):
@@ -6563,6 +6646,8 @@ class _Syncer:
         #: Something was written since the last sync.
         self.is_needed = False
         self.is_waiting = False
+        #: How many threads are waiting for the disk.
+        self.syncing = 0
         from threading import Event
 
         self.is_stopped = Event()
@@ -6580,18 +6665,20 @@ class _Syncer:
     def _run(self) -> None:
         with self.tree.lock:
             self.is_waiting = False
-            with suppress(Exception):  # the next change, or `close`, tries again and raises
-                self._sync()
-
-    def _sync(self) -> None:
-        if self.is_needed and self.tree.journal.descriptor >= 0:
-            self.is_needed = False
-            self.tree.sync()
+            if not self.is_needed:
+                return
+            self.is_needed, self.syncing = False, self.syncing + 1
+        with suppress(Exception):  # the next change, or `close`, tries again and raises
+            self.tree.sync_outside()
+        with self.tree.lock:
+            self.syncing -= 1
 
     def stop(self) -> None:
         """Sync now what is not yet synced."""
         self.is_stopped.set()
-        self._sync()
+        if (self.is_needed or self.syncing) and self.tree.journal.descriptor >= 0:
+            self.is_needed = False
+            self.tree.sync()
 
 
 class _Past(namedtuple("_Past", "document first_record size by_person")):
@@ -6775,7 +6862,7 @@ class _SharedTree(_LiveTree):
             finally:
                 self.log.end_turn()  # an interrupt may have come in front of the first
 
-    def _begin_turn(self, wait: float) -> None:
+    def _begin_turn(self, wait: float = inf) -> None:
         if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
             function, *arguments = self.halted
             function(*arguments)
@@ -6950,7 +7037,12 @@ class _SharedTree(_LiveTree):
         return tuple(part[index] if -len(part) <= index < len(part) else _GONE for part in (old, items))
 
     def _renew(
-        self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
+        self,
+        document: _Document,
+        basis: _Glance | None,
+        value: Any = _GONE,
+        saved: _Saved | None = None,
+        beside: Any = None,
     ) -> None:
         past = [(self.document.text(), self.first_record, value is not _GONE), *self.log.past_texts()]
         if saved is not None:
@@ -6959,7 +7051,7 @@ class _SharedTree(_LiveTree):
         while len(past) > 1 and sum(len(text) for text, _, _ in past) > _HISTORY:
             past.pop()
         self.journal.past = past
-        super()._renew(document, basis, value, saved)
+        super()._renew(document, basis, value, saved, beside)
 
     def _await_edit(self) -> _Edit:
         self.history = _History()  # of all processes
@@ -7002,6 +7094,7 @@ class _SharedTree(_LiveTree):
             self.restore()
             self.levels.pop()
         self.batch, self.latest, self.renewal, self.trouble = [], _NO_LATEST, None, None
+        self.lines, self.beside = {}, None
         if self.syncer is not None:
             self.syncer = _Syncer(self, self.fsync)
         self.halted = (self._reopen,)
@@ -7047,7 +7140,7 @@ class _LogTree(_SharedTree):
             finally:
                 self.journal.depth = depth
 
-    def _begin_turn(self, wait: float) -> None:
+    def _begin_turn(self, wait: float = inf) -> None:
         self.journal.depth = 1  # an interrupt may have left another
         super()._begin_turn(wait)
 
@@ -7058,6 +7151,10 @@ class _LogTree(_SharedTree):
 
     def sync(self) -> None:
         self.journal.sync()
+
+    def sync_outside(self) -> None:
+        with self.lock:  # of the connection, too
+            self.sync()
 
     def _look_around(self) -> None:
         """Nobody writes a log but by a log."""
@@ -7662,6 +7759,18 @@ def on_change(
     return stop
 
 
+class _Together(_GeneratorContextManager[_Shown]):
+    """What holds a transaction: for `with`, and in a task for `async with`."""
+
+    async def __aenter__(self) -> _Shown:
+        shown: _Shown = await _tool("tasks").enter(self, self.args[0])
+        return shown
+
+    async def __aexit__(self, *exception: object) -> bool:
+        is_caught: bool = await _tool("tasks").leave(self, *exception)
+        return is_caught
+
+
 #: A root of which no attribute has a short way to be set, for closed states.
 _NOWHERE = _Root({}, _Tree())
 
@@ -7827,13 +7936,16 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             with suppress(AttributeError):  # while it is being made
                 object.__delattr__(self, name)
 
-    @contextmanager
-    def transaction(self) -> Iterator[Self]:
+    def transaction(self) -> _Together[Self]:
         """Make the changes in a `with` block one: all of them are in the file after it, or none.
 
         Other threads wait. An exception puts everything back as it was before the block, and propagates. A transaction
         inside another one joins it; if only the inner one fails, only its changes are undone. Raises OSError, with
         nothing changed, when the record cannot be written.
+
+        In a task of asyncio or trio, `async with` waits for its turn while other tasks run; those that wait get it one
+        after the other. Among them `with` raises StateError at once, as a change does, while a transaction of another
+        task is open. With `_fsync=True` the disk is waited for in the same way, behind `async with`.
 
         >>> import os, tempfile
         >>> STATE = PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), a=1, b=1)
@@ -7843,27 +7955,35 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         >>> STATE
         {'a': 2, 'b': 0}
         """
+        return _Together(PersistedState._steps, (self,), {})
+
+    def _steps(self) -> Generator[Self, None, None]:
+        """Be in a transaction until the next step."""
         tree = self._tree
-        with tree.turn():
-            if tree.halted is not None:
-                tree.resume()
-            depth = len(tree.levels)
-            try:
+        try:
+            with tree.turn():
+                if tree.halted is not None:
+                    tree.resume()
+                depth = len(tree.levels)
                 try:
-                    level = tree.begin()
-                    yield self
-                    if tree.halted is not None:
-                        tree.resume()  # in a forked child it says so
-                    tree.end(level)
+                    try:
+                        level = tree.begin()
+                        yield self
+                        if tree.halted is not None:
+                            tree.resume()  # in a forked child it says so
+                        tree.end(level)
+                    finally:
+                        tree.abandon(depth)
                 finally:
-                    tree.abandon(depth)
-            finally:
-                try:
-                    tree.abandon(depth)  # an interrupt may have come in front of the first
-                except BaseException:
-                    if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
-                        tree.halted = (tree._undo_abandoned, depth, tree.halted)
-                    raise
+                    try:
+                        tree.abandon(depth)  # an interrupt may have come in front of the first
+                    except BaseException:
+                        if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
+                            tree.halted = (tree._undo_abandoned, depth, tree.halted)
+                        raise
+        finally:
+            if tree.lines:
+                _tool("tasks").wake(tree)
 
     def vacuum(self) -> None:
         """Renew the snapshot now, if anything changed since the last time.
@@ -8212,6 +8332,13 @@ def _ask(scheduler: str) -> Any:
         return None if ask is None else ask()
     except RuntimeError:
         return None
+
+
+def _is_in_loop() -> bool:
+    """Tell whether an event loop of asyncio or trio runs in this thread."""
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)  # which does not raise
+    is_asyncio = running is not None and running() is not None
+    return is_asyncio or ("trio.lowlevel" in sys.modules and _ask("trio.lowlevel") is not None)
 
 
 def _before_fork() -> None:

@@ -19,6 +19,8 @@
 | `kinds.py`        | the types that a class may declare, and what is in them                    |
 | `declared.py`     | what the annotations of a class declare, checked by msgspec                |
 | `watching.py`     | `_watch`: noticing what others do to a state while nobody touches it       |
+| `beside.py`       | vacuums of a state that an event loop uses, by a thread beside it          |
+| `tasks.py`        | transactions of tasks: `async with` waits, and the event loop goes on      |
 | `commands.py`     | the other commands: one function for each                                  |
 | `renewal.py`      | putting a text in the place of that of a state                             |
 | `editing.py`      | `edit`: a state in an editor                                               |

@@ -551,7 +551,7 @@ def test_a_good_edit_is_taken_where_the_script_holds_what_is_not_as_declared(pat
         with pytest.warns(RuntimeWarning, match=re.escape('limits.cpu.soft: expected int, but it is "x"')):
             assert not state.refresh()
         save(path, path.read_text(encoding="utf-8").replace("retry:   many", "retry:   lots"))
-        with pytest.warns(RuntimeWarning, match=re.escape('retry: expected int, but it is "lots")')):
+        with pytest.warns(RuntimeWarning, match=re.escape('retry: expected int, but it is "lots"')):
             assert not state.refresh()
 
 
