@@ -79,7 +79,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import _GeneratorContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from itertools import islice, pairwise, takewhile
@@ -87,18 +87,19 @@ from math import inf, isnan
 
 TYPE_CHECKING = False  # to import typing takes 2 ms, of 22 that a script takes which changes a state once
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from datetime import date, datetime, timezone
     from threading import Event
-    from typing import Any, AnyStr, NoReturn, Protocol
+    from typing import Any, AnyStr, NoReturn, Protocol, TypeVar
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
     from typing_extensions import Self
 
     #: What leads from the root to a node.
     _Keys = tuple[Any, ...]
+    _Shown = TypeVar("_Shown")
 else:
-    Any = _RuamelScanner = object  # until they are needed
+    Any = _RuamelScanner = _Shown = object  # until they are needed
     try:  # 0.7 ms less than what is around it (CPython 3.10, 3.11)
         from _datetime import date, datetime, timezone
     except ImportError:
@@ -183,6 +184,8 @@ def _told(line: int, column: int, reason: str, text: str) -> str:
     """Tell what is wrong with a line, with a mark below the column in which it is."""
     from unicodedata import combining, east_asian_width
 
+    if not line:
+        return reason
     text = text.rstrip().ljust(column - 1)
     start = max(min(column - 1 - _SIGHT // 2, len(text) - _SIGHT), 0)
     shown = "…" * (start > 0) + text[start : start + _SIGHT] + "…" * (start + _SIGHT < len(text))
@@ -193,20 +196,25 @@ def _told(line: int, column: int, reason: str, text: str) -> str:
 
 
 _ADVICE = "mend it in an editor, or see `persistedstate check FILE` and `persistedstate repair FILE`"
+_LOG_ADVICE = "see `persistedstate check ADDRESS`"
 
 
 class StateCorrupt(StateError, ValueError):
-    """The file is not a state: mend the line that the text shows; the file was left as it is.
+    """The file is not a state, or not as declared: mend what the text shows; the file was left as it is.
 
-    Attributes: `line` and `column` (counted from 1) and `text` (the line itself), besides those of `StateError`.
+    Attributes: `line` and `column` (counted from 1) and `text` (the line itself), besides those of `StateError`. A
+    value that stands in no line of the snapshot has line 0. `advice` tells what to do.
     """
 
-    def __init__(self, path: str, reason: str, line: int = 1, column: int = 1, text: str = "") -> None:
-        super().__init__(path, f"{_told(line, column, reason, text)}\n{_ADVICE}")
+    def __init__(
+        self, path: str, reason: str, line: int = 1, column: int = 1, text: str = "", advice: str = ""
+    ) -> None:
+        self.advice = advice or (_LOG_ADVICE if "://" in path else _ADVICE)
+        super().__init__(path, f"{_told(line, column, reason, text)}\n{self.advice}")
         self.reason, self.line, self.column, self.text = reason, line, column, text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.reason, self.line, self.column, self.text)
+        return type(self), (self.path, self.reason, self.line, self.column, self.text, self.advice)
 
 
 class StateLocked(StateError, TimeoutError):
@@ -3114,6 +3122,8 @@ _system: type[_System] | _System = _System
 _registry_lock = RLock()
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+#: For a file that is to take the place of another one.
+_NEW = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NO_LINK | _FLAGS
 #: The errors where there is no file, or a link in its place that is not to be followed.
 _NOT_THERE = {errno.ENOENT, errno.ELOOP, errno.EMLINK}
 #: A file that is mounted by itself stays mounted when its name is given to another one.
@@ -3236,6 +3246,16 @@ class _Dated:
         return glance == self.glance and self.read_at - self.seen_at > _SAME_DATE
 
 
+class _Made(namedtuple("_Made", "descriptor path size is_lasting")):
+    """A file that is to take the place of ours: what of it is there, and whether the rest need not be on the disk."""
+
+    __slots__ = ()
+    descriptor: int
+    path: str
+    size: int
+    is_lasting: bool
+
+
 class _Overtaken(Exception):
     """Somebody else wrote the file while it was about to be replaced."""
 
@@ -3276,6 +3296,9 @@ class _Journal:
         #: What our file looks like; length and hash of what the latest look found in it, ours or somebody else's.
         self.dated = _Dated()
         self.read: tuple[int, int] | None = None
+        #: Held while the disk is waited for; and why that failed, until the file is written anew.
+        self.syncing = RLock()
+        self.unsynced: OSError | None = None
 
     def open(self, mode: int | None, deadline: float) -> bool:
         """Open, lock and read the file; False if that has to be tried again, in a moment.
@@ -3314,7 +3337,7 @@ class _Journal:
         self.size = len(data)
         self.known = (len(data), hash(data))
         self.basis: _Glance | None = _seen(_system.fstat(self.descriptor))
-        self.inode, self.read = self.basis[:2], None
+        self.inode, self.read, self.unsynced = self.basis[:2], None, None
         self.dated.note(self.basis, 0.0)
 
     def holds(self, data: bytes) -> bool:
@@ -3443,9 +3466,21 @@ class _Journal:
         if found and data.startswith(found):
             _system.ftruncate(self.descriptor, self.size)
 
-    def sync(self) -> None:
-        """Wait until the file is on the disk. After an OSError only a new file helps: what failed once is forgotten."""
-        _system.fsync(self.descriptor)
+    def sync(self, descriptor: int = -1) -> None:
+        """Wait until the file is on the disk. After an OSError only a new file helps: what failed once is forgotten.
+
+        descriptor: another one of the file, for a thread that does not hold the lock.
+        """
+        with self.syncing:
+            if self.unsynced is not None:  # one of another thread, which is about to see to it
+                raise OSError(self.unsynced.errno, self.unsynced.strerror, self.path)
+            try:
+                _system.fsync(self.descriptor if descriptor < 0 else descriptor)
+                if not self.is_renamed:
+                    self._keep_name()
+            except OSError as error:
+                self.unsynced = error
+                raise
 
     def _glance_around(self, now: float) -> None:
         """Note whether somebody else may have written, by the look of the file; `is_foreign` finds out."""
@@ -3525,8 +3560,10 @@ class _Journal:
                 _system.unlock(descriptor)
         _system.close(descriptor)
 
-    def replace(self, data: bytes, basis: _Glance | None) -> None:
+    def replace(self, data: bytes, basis: _Glance | None, made: _Made | None = None) -> None:
         """Renew the whole file, which looked like `basis` so far; a crash leaves the old one or the new one.
+
+        made: a new file that holds the beginning of it already; nothing else may take the place of the old one then.
 
         A new file takes the old one's place. Where that cannot be (several hard links, a folder that may not be written
         to, a file that is mounted by itself, a foreign owner), the file is rewritten: a line is added that tells the
@@ -3536,11 +3573,11 @@ class _Journal:
         opened a file that somebody put in the place of ours.
         """
         is_ours = self._is_named()
-        if not is_ours or _system.fstat(self.descriptor).st_nlink <= 1:
+        if made is not None or not is_ours or _system.fstat(self.descriptor).st_nlink <= 1:
             try:
-                self._swap(data, basis, is_ours=is_ours)
+                self._swap(data, basis, made, is_ours=is_ours)
             except OSError as error:
-                if error.errno not in _NOT_REPLACEABLE or not is_ours:
+                if error.errno not in _NOT_REPLACEABLE or not is_ours or made is not None:
                     raise
             else:
                 return
@@ -3548,19 +3585,19 @@ class _Journal:
         if not self.is_renamed:
             self._keep_name()
 
-    def _swap(self, data: bytes, basis: _Glance | None, *, is_ours: bool) -> None:
+    def _swap(self, data: bytes, basis: _Glance | None, made: _Made | None = None, *, is_ours: bool) -> None:
         self._remove_temporary()
-        self.temporary = path = self._temporary_path()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NO_LINK | _FLAGS
-        new, old, theirs = -1, self.descriptor, -1
+        new, path, size, is_lasting = made or _Made(-1, self._temporary_path(), 0, is_lasting=False)
+        self.temporary, old, theirs = path, self.descriptor, -1
         try:
             with _registry_lock:
-                new = _above_standard(_system.open(path, flags, 0o600))
+                new = _above_standard(_system.open(path, _NEW, 0o600)) if new < 0 else new
                 self.unfinished = new, data
-            _write_all(new, data)
+            _write_all(new, data[size:])
             theirs = -1 if is_ours else self._claim()
             _take_over_attributes(theirs if self._may_decide(theirs) else old, new)
-            _system.fsync(new)
+            if not is_lasting:
+                _system.fsync(new)
             if _read_all(new) != data:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
             if not self._lock(new):
@@ -3569,6 +3606,8 @@ class _Journal:
             self._check(basis, theirs)  # last: what is saved between this and the next step by a renaming is lost
             _system.replace(path, self.path)
             self._hand_over(new, data, old if theirs < 0 else theirs, basis)
+            if made is None:
+                self._keep_name()
         except BaseException:
             _surely(self._clean_up, new, data)
             raise
@@ -3585,7 +3624,6 @@ class _Journal:
         self._go_on_with(new, data)
         if basis and _seen(_system.fstat(replaced)) != basis:  # an editor opened it in the last moment
             self.displaced = replaced
-        self._keep_name()
 
     def _go_on_with(self, new: int, data: bytes) -> None:
         self.is_renamed = False
@@ -3595,8 +3633,9 @@ class _Journal:
 
     def _keep_name(self) -> None:
         """Let the renaming last; until then no sync is worth anything."""
+        inode = self.inode
         _sync_folder(os.path.dirname(self.path))
-        self.is_renamed = True
+        self.is_renamed = self.is_renamed or self.inode == inode
 
     def _clean_up(self, new: int, data: bytes) -> None:
         """After an error or interrupt: go on with the new file if it took the place of the old one, else remove it.
@@ -3672,6 +3711,7 @@ class _Journal:
 
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
+        self.unsynced = None  # all of it is written again
         is_half, before = self.is_half_rewritten, self.size
         if is_half:  # else a copy that was cut short might count as whole, with what comes behind it
             _system.set_flags(self.descriptor, os.O_APPEND)
@@ -3780,7 +3820,7 @@ if TYPE_CHECKING:
         is_in_turn: bool
 
         def take_turn(self, wait: float = inf) -> None:
-            """Wait until nobody else may write, until `end_turn`; TimeoutError after `wait` seconds."""
+            """Wait until nobody else may write, until `end_turn`; raises TimeoutError after `wait` seconds."""
 
         def end_turn(self) -> None:
             """Let others write; may be called again."""
@@ -4135,12 +4175,12 @@ class _SharedJournal(_Journal):
             offset += len(part)
         return b"".join(parts)
 
-    def replace(self, data: bytes, basis: _Glance | None) -> None:
+    def replace(self, data: bytes, basis: _Glance | None, made: _Made | None = None) -> None:
         """Renew the file by another one in its place; see `_Journal.replace`. Raises OSError where that cannot be."""
         is_ours = self._is_named()
         if is_ours:
             self._check_names(_system.fstat(self.descriptor))
-        self._swap(data, basis, is_ours=is_ours)
+        self._swap(data, basis, made, is_ours=is_ours)
 
     def _announce(self, new: int) -> None:
         device, inode = _seen(_system.fstat(new))[:2]
@@ -4372,14 +4412,15 @@ class _Tree:
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "attributes", "edits", "halted", "levels", "lock", "missed", "root", "watcher",
-    )  # fmt: skip
+        *("__dict__", "__weakref__", "attributes", "edits", "halted", "levels"),
+        *("lines", "lock", "missed", "root", "watcher"),
+    )
 
     root: _Root
 
     def __init__(self, path: str = "") -> None:
         self.path = path
-        self.lock = RLock()
+        self.lock: Any = RLock()
         #: None while changes are welcome, else a call, (function, *arguments), that has to be made first: `_finish` a
         #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_tell` a late
         #: warning, or, for ever, `refuse`.
@@ -4392,6 +4433,8 @@ class _Tree:
         self.edits: list[tuple[Any, ...]] = []
         #: The open transactions, the outermost first.
         self.levels: list[_Level] = []
+        #: The tasks that wait until they may begin a transaction, the first of them first, by their event loops.
+        self.lines: dict[Any, deque[Any]] = {}
         self.started: Any = None  #: The `moment` at which the change under way looked where it belongs.
         #: The nodes that know the beginnings of records; a vacuum makes them forget.
         self.primed: list[_Node] = []
@@ -4402,8 +4445,8 @@ class _Tree:
         #: The objects that show the tree and are not closed, by their ids; the last that is closed closes the tree.
         self.facades: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.is_closing = False
-        #: Somebody wants to be told of changes: then each of them leaves an edit, and there are no short ways.
-        self.is_watched = False
+        #: Who wants to be told of changes: then each of them leaves an edit, and there are no short ways.
+        self.watches: list[Any] = []
         #: The thread that looks at what others do, if somebody wants one.
         self.watcher: Any = None
 
@@ -4417,6 +4460,10 @@ class _Tree:
     def still(self) -> Any:
         """Return what to hold while nothing may change; raises StateError where waiting for it would never end."""
         return self.lock
+
+    def renew_lock(self) -> None:
+        """In a forked child have a new lock in the place of one that a thread may hold which is gone."""
+        self.lock = self.lock.anew() if self.watches else RLock()
 
     def turn(self) -> Any:
         """Return what to hold during a change: the lock, and, in a shared state, the turn of this process."""
@@ -4457,7 +4504,7 @@ class _Tree:
 
     def prime(self, node: _Node, key: str | None, head: str) -> None:
         """Let a node know how the record of a change begins that it is likely to make again."""
-        if self.is_watched:
+        if self.watches:
             return
         if node._heads is _NO_HEADS:
             if len(self.primed) >= _MOST_PRIMED:
@@ -5688,9 +5735,12 @@ class _LiveTree(_Tree):
     fsync: False, True, or seconds.
     """
 
-    __slots__ = ("batch", "finish", "fsync", "journal", "latest", "limit", "owner", "task", "transaction", "unclear")
+    __slots__ = (
+        *("batch", "beside", "finish", "fsync", "is_in_loops", "journal"),
+        *("latest", "limit", "owner", "task", "transaction", "unclear"),
+    )
 
-    def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None) -> None:
+    def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
         super().__init__(journal.path)
         self.reserved = _METHODS
         self.fsync, self.mode = fsync, mode
@@ -5709,7 +5759,7 @@ class _LiveTree(_Tree):
         self.trouble: Exception | None = None
         self.history = _History()
         #: A new snapshot that is about to be written, and what has to be noted of it.
-        self.renewal: tuple[_Document, bytes, Any, _Saved | None] | None = None
+        self.renewal: tuple[_Document, bytes, Any, _Saved | None, Any] | None = None
         #: How often what a person saved changed the state.
         self.merges = 0
         #: The keys of which records tell what the snapshot has, and the records that are to be written yet. No record
@@ -5717,24 +5767,31 @@ class _LiveTree(_Tree):
         self.attested: set[Any] = set()
         self.facts: dict[Any, str] = {}
         self.has_facts = True
-        #: What classes declare of the state, and what checks changes before they are made.
+        #: What the classes of the open objects declare, and whether they check changes, one for each object; what
+        #: follows from that: what a person saves is held to, and what checks changes before they are made.
+        self.rules: list[tuple[Any, bool]] = []
         self.declarations: list[Any] = []
         self.checks: list[Any] = []
         #: By the beginnings of records: a type that needs no other check, and what else tells whether a value fits.
         self.fitting: dict[str, tuple[Any, Callable[[Any], bool]]] = {}
+        #: An event loop uses the state, so that vacuums must not keep it waiting; one that another thread makes.
+        self.is_in_loops, self.beside = False, None
         #: Why vacuums failed since the last that did not, each told once.
         self.told: set[int | type] = set()
         self.journal = journal
         self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
-        self._load(journal.data)
+        self._load(journal.data, declaration)
 
-    def _load(self, data: bytes) -> None:
+    def _load(self, data: bytes, declaration: Any) -> None:
         stream = _parsed(self.path, data)
         sound = data[: len(data) - stream.torn]
         self.document = stream.document
         _Root(stream.value, self)
         self.generation = 1
-        for reason in _replay(self.root, stream, self.path):
+        reasons = _replay(self.root, stream, self.path)
+        if declaration is not None:
+            self._filled(declaration)  # before anything is written
+        for reason in reasons:
             kept = self.journal.keep_aside(data, "edited") if stream.undecided else ""
             _warn(f"{self.path}: {reason}" + f"; the file as it was is kept in {kept}" * bool(kept))
         if stream.torn:
@@ -5798,10 +5855,13 @@ class _LiveTree(_Tree):
         """Return the lock; raises StateError in a thread for which the transaction that holds it seems to wait."""
         if self.levels and self.owner != get_ident() and self._has_started_this():
             if not self.lock.acquire(timeout=_DEADLOCK):
-                reason = "the transaction that started this thread is open, and perhaps waits for it"
-                raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
+                self._refuse_started("thread")
             self.lock.release()
         return self.lock
+
+    def _refuse_started(self, kind: str) -> NoReturn:
+        reason = f"the transaction that started this {kind} is open, and perhaps waits for it"
+        raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
 
     def _has_started_this(self) -> bool:
         """Tell whether the code that runs was started inside of the latest transaction."""
@@ -6008,11 +6068,15 @@ class _LiveTree(_Tree):
         """
         if self.fsync:
             self._sync()
+        if self.journal.size > self.limit:
+            self.surely_later(self._vacuum_in_time)
+        elif self.journal.is_suspicious:
+            self.surely_later(self.look)
+
+    def surely_later(self, function: Callable[[], object]) -> None:
+        """Do what is due; what fails is raised by the next change."""
         try:
-            if self.journal.size > self.limit:
-                self._vacuum_or_warn()
-            elif self.journal.is_suspicious:
-                self.look()
+            function()
         except Warning as warning:  # where warnings are errors
             self.halted = (self._tell, warning) if self.trouble is None else (self._rescue,)
         except (OSError, StateError) as error:
@@ -6031,6 +6095,20 @@ class _LiveTree(_Tree):
         except OSError as error:
             self._halt(error)
             self._rescue()
+
+    def sync_outside(self) -> None:
+        """Do what `sync` does, for a thread that does not hold the lock: it is left to others meanwhile."""
+        with self.lock:
+            descriptor = -1 if self.journal.descriptor < 0 else os.dup(self.journal.descriptor)
+        if descriptor >= 0:  # else the state was closed, which has seen to it
+            try:
+                self.journal.sync(descriptor)
+            except OSError as error:
+                with self.turn():
+                    self._halt(error)
+                    self._rescue()
+            finally:
+                _system.close(descriptor)
 
     def begin(self) -> _Level:
         """Enter a transaction; inside another one it joins that."""
@@ -6060,7 +6138,9 @@ class _LiveTree(_Tree):
     def _check_task(self) -> None:
         """Refuse a task to take part in the transaction of another one, which may undo it."""
         if not self._is_in_task():
-            raise StateError(self.path, "a transaction of another task is open; change the state after it")
+            raise StateError(
+                self.path, "a transaction of another task is open; wait for it: `async with STATE.transaction()`"
+            )
 
     def end(self, level: _Level) -> None:
         """Leave a transaction; the outermost end writes one record."""
@@ -6127,18 +6207,15 @@ class _LiveTree(_Tree):
 
     def _take_lock_over(self) -> None:
         """Let this thread hold the lock, and release it soon, in the place of the one that entered the transaction."""
-        lock: Any = self.lock
         try:
-            lock._release_save()  # as threading.Condition does
+            self.lock._release_save()  # as threading.Condition does
         except RuntimeError:  # from Python 3.14 on only the holder may
-            self._renew_lock()
+            if self.watches:
+                self.lock.lock = RLock()  # in the same one, which is to be left by the one that entered it
+            else:
+                self.lock = RLock()
         self.owner = get_ident()
         self.lock.acquire()
-
-    def _renew_lock(self) -> None:
-        """Have a new lock in the place of one that a thread holds which is gone."""
-        lock = RLock()
-        self.lock = self.lock.with_lock(lock) if isinstance(self.lock, _TellingLock) else lock
 
     def _settle_end(self) -> None:
         """Find out whether the record of the transaction is in the file; where that fails, write the file anew."""
@@ -6174,26 +6251,32 @@ class _LiveTree(_Tree):
         return self.document.renewed(self.root._items)
 
     def _renew(
-        self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
+        self,
+        document: _Document,
+        basis: _Glance | None,
+        value: Any = _GONE,
+        saved: _Saved | None = None,
+        beside: Any = None,
     ) -> None:
         """Replace a file that looks like `basis` by a snapshot.
 
-        value: what memory takes over. saved: what a person saved, from which they may go on.
+        value: what memory takes over. saved: what a person saved, from which they may go on. beside: what made the new
+        file meanwhile, in which there are later changes behind the snapshot.
         """
-        data = document.text().encode()
+        data = document.text().encode() if beside is None else beside.data
         lost = {key: reason for key, reason in document.lost.items() if reason is not self.document.lost.get(key)}
-        self.renewal = (document, data, value, saved)
+        self.renewal = (document, data, value, saved, beside)
         try:
             self.halted = (self._rescue,)
-            self.journal.replace(data, basis)
-            self._adopt(document, data, value, saved)
+            self.journal.replace(data, basis, *[] if beside is None else [beside.made])
+            self._adopt(document, data, value, saved, beside)
         except OSError as error:
             if self.journal.is_half_rewritten or self.journal.unfinished is not None or not self.journal.is_renamed:
                 self.trouble = error
             raise
         finally:
             _surely(self._finish_renewal)
-            is_open = self.journal.is_half_rewritten or not self.journal.is_renamed
+            is_open = self.journal.is_half_rewritten or not (self.journal.is_renamed or beside is not None)
             if is_open and self.trouble is None:  # by an interrupt
                 self.trouble = OSError(errno.EINTR, os.strerror(errno.EINTR), self.path)
             self._halt(self.trouble)
@@ -6206,12 +6289,12 @@ class _LiveTree(_Tree):
         with suppress(OSError):
             self.journal.recover()
         if self.renewal is not None and self.journal.unfinished is None:
-            document, data, _, _ = self.renewal
+            document, data, *_ = self.renewal
             if self.document is not document and self.journal.holds(data):
                 self._adopt(*self.renewal)
             self.renewal = None
 
-    def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None) -> None:
+    def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None, beside: Any) -> None:
         """Note what the file holds now; may be called twice, and has been called when `document` is the new one."""
         self.is_clean = True
         self.path = self.journal.path
@@ -6231,6 +6314,8 @@ class _LiveTree(_Tree):
         self.limit = max(2 * len(data), _VACUUM_FLOOR)
         self.trouble = None
         self.told.clear()
+        if beside is not None:
+            beside.carry_over()
         self.document = document
 
     def _take(self, value: dict[Any, Any]) -> None:
@@ -6279,7 +6364,7 @@ class _LiveTree(_Tree):
             value = _merged(base, mine, edit.saved.value)
             for declaration in self.declarations:
                 value = declaration.filled(value)
-                declaration.check(value, self.path, edit.saved.text)
+                declaration.check(value, self.path, edit.saved.text, mine)
             document, value = edit.saved.with_value(value)
             is_new = self.history.is_new(edit.saved, self.document)
         except StateCorrupt as error:
@@ -6311,30 +6396,36 @@ class _LiveTree(_Tree):
             self.look()
         return self.merges > before
 
-    def declare(self, declaration: Any, *, is_checked: bool) -> None:
-        """Hold the state, and what a person saves, to what a class declares, if it does.
+    def declare(self, rule: tuple[Any, bool]) -> None:
+        """Hold the state, and what a person saves, to what the class of an object declares, if it does.
 
-        is_checked: what the script changes, too.
+        rule: that, and whether what the script changes is held to it, too.
 
         Raises StateCorrupt where the file has something else; then the file is left as it is.
         """
-        if declaration is None:
+        if rule[0] is None:
             return
         with self.turn():
-            filled = declaration.filled(_plain(self.root))
-            try:
-                declaration.check(filled, self.path, self.document.text())
-            except StateCorrupt:
-                if len(self.facades) == 1:
-                    self.halted = (self.refuse, StateClosed(self.path, "the state was closed; open it again"))
-                raise
-            if declaration not in self.declarations:
-                self.declarations.append(declaration)
-            if is_checked and declaration.check_change not in self.checks:
-                self.checks.append(declaration.check_change)
-                self.forget_heads()
-                self.__class__ = _CHECKED[type(self)]
+            filled = self._filled(rule[0])
+            self._rule([*self.rules, rule])
             _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
+
+    def _filled(self, declaration: Any) -> Any:
+        """Return the state with its defaults, if it is as declared; raises StateCorrupt."""
+        filled = declaration.filled(_plain(self.root))
+        declaration.check(filled, self.path, self.document.text())
+        return filled
+
+    def retract(self, rule: tuple[Any, bool]) -> None:
+        """No longer hold the state to what the class of an object declares that is closed."""
+        self._rule([known for known in self.rules if known is not rule])
+
+    def _rule(self, rules: list[tuple[Any, bool]]) -> None:
+        self.rules = rules
+        self.declarations = [*dict.fromkeys(declaration for declaration, _ in rules)]
+        self.checks = [*dict.fromkeys(declaration.check_change for declaration, is_checked in rules if is_checked)]
+        self.forget_heads()
+        self.__class__ = _CHECKED[type(self)][bool(self.checks)]
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -6359,7 +6450,16 @@ class _LiveTree(_Tree):
             self.root._clear()
             self.edits.clear()
 
-    def _vacuum_or_warn(self) -> None:
+    def _vacuum_in_time(self) -> None:
+        """Vacuum; where an event loop uses the state, let a thread beside it do so."""
+        if self.beside is None:
+            self.is_in_loops = self.is_in_loops or _is_in_loop()
+            with suppress(ModuleNotFoundError, RuntimeError):  # no thread can be started any more
+                self.beside = _tool("beside").begin(self) if self.is_in_loops else None
+            if self.beside is None:
+                self.vacuum_or_warn()
+
+    def vacuum_or_warn(self) -> None:
         try:
             self._vacuum()
         except (OSError, StateError, *_ANOTHER_TIME) as error:
@@ -6406,7 +6506,7 @@ class _LiveTree(_Tree):
             if self._may_write():
                 self.resume()
                 if not self._look_or_keep() and not self.is_clean:
-                    self._vacuum_or_warn()
+                    self.vacuum_or_warn()
         finally:
             if self.syncer is not None:
                 self.syncer.stop()
@@ -6427,6 +6527,8 @@ class _LiveTree(_Tree):
     def shut(self, reason: StateError) -> None:
         """Close the file, without another look at it; every later use raises the reason."""
         self.halted = (self.refuse, reason)
+        if self.beside is not None:
+            self.beside.stop()
         self.journal.close()
         self.syncer = None
         for facade in list(self.facades.values()):
@@ -6439,7 +6541,7 @@ class _LiveTree(_Tree):
         reason = (
             f"opened by process {os.getppid()}; its child {os.getpid()} must open the file itself, after the parent"
         )
-        self.lock = RLock()
+        self.renew_lock()
         self.journal.leave()
         self.shut(StateError(self.path, reason))
 
@@ -6453,7 +6555,7 @@ class _CheckedTree(_LiveTree):
         assert node._place is not None  # noqa: S101 - for the type checker
         if len(self.checks) == 1:
             [check] = self.checks
-            self.fitting[head] = check.__self__.fitting((*node._place[1], 0 if key is None else key))
+            self.fitting[head] = check.__self__.fitting((*node._place[1], key))
             super().prime(node, key, head)
 
     def forget_heads(self) -> None:
@@ -6540,6 +6642,8 @@ class _Syncer:
         #: Something was written since the last sync.
         self.is_needed = False
         self.is_waiting = False
+        #: How many threads are waiting for the disk.
+        self.syncing = 0
         from threading import Event
 
         self.is_stopped = Event()
@@ -6557,18 +6661,20 @@ class _Syncer:
     def _run(self) -> None:
         with self.tree.lock:
             self.is_waiting = False
-            with suppress(Exception):  # the next change, or `close`, tries again and raises
-                self._sync()
-
-    def _sync(self) -> None:
-        if self.is_needed and self.tree.journal.descriptor >= 0:
-            self.is_needed = False
-            self.tree.sync()
+            if not self.is_needed:
+                return
+            self.is_needed, self.syncing = False, self.syncing + 1
+        with suppress(Exception):  # the next change, or `close`, tries again and raises
+            self.tree.sync_outside()
+        with self.tree.lock:
+            self.syncing -= 1
 
     def stop(self) -> None:
         """Sync now what is not yet synced."""
         self.is_stopped.set()
-        self._sync()
+        if (self.is_needed or self.syncing) and self.tree.journal.descriptor >= 0:
+            self.is_needed = False
+            self.tree.sync()
 
 
 class _Past(namedtuple("_Past", "document first_record size by_person")):
@@ -6710,7 +6816,9 @@ class _SharedTree(_LiveTree):
 
     journal: _SharedJournal
 
-    def __init__(self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None) -> None:
+    def __init__(
+        self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None, declaration: Any = None
+    ) -> None:
         self.log: _Log = journal
         #: Memory may differ from the log, so that all of that has to be read.
         self.is_doubtful = False
@@ -6724,7 +6832,7 @@ class _SharedTree(_LiveTree):
         self.grave.halted = (self.grave.refuse, StateConflict(journal.path, reason))
         self.grave.levels.append(_Level(0, 0))
         _Root({}, self.grave)
-        super().__init__(journal, fsync=fsync, mode=mode)
+        super().__init__(journal, fsync=fsync, mode=mode, declaration=declaration)
 
     def turn(self) -> Any:
         self.still()
@@ -6750,7 +6858,7 @@ class _SharedTree(_LiveTree):
             finally:
                 self.log.end_turn()  # an interrupt may have come in front of the first
 
-    def _begin_turn(self, wait: float) -> None:
+    def _begin_turn(self, wait: float = inf) -> None:
         if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
             function, *arguments = self.halted
             function(*arguments)
@@ -6782,7 +6890,18 @@ class _SharedTree(_LiveTree):
             with suppress(Exception):  # is told by the next turn
                 _surely(self._reload)
             raise
+        for declaration in self.declarations if self.missed else ():
+            self._tell_undeclared(declaration)
         self._look_around()
+
+    def _tell_undeclared(self, declaration: Any) -> None:
+        """Warn of what other processes wrote that is not as declared. They go on from that, so it stays."""
+        images = [image for image in self.missed.values() if image.node._top() is self.root]
+        problems = [problem for image in images for problem in declaration.problems_of(image)]
+        if problems:
+            first = f"{problems[0]}{f', and {len(problems) - 1} more' * (len(problems) > 1)}"
+            advice = "It stays, because they go on from it; set it anew here, or with `persistedstate set`"
+            _warn(f"{self.path}: another process wrote what is not declared ({first}). {advice}")
 
     def _look_around(self) -> None:
         journal, now = self.journal, _system.now()
@@ -6914,7 +7033,12 @@ class _SharedTree(_LiveTree):
         return tuple(part[index] if -len(part) <= index < len(part) else _GONE for part in (old, items))
 
     def _renew(
-        self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
+        self,
+        document: _Document,
+        basis: _Glance | None,
+        value: Any = _GONE,
+        saved: _Saved | None = None,
+        beside: Any = None,
     ) -> None:
         past = [(self.document.text(), self.first_record, value is not _GONE), *self.log.past_texts()]
         if saved is not None:
@@ -6923,7 +7047,7 @@ class _SharedTree(_LiveTree):
         while len(past) > 1 and sum(len(text) for text, _, _ in past) > _HISTORY:
             past.pop()
         self.journal.past = past
-        super()._renew(document, basis, value, saved)
+        super()._renew(document, basis, value, saved, beside)
 
     def _await_edit(self) -> _Edit:
         self.history = _History()  # of all processes
@@ -6960,12 +7084,13 @@ class _SharedTree(_LiveTree):
         if self.levels and self.owner == get_ident():
             super().mend_in_child()
             return
-        self._renew_lock()
+        self.renew_lock()
         self.journal.leave()
         while self.levels:  # of another thread, which the child does not have
             self.restore()
             self.levels.pop()
         self.batch, self.latest, self.renewal, self.trouble = [], _NO_LATEST, None, None
+        self.lines, self.beside = {}, None
         if self.syncer is not None:
             self.syncer = _Syncer(self, self.fsync)
         self.halted = (self._reopen,)
@@ -6989,8 +7114,9 @@ class _LogTree(_SharedTree):
 
     journal: Any
 
-    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None) -> None:
-        super().__init__(journal, fsync=fsync is True, mode=mode)  # the server sees to numbers of seconds
+    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
+        # The server sees to numbers of seconds.
+        super().__init__(journal, fsync=fsync is True, mode=mode, declaration=declaration)
 
     @property
     def has_facts(self) -> bool:
@@ -7010,7 +7136,7 @@ class _LogTree(_SharedTree):
             finally:
                 self.journal.depth = depth
 
-    def _begin_turn(self, wait: float) -> None:
+    def _begin_turn(self, wait: float = inf) -> None:
         self.journal.depth = 1  # an interrupt may have left another
         super()._begin_turn(wait)
 
@@ -7021,6 +7147,10 @@ class _LogTree(_SharedTree):
 
     def sync(self) -> None:
         self.journal.sync()
+
+    def sync_outside(self) -> None:
+        with self.lock:  # of the connection, too
+            self.sync()
 
     def _look_around(self) -> None:
         """Nobody writes a log but by a log."""
@@ -7047,14 +7177,12 @@ class _CheckedLogTree(_CheckedTree, _LogTree):
     __slots__ = ()
 
 
-#: The classes of trees whose changes are checked; of the same layout, so that an open tree may become one.
+#: The classes of a tree whose changes are not checked, and are; of the same layout: an open tree may become the other.
 _CHECKED = {
-    tree: checked
-    for plain_one, checked in (
-        (_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree),
-    )
-    for tree in (plain_one, checked)
-}  # fmt: skip
+    tree: kinds
+    for kinds in ((_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree))
+    for tree in kinds
+}
 
 
 #: In the place of length and hash: what is shown may be mixed.
@@ -7139,7 +7267,8 @@ class _Follower(_Tree):
         if self.lock.acquire(blocking=False):
             self.lock.release()
             return
-        self.lock, self.seen, self.content = RLock(), _Dated(), _IN_DOUBT
+        self.renew_lock()
+        self.seen, self.content = _Dated(), _IN_DOUBT
         with suppress(OSError, StateError):
             self.refresh()
 
@@ -7505,6 +7634,14 @@ def _narrowed(keys: _Keys, old: Any, new: Any) -> tuple[_Keys, Any, Any]:
     return keys, old, new
 
 
+class _Told(_thread._local):
+    """What a thread has to tell: the calls that it makes as soon as the lock is free, and whether it makes one."""
+
+    def __init__(self) -> None:
+        self.calls: deque[Callable[[], object]] = deque()
+        self.is_telling = False
+
+
 class _TellingLock:
     """The lock of a tree of whose changes somebody wants to be told: when it is released, they are.
 
@@ -7513,19 +7650,17 @@ class _TellingLock:
 
     def __init__(self, tree: Any, lock: Any) -> None:
         self.tree, self.lock = tree, lock
-        self.watches: list[_Watch] = []
         self.edits, self.length = tree.edits, len(tree.edits)
-        #: Calls that are to be made as soon as the lock is free, and the threads that make some.
-        self.news: deque[Callable[[], object]] = deque()
-        self.telling: set[int] = set()
+        self.told = _Told()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.lock, name)
 
-    def with_lock(self, lock: Any) -> _TellingLock:
-        """Return the same with another lock."""
-        self.lock = lock
-        return self
+    def anew(self) -> _TellingLock:
+        """Return one that nobody holds, to go on with. Whoever holds this one only lets it go."""
+        lock = _TellingLock(self.tree, RLock())
+        lock.edits, lock.length, lock.told = self.edits, self.length, self.told
+        return lock
 
     @property
     def __enter__(self) -> Any:
@@ -7536,11 +7671,11 @@ class _TellingLock:
 
     def release(self) -> None:
         try:
-            if not self.tree.levels and not self._is_up_to_date():
+            if self.tree.lock is self and not self.tree.levels and not self._is_up_to_date():
                 self._gather()
         finally:
             self.lock.release()
-        if self.news and not self.lock._is_owned():
+        if self.told.calls and not self.lock._is_owned():
             self._tell()
 
     def _is_up_to_date(self) -> bool:
@@ -7554,23 +7689,22 @@ class _TellingLock:
             is_all = is_all or not (keys or arguments)
             touched.update(_touched(keys, operation, arguments, ()))
         self.edits, self.length = tree.edits, len(tree.edits)
-        for watch in [*self.watches]:
+        for watch in [*tree.watches]:
             if news := watch.news(tree.root, None if is_all else touched):
-                self.news.append(news)
+                self.told.calls.append(news)
 
     def _tell(self) -> None:
-        """Call the functions. What they change themselves is told by the same loop, as is what others do meanwhile."""
-        if get_ident() in self.telling:
-            return
-        self.telling.add(get_ident())
-        try:
-            while self.news:
-                try:
-                    self.news.popleft()()
-                except Exception:  # noqa: BLE001 - whatever it is, the change is made and stays
-                    sys.excepthook(*sys.exc_info())
-        finally:
-            self.telling.discard(get_ident())
+        """Call the functions of which this thread has to tell. What they change themselves is told by the same loop."""
+        told = self.told
+        while told.calls and not told.is_telling:
+            told.is_telling = True
+            try:
+                if told.calls:  # still: a signal handler may have made them
+                    told.calls.popleft()()
+            except Exception:  # noqa: BLE001 - whatever it is, the change is made and stays
+                sys.excepthook(*sys.exc_info())
+            finally:
+                told.is_telling = False
 
 
 def on_change(
@@ -7580,15 +7714,17 @@ def on_change(
 
     There is one call for each statement, transaction or merged save that changed something there, with the path to the
     innermost place that has all of the change, as a tuple of keys and indexes, and plain copies of what was and is
-    there, None for nothing. It comes when the change is in the file and the lock is free, in the thread that made it.
-    An exception of the function undoes nothing and stops nothing: `sys.excepthook` tells it. A change that is undone
-    is none.
+    there, None for nothing. It comes when the change is in the file and the lock is free, in the thread that made it,
+    before the statement returns; calls for several threads may overlap. An exception of the function undoes nothing
+    and stops nothing: `sys.excepthook` tells it. A change that is undone is none.
 
     Args:
         state: the state; one that is read only is told of what `refresh()` finds.
         function: what to call; it may change the state.
         path: a key of the top level, or a tuple of keys and indexes; only changes there count. Without it, all do. What
             is there is copied after each change.
+
+    Raises StateError within a transaction, and within `_thread_lock` where nobody is told of changes as yet.
 
     >>> import os, tempfile
     >>> STATE = PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), limits={"cpu": 1}, n=0)
@@ -7600,23 +7736,35 @@ def on_change(
     """
     tree = state._tree
     keys = tuple(path) if isinstance(path, (tuple, list)) else (path,)
+    is_held = not tree.watches and tree.lock._is_owned()  # then nothing tells when it becomes free
     with tree.turn():
-        if tree.levels:
-            raise StateError(tree.path, "a transaction is open; ask to be told of changes before or after it")
-        lock = tree.lock if tree.is_watched else _TellingLock(tree, tree.lock)
+        if tree.levels or is_held:
+            what = "a transaction is open" if tree.levels else "this thread holds the lock of the state"
+            raise StateError(tree.path, f"{what}; ask to be told of changes before or after that")
         watch = _Watch(function, keys, tree.root)
-        lock.watches.append(watch)
-        tree.lock, tree.is_watched = lock, True
+        tree.lock = tree.lock if tree.watches else _TellingLock(tree, tree.lock)
+        tree.watches.append(watch)
         tree.forget_heads()
 
     def stop() -> None:
-        with lock:
-            if watch in lock.watches:
-                lock.watches.remove(watch)
-            if not lock.watches and tree.lock is lock:
-                tree.lock, tree.is_watched = lock.lock, False
+        with tree.lock:
+            if watch in tree.watches:
+                tree.watches.remove(watch)
+                tree.lock = tree.lock if tree.watches else tree.lock.lock
 
     return stop
+
+
+class _Together(_GeneratorContextManager[_Shown]):
+    """What holds a transaction: for `with`, and in a task for `async with`."""
+
+    async def __aenter__(self) -> _Shown:
+        shown: _Shown = await _tool("tasks").enter(self, self.args[0])
+        return shown
+
+    async def __aexit__(self, *exception: object) -> bool:
+        is_caught: bool = await _tool("tasks").leave(self, *exception)
+        return is_caught
 
 
 #: A root of which no attribute has a short way to be set, for closed states.
@@ -7640,7 +7788,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _check: False: what the script assigns is not checked by what its class declares.
         _shared: True: several processes have the file open and change it, all with this option. Each change waits for
             its turn and first applies what others wrote; else that is seen after `refresh()`. What would overwrite
-            what another process changed since it was read raises StateConflict; not in a transaction.
+            what another process changed since it was read raises StateConflict; not in a transaction. What others
+            wrote that is not as declared is there as it is, after a warning; an attribute that cannot be made of it,
+            such as an Enum, raises StateCorrupt.
         _watch: True: a thread takes over what others did without a touch of the state: it looks each second, and on
             Linux at once, if the package inotify-simple is installed. For the script it is one more thread, in which
             functions of `on_change` are called for what it finds. A function: the thread only calls this, when there
@@ -7665,7 +7815,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     [{'name': 'a', 'done': True}]
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_items", "_open_root", "_own", "_refusal", "_root", "_tree")
+    __slots__ = ("__dict__", "__weakref__", "_items", "_open_root", "_own", "_refusal", "_root", "_rule", "_tree")
 
     _tree: Any
     _root: _Root
@@ -7675,6 +7825,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     _items: dict[Any, Any]
     #: The ordinary attributes.
     _own: dict[str, Any]
+    #: What its class declares, and whether the script is held to it.
+    _rule: tuple[Any, bool]
     #: What every use raises from now on, once `_tree`, `_root` and `_items` are gone.
     _refusal: StateError
     #: What the class declares, if it does.
@@ -7718,11 +7870,11 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         else:
             kind = _engine(text, fsync=_fsync, mode=_mode) or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
-        self._show(tree)
+        self._show(tree, (declared, _check))
         try:
             if isinstance(tree, _LiveTree):
                 tree.join(fsync=_fsync, mode=_mode)
-                tree.declare(declared, is_checked=_check)
+                tree.declare(self._rule)
                 tree.set_defaults(defaults)
             if _watch:
                 _tool("watching").watch(self, _watch)
@@ -7730,9 +7882,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             self.close()
             raise
 
-    def _show(self, tree: _Tree) -> None:
-        parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
-        for name, value in parts.items():
+    def _show(self, tree: _Tree, rule: tuple[Any, bool]) -> None:
+        parts = {"_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
+        for name, value in {"_own": {}, "_rule": rule, "_tree": tree, **parts}.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "__dict__", tree.attributes)
 
@@ -7766,6 +7918,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
                 tree.is_closing = tree.is_closing or not tree.facades
             if tree.is_closing:
                 tree.release()
+            else:
+                tree.retract(self._rule)
             self._shut(StateClosed(tree.path, "the state was closed; open it again"))
 
     def _shut(self, refusal: StateError) -> None:
@@ -7778,13 +7932,16 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             with suppress(AttributeError):  # while it is being made
                 object.__delattr__(self, name)
 
-    @contextmanager
-    def transaction(self) -> Iterator[Self]:
+    def transaction(self) -> _Together[Self]:
         """Make the changes in a `with` block one: all of them are in the file after it, or none.
 
         Other threads wait. An exception puts everything back as it was before the block, and propagates. A transaction
         inside another one joins it; if only the inner one fails, only its changes are undone. Raises OSError, with
         nothing changed, when the record cannot be written.
+
+        In a task of asyncio or trio, `async with` waits for its turn while other tasks run; those that wait get it one
+        after the other. Among them `with` raises StateError at once, as a change does, while a transaction of another
+        task is open. With `_fsync=True` the disk is waited for in the same way, behind `async with`.
 
         >>> import os, tempfile
         >>> STATE = PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), a=1, b=1)
@@ -7794,27 +7951,35 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         >>> STATE
         {'a': 2, 'b': 0}
         """
+        return _Together(PersistedState._steps, (self,), {})
+
+    def _steps(self) -> Generator[Self, None, None]:
+        """Be in a transaction until the next step."""
         tree = self._tree
-        with tree.turn():
-            if tree.halted is not None:
-                tree.resume()
-            depth = len(tree.levels)
-            try:
+        try:
+            with tree.turn():
+                if tree.halted is not None:
+                    tree.resume()
+                depth = len(tree.levels)
                 try:
-                    level = tree.begin()
-                    yield self
-                    if tree.halted is not None:
-                        tree.resume()  # in a forked child it says so
-                    tree.end(level)
+                    try:
+                        level = tree.begin()
+                        yield self
+                        if tree.halted is not None:
+                            tree.resume()  # in a forked child it says so
+                        tree.end(level)
+                    finally:
+                        tree.abandon(depth)
                 finally:
-                    tree.abandon(depth)
-            finally:
-                try:
-                    tree.abandon(depth)  # an interrupt may have come in front of the first
-                except BaseException:
-                    if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
-                        tree.halted = (tree._undo_abandoned, depth, tree.halted)
-                    raise
+                    try:
+                        tree.abandon(depth)  # an interrupt may have come in front of the first
+                    except BaseException:
+                        if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
+                            tree.halted = (tree._undo_abandoned, depth, tree.halted)
+                        raise
+        finally:
+            if tree.lines:
+                _tool("tasks").wake(tree)
 
     def vacuum(self) -> None:
         """Renew the snapshot now, if anything changed since the last time.
@@ -8052,7 +8217,7 @@ def _live_tree(
         journal = kind(path)
         tree = _claim(journal, facade)
         if journal in _opening:
-            if not _open_tree(journal, fsync=fsync, mode=mode, deadline=deadline):
+            if not _open_tree(journal, facade._declared, fsync=fsync, mode=mode, deadline=deadline):
                 _system.sleep(_LOCK_RETRY)
         elif tree is None:
             _system.sleep(_OPENING_RETRY)
@@ -8113,13 +8278,13 @@ def _is_being_opened(path: str, status: os.stat_result | None) -> bool:
 _TREES: dict[type, Any] = {_Journal: _LiveTree, _SharedJournal: _SharedTree}
 
 
-def _open_tree(journal: Any, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
+def _open_tree(journal: Any, declaration: Any, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
     """Open a file that was claimed; False if that has to be tried again."""
     try:
         if not journal.open(mode, deadline):
             return False
         kind = _TREES.get(type(journal), _LogTree)
-        _open_trees.append(kind(journal, fsync=fsync, mode=mode))
+        _open_trees.append(kind(journal, fsync=fsync, mode=mode, declaration=declaration))
         if kind is not _LiveTree:
             journal.end_turn()
     except BaseException:
@@ -8165,6 +8330,13 @@ def _ask(scheduler: str) -> Any:
         return None
 
 
+def _is_in_loop() -> bool:
+    """Tell whether an event loop of asyncio or trio runs in this thread."""
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)  # which does not raise
+    is_asyncio = running is not None and running() is not None
+    return is_asyncio or ("trio.lowlevel" in sys.modules and _ask("trio.lowlevel") is not None)
+
+
 def _before_fork() -> None:
     _registry_lock.acquire()
 
@@ -8177,14 +8349,14 @@ def _after_fork() -> None:
 def _mend_in_child() -> None:
     """After a fork let every tree do what it has to: files are the parent's."""
     _after_fork()
-    for tree in _open_trees.copy():
+    trees: list[Any] = [*_open_trees, *filter(None, [reference() for reference in _followers.values()])]
+    for tree in trees:
+        if tree.watches:
+            tree.lock.told.calls.clear()  # the parent makes them
         tree.mend_in_child()
     for journal in list(_opening):
         journal.leave()
     _opening.clear()
-    for follower in [reference() for reference in _followers.values()]:
-        if follower is not None:
-            follower.mend_in_child()
 
 
 if not _before_reload:

@@ -15,8 +15,12 @@
 | `screen.py`       | `watch`: what it draws on a terminal                                       |
 | `repair.py`       | `check` and `repair`: what is wrong with a file, and what is left of it    |
 | `demo.py`         | the demo                                                                   |
+| `changes.py`      | what an operation does to a node, and where that is                        |
+| `kinds.py`        | the types that a class may declare, and what is in them                    |
 | `declared.py`     | what the annotations of a class declare, checked by msgspec                |
 | `watching.py`     | `_watch`: noticing what others do to a state while nobody touches it       |
+| `beside.py`       | vacuums of a state that an event loop uses, by a thread beside it          |
+| `tasks.py`        | transactions of tasks: `async with` waits, and the event loop goes on      |
 | `commands.py`     | the other commands: one function for each                                  |
 | `renewal.py`      | putting a text in the place of that of a state                             |
 | `editing.py`      | `edit`: a state in an editor                                               |

@@ -125,7 +125,7 @@ class Watcher:
     def _counts(self, reference: weakref.ref[PersistedState]) -> bool:
         """Tell whether an object is open, or was forgotten while functions are to be told of changes."""
         state = reference()
-        return self.tree.is_watched if state is None else not hasattr(state, "_refusal")
+        return bool(self.tree.watches) if state is None else not hasattr(state, "_refusal")
 
     def _listen(self) -> None:
         """Let inotify tell what happens, where that can be."""
