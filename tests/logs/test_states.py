@@ -178,7 +178,7 @@ def test_a_vacuum_comes_by_itself_and_keeps_comments(url: str, server: Server, m
 def test_all_spellings_of_an_address_are_one_state(url: str, server: Server) -> None:
     scheme, _, rest = url.partition("://")
     spellings = {
-        "redis": [f"valkey://{rest}", f"REDIS://{rest}", url.replace("/0/", "/00/"), url.replace("state-", "%73tate-")],
+        "redis": [f"valkey://{rest}", url.replace("/0/", "/00/"), url.replace("state-", "%73tate-")],
         "postgresql": [
             f"postgres://{rest}",
             url.replace("state-", "%73tate-"),
