@@ -8163,7 +8163,7 @@ def plain(node: Any) -> Any:
 
 
 #: Where engines are found, by what stands before `://` in an address.
-_ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
+_ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[a-z][a-z0-9+.-]*\Z")
 #: What is secret in an address: what stands between the user and the last `@`, whatever that is, and some options.
 _SECRETS = _pattern(
     r"(?is)(?<=://)([^/?#@:]*:).*(?=@)|([?&][^=&#]*(?:pass|pwd|secret|token|api_?key|credential)[^=&#]*=)[^&#]*"
@@ -8191,7 +8191,7 @@ def _engine(
         return None
     from importlib.metadata import entry_points
 
-    found, scheme = {entry.name: entry for entry in entry_points(group=_ENGINES)}, scheme.lower()
+    found = {entry.name: entry for entry in entry_points(group=_ENGINES)}
     if scheme not in found:
         known = ", ".join(sorted(found)) or "none"
         reason = f"no engine for {scheme} is installed (installed: {known})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,79 @@ if TYPE_CHECKING:
 
 #: Seconds between two tries to reach a server, and between two looks of who watches.
 PAUSE = 0.05
+
+
+class Link:
+    """A connection to a server; after an error or interrupt, another one.
+
+    greet: is called with it when it is there, and raises where the server is not what it must be.
+    """
+
+    def __init__(self, address: Any, greet: Callable[[Any], None]) -> None:
+        self._address, self._greet = address, greet
+        self._pid = os.getpid()
+        self._connection: Any = None
+        #: A request is under way, or was when an error or interrupt came.
+        self._is_busy = False
+        #: Answers that nobody waited for.
+        self._owed = 0
+
+    def connect(self) -> None:
+        """Connect, if that has to be done, and see whether the server is what it must be."""
+        if self._connection is not None and not self._is_busy and self._pid == os.getpid() and not self._is_ended():
+            return
+        self.drop()
+        self._pid, self._is_busy = os.getpid(), True
+        self._connection = self._connected()
+        self._is_busy = False
+        try:
+            self._greet(self)
+        except BaseException:
+            self.drop()
+            raise
+
+    def _connected(self) -> Any:
+        """Return a new connection."""
+        raise NotImplementedError
+
+    def _is_ended(self) -> bool:
+        """Tell whether the server is known to have ended the connection meanwhile."""
+        return False
+
+    def _asked(self, count: int, *request: Any) -> list[Any]:
+        """Send a request, and return its answers, so many."""
+        self._is_busy, connection = True, self._connection
+        self._send(*request)
+        while self._owed:
+            self._owed -= 1
+            self._receive(connection)
+        answers = [self._receive(connection) for _ in range(count)]
+        self._is_busy = False
+        return answers
+
+    def tell(self, count: int, *request: Any) -> None:
+        """Send a request whose answers, so many, do not matter: they are read before those of the next."""
+        self._is_busy = True
+        self._send(*request)
+        self._owed += count
+        self._is_busy = False
+
+    def _send(self, *request: Any) -> None:
+        raise NotImplementedError
+
+    def _receive(self, connection: Any) -> Any:
+        """Return an answer, also where that is an error; raises where there is none, or the connection is another."""
+        raise NotImplementedError
+
+    def drop(self) -> None:
+        """Let the connection go; in a forked child the parent's stays open."""
+        connection, self._connection = self._connection, None
+        self._is_busy, self._owed = False, 0
+        if connection is not None:
+            self._let_go(connection)
+
+    def _let_go(self, connection: Any) -> None:
+        raise NotImplementedError
 
 
 class ServerLog:

@@ -37,7 +37,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from persistedstate import StateError, _shown
 from persistedstate_logs import QUOTED, Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn, quoted
-from persistedstate_logs.asking import PAUSE, ServerLog
+from persistedstate_logs.asking import PAUSE, Link, ServerLog
 
 _LAYOUT = 1
 #: The first version whose sessions end when they sleep (`idle_session_timeout`).
@@ -276,24 +276,12 @@ def _int(value: bytes) -> int:
     return int.from_bytes(value, "big", signed=True)
 
 
-class _Link:
+class _Link(Link):
     """A connection to the server; after an error or interrupt, another one."""
 
-    def __init__(self, address: _Address, greet: Any) -> None:
-        self._address, self._greet = address, greet
-        self._pid = os.getpid()
-        self._connection: Any = None
-        #: A request is under way, or was when an error or interrupt came.
-        self._is_busy = False
-        #: Answers that nobody waited for.
-        self._owed = 0
+    _address: _Address
 
-    def connect(self) -> None:
-        """Connect, if that has to be done, and see whether the server is what it must be."""
-        if self._connection is not None and not self._is_busy and self._pid == os.getpid() and not self._is_ended():
-            return
-        self.drop()
-        self._pid, self._is_busy = os.getpid(), True
+    def _connected(self) -> Any:
         connection = pq.PGconn.connect_start(self._address.conninfo)
         status = pq.PollingStatus.WRITING
         while status != pq.PollingStatus.OK:
@@ -304,12 +292,7 @@ class _Link:
             status = pq.PollingStatus(connection.connect_poll())
         connection.nonblocking = 1
         connection.enter_pipeline_mode()
-        self._connection, self._is_busy = connection, False
-        try:
-            self._greet(self)
-        except BaseException:
-            self.drop()
-            raise
+        return connection
 
     def _is_ended(self) -> bool:
         """Tell whether the server ended the connection meanwhile, as it does where one sleeps in its turn."""
@@ -322,23 +305,11 @@ class _Link:
 
     def ask(self, *requests: tuple[Any, ...]) -> list[list[_Row] | _Answer]:
         """Send statements, each a transaction of its own, and return the rows of each, or what the server refuses."""
-        connection = self._connection
-        self._send(requests)
-        while self._owed:
-            self._owed -= 1
-            self._receive(connection)
-        answers = [self._receive(connection) for _ in requests]
-        self._is_busy = False
+        answers: list[list[_Row] | _Answer] = self._asked(len(requests), *requests)
         return answers
 
-    def tell(self, *requests: tuple[Any, ...]) -> None:
-        """Send statements whose answers do not matter: they are read before the next."""
-        self._send(requests)
-        self._owed += len(requests)
-        self._is_busy = False
-
-    def _send(self, requests: tuple[tuple[Any, ...], ...]) -> None:
-        self._is_busy, connection = True, self._connection
+    def _send(self, *requests: tuple[Any, ...]) -> None:
+        connection = self._connection
         try:
             for statement, *values in requests:
                 packed = [_packed(value) for value in values]
@@ -380,12 +351,7 @@ class _Link:
             selector.register(connection.socket, events)
             return bool(selector.select(seconds))
 
-    def drop(self) -> None:
-        """Let the connection go; in a forked child the parent's stays open."""
-        connection, self._connection = self._connection, None
-        self._is_busy, self._owed = False, 0
-        if connection is None:
-            return
+    def _let_go(self, connection: Any) -> None:
         if self._pid == os.getpid():
             connection.finish()
         else:
@@ -554,7 +520,7 @@ class PostgresLog(ServerLog):
                 raise TimeoutError(errno.ETIMEDOUT, "another writer has the turn", self.path)
 
     def _tell_end(self) -> None:
-        self._link.tell((_UNLOCK,))
+        self._link.tell(1, (_UNLOCK,))
 
     def sync(self) -> None:
         """See Log: the server does not answer before a change is as safe as was asked for."""

@@ -37,7 +37,7 @@ from redis.retry import Retry
 
 from persistedstate import StateError, _shown
 from persistedstate_logs import QUOTED, Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn, quoted
-from persistedstate_logs.asking import ServerLog
+from persistedstate_logs.asking import Link, ServerLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -321,39 +321,22 @@ def _is_for_now(error: BaseException) -> bool:
     return isinstance(error, _FOR_NOW) or _word(error) in _FOR_NOW_TEXTS
 
 
-class _Link:
+class _Link(Link):
     """A connection to the server; after an error or interrupt, another one.
 
     Nothing is sent twice by the client library itself.
     """
 
-    def __init__(self, address: _Address, check: Callable[[_Link], None]) -> None:
-        self._address, self._check = address, check
-        self._pid = os.getpid()
-        self._connection: Any = None
-        #: A request is under way, or was when an error or interrupt came.
-        self._is_busy = False
-        #: Replies that nobody waited for.
-        self._owed = 0
+    _address: _Address
 
-    def connect(self) -> None:
-        """Connect, if that has to be done, and see whether the server is what it must be."""
-        if self._connection is not None and not self._is_busy and self._pid == os.getpid():
-            return
-        self.drop()
-        address, self._pid = self._address, os.getpid()
-        self._connection = address.connect(
+    def _connected(self) -> Any:
+        address = self._address
+        connection = address.connect(
             **address.arguments, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=address.timeout,
             socket_connect_timeout=address.timeout, client_name="persistedstate", health_check_interval=0,
         )  # fmt: skip
-        self._is_busy = True
-        self._connection.connect()
-        self._is_busy = False
-        try:
-            self._check(self)
-        except BaseException:
-            self.drop()
-            raise
+        connection.connect()
+        return connection
 
     def ask(self, *parts: bytes) -> Any:
         """Send a command and return the reply; raises ResponseError where that is an error."""
@@ -364,23 +347,9 @@ class _Link:
 
     def ask_packed(self, count: int, command: bytes) -> Any:
         """Send a command of so many parts that are packed; return the reply, also where that is an error."""
-        connection = self._connection
-        self._send(count, command)
-        while self._owed:
-            self._owed -= 1
-            self._receive(connection)
-        reply = self._receive(connection)
-        self._is_busy = False
-        return reply
-
-    def tell_packed(self, count: int, command: bytes) -> None:
-        """Send a command whose reply does not matter: it is read before that of the next."""
-        self._send(count, command)
-        self._owed += 1
-        self._is_busy = False
+        return self._asked(1, count, command)[0]
 
     def _send(self, count: int, command: bytes) -> None:
-        self._is_busy = True
         self._connection.send_packed_command([b"*%d\r\n%b" % (count, command)], check_health=False)
 
     def _receive(self, connection: Any) -> Any:
@@ -393,12 +362,8 @@ class _Link:
                 raise exceptions.ConnectionError("a signal handler was here, and needed another one") from None
             raise
 
-    def drop(self) -> None:
-        """Let the connection go; in a forked child the parent's stays open."""
-        connection, self._connection = self._connection, None
-        self._is_busy, self._owed = False, 0
-        if connection is not None:
-            connection.disconnect()
+    def _let_go(self, connection: Any) -> None:
+        connection.disconnect()
 
 
 # ---- The log ----
@@ -512,7 +477,7 @@ class RedisLog(ServerLog):
         return b"" if reply is None else bytes(reply[1])
 
     def _tell_end(self) -> None:
-        self._link.tell_packed(10, self._commands[_turn] + _packed(b"", self._turn.encode(), _baton()))
+        self._link.tell(1, 10, self._commands[_turn] + _packed(b"", self._turn.encode(), _baton()))
 
     def sync(self) -> None:
         """See Log: waits for replicas, where some were asked for. The server itself waits for its disk."""

@@ -19,7 +19,7 @@ from logs import servers
 from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
 from logs.writers import PATIENCE, Writer, check, turn
 from persistedstate import StateError
-from persistedstate_logs import Contents, News, Overtaken, Unknown
+from persistedstate_logs import Contents, News, Overtaken, Unknown, asking
 
 if TYPE_CHECKING:
     import random
@@ -390,7 +390,7 @@ def test_reading_makes_nothing(server: Server, name: str) -> None:
 def test_an_interrupt_leaves_each_append_whole_or_undone(
     server: Server, name: str, chance: random.Random, rounds: int
 ) -> None:
-    files = [str(importlib.import_module(server.engine).__file__)]
+    files = [asking.__file__, str(importlib.import_module(server.engine).__file__)]
     with opened(server, server.url(name)) as log:
         position = start = log.open(0).position
         for count in range(rounds):

@@ -482,7 +482,7 @@ def test_no_refusal_of_an_address_shows_what_is_secret(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", ["redis://HOST/0/x", "valkey://host:6379/0/x?lease=3&timeout=2", "Redis://host/0/%78"]
+    "other", ["redis://HOST/0/x", "valkey://host:6379/0/x?lease=3&timeout=2", "redis://host:/0/%78"]
 )
 def test_an_address_has_one_spelling(other: str) -> None:
     assert RedisLog(other).path == "redis://host:6379/0/x"

@@ -182,7 +182,7 @@ def test_a_vacuum_comes_by_itself_and_keeps_comments(url: str, server: Server, m
 def test_all_spellings_of_an_address_are_one_state(url: str, server: Server) -> None:
     scheme, _, rest = url.partition("://")
     spellings = {
-        "redis": [f"valkey://{rest}", f"REDIS://{rest}", url.replace("/0/", "/00/"), url.replace("state-", "%73tate-")],
+        "redis": [f"valkey://{rest}", url.replace("/0/", "/00/"), url.replace("state-", "%73tate-")],
         "postgresql": [
             f"postgres://{rest}",
             url.replace("state-", "%73tate-"),
@@ -262,9 +262,13 @@ def test_a_follower_tells_again_what_is_not_as_declared(url: str) -> None:
 def test_a_follower_that_is_interrupted_shows_a_whole_state_after_its_next_refresh(
     url: str, kind: type[Server], chance: random.Random, rounds: int
 ) -> None:
-    from persistedstate_logs import journal
+    from persistedstate_logs import asking, journal
 
-    files = [persistedstate.__file__, journal.__file__, str(importlib.import_module(kind.engine).__file__)]
+    files = [
+        persistedstate.__file__,
+        *(str(each.__file__) for each in (asking, journal)),
+        str(importlib.import_module(kind.engine).__file__),
+    ]
     with PersistedState(url, n=0, ids=[]) as state, PersistedState(url, _readonly=True) as follower:
         for number in range(rounds):
             both(state, number)
@@ -817,9 +821,13 @@ def test_a_server_that_lost_changes_is_told_and_memory_stays(
 def test_an_interrupt_leaves_memory_and_log_equal(
     url: str, kind: type[Server], chance: random.Random, rounds: int
 ) -> None:
-    from persistedstate_logs import journal
+    from persistedstate_logs import asking, journal
 
-    files = [persistedstate.__file__, journal.__file__, str(importlib.import_module(kind.engine).__file__)]
+    files = [
+        persistedstate.__file__,
+        *(str(each.__file__) for each in (asking, journal)),
+        str(importlib.import_module(kind.engine).__file__),
+    ]
     with PersistedState(f"{url}?lease=0.5", n=0, ids=[]) as state, spelled(url) as other:
         for number in range(rounds):
             action = chance.choice([
