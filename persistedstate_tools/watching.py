@@ -21,7 +21,6 @@ from persistedstate import (
     _PATIENCE,
     _QUIET,
     PersistedState,
-    StateClosed,
     StateError,
     _Follower,
     _glance,
@@ -83,7 +82,7 @@ class Watcher:
         """End the thread if no open object wants it, and wait for that, unless it waits for this one."""
         if not self._is_wanted():
             self.stop()
-            if self.thread is not threading.current_thread() and not self.tree.lock._is_owned():
+            if not self.tree.lock._is_owned():
                 self.join(_PATIENCE)
 
     def stop(self) -> None:
@@ -94,7 +93,7 @@ class Watcher:
 
     def join(self, seconds: float) -> None:
         """Wait until the thread has ended, at most so many seconds."""
-        with suppress(RuntimeError):  # it was never started
+        with suppress(RuntimeError):  # it was never started, or is this one
             self.thread.join(seconds)
 
     # -- What the thread does --
@@ -178,8 +177,6 @@ class Watcher:
                 self.cost = persistedstate._system.now() - started
                 self.failed, self.delay = None, _PERIOD
                 self.troubles.clear()
-        except StateClosed:
-            pass
         except (Warning, StateError, OSError) as error:
             self._put_off(sight)
             self._tell(error)

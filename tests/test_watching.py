@@ -220,6 +220,10 @@ DAEMON = """
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, kind, *_: print(f"{kind.__name__}: {shown(str(message))}", flush=True)
     watching._PERIOD = 0.05
+
+    def edit():
+        with open(sys.argv[1], "a") as file:
+            file.write("more: 1\\n")
 """
 
 
@@ -416,7 +420,8 @@ def test_close_ends_the_thread_and_waits_for_that(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_close_within_the_lock_does_not_wait(path: Path) -> None:
+def test_close_within_the_lock_does_not_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_PATIENCE", 10 * PATIENCE)
     with opened(path) as state, state._thread_lock:
         [thread] = threads()
         save(path, START.replace("n: 1", "n: 2"))
@@ -424,6 +429,27 @@ def test_close_within_the_lock_does_not_wait(path: Path) -> None:
     thread.join(PATIENCE)
     assert not thread.is_alive()
     assert path.read_text() == START.replace("n: 1", "n: 2")
+
+
+@pytest.mark.usefixtures("quick")
+def test_nothing_is_taken_over_after_close(path: Path, calls: Calls) -> None:
+    path.write_text(START)
+    looks = threading.Event()
+    with opened(path, _readonly=True) as state:
+        on_change(state, calls)
+        [thread], watcher = threads(), state._tree.watcher
+        with state._thread_lock:
+
+            def look(sight: Any) -> None:
+                looks.set()
+                watching.Watcher._look(watcher, sight)
+
+            watcher._look = look
+            save(path, START.replace("n: 1", "n: 2"))
+            assert looks.wait(PATIENCE)
+            state.close()
+    thread.join(PATIENCE)
+    assert calls.empty()
 
 
 @pytest.mark.usefixtures("quick")
@@ -543,8 +569,11 @@ ENDS: dict[str, str] = {
     "    watching.Watcher._look = slow; inside.wait()",
     "while a function runs": "begun = threading.Event(); watching._PATIENCE = 0.1\n"
     "    on_change(state, lambda *_: (begun.set(), time.sleep(3600)))\n"
-    "    open(sys.argv[1], 'a').write('more: 1\\n'); begun.wait()",
-    "with the lock held": "state._thread_lock.__enter__()\n    open(sys.argv[1], 'a').write('more: 1\\n')",
+    "    edit(); begun.wait()",
+    "while a function has something to do": "begun = threading.Event()\n"
+    "    on_change(state, lambda *_: (begun.set(), time.sleep(0.2), print('done', flush=True)))\n"
+    "    edit(); begun.wait()",
+    "with the lock held": "state._thread_lock.__enter__()\n    edit()",
     "and opens another at its end": "import atexit\n"
     "    atexit.register(lambda: PersistedState(sys.argv[1] + '2', _watch=True, n=2).close())",
 }
@@ -556,10 +585,11 @@ def test_a_script_that_does_not_close_ends(path: Path, end: str) -> None:
     """Without a word and at once, whatever its thread is in the middle of; and what was saved last is merged."""
     path.write_text(START)
     with Child(f"{DAEMON}    state = PersistedState(sys.argv[1], _watch=True)\n    {ENDS[end]}", path) as child:
-        _, errors = child._process.communicate(timeout=PATIENCE)
+        said, errors = child._process.communicate(timeout=PATIENCE)
         assert (child._process.returncode, errors) == (0, b"")
+        assert said == (b"done\n" if "done" in ENDS[end] else b"")
     with PersistedState(path) as state:
-        assert state.get("more") == (1 if "more" in ENDS[end] else None)
+        assert state.get("more") == (1 if "edit" in ENDS[end] else None)
 
 
 def test_in_a_process_whose_threads_are_greenlets(path: Path) -> None:
@@ -766,21 +796,32 @@ def test_what_stays_wrong_is_told_once_and_tried_seldom(path: Path, monkeypatch:
     monkeypatch.setattr(watching, "_LONGEST", 0.4)
     tries: list[None] = []
     with opened(path) as state:
-        real = state._tree.journal.replace
+        real, failures = state._tree.journal.replace, 1
 
-        def fail(*_: object) -> None:
+        def replace(*arguments: Any) -> None:
+            nonlocal failures
             tries.append(None)
-            raise PermissionError(13, "no", "here")
+            failures -= 1
+            if failures >= 0:
+                raise PermissionError(13, "no", "here")
+            real(*arguments)
 
-        monkeypatch.setattr(state._tree.journal, "replace", fail)
+        monkeypatch.setattr(state._tree.journal, "replace", replace)
         save(path, START.replace("n: 1", "n: 2"))
-        assert told.next()[0] == f"{path}: [Errno 13] no: 'here'"
-        await_looks(state._tree.watcher, 10)
-        assert len(tries) < 10
+        eventually(lambda: state.n == 2)
         assert told.empty()
 
-        monkeypatch.setattr(state._tree.journal, "replace", real)
-        eventually(lambda: state.n == 2)
+        for number in 3, 4:
+            failures = 1000
+            tries.clear()
+            save(path, START.replace("n: 1", f"n: {number}"))
+            assert told.next()[0] == f"{path}: [Errno 13] no: 'here'"
+            await_looks(state._tree.watcher, 10)
+            assert len(tries) < 10
+            assert told.empty()
+
+            failures = 0
+            eventually(lambda number=number: state.n == number)  # type: ignore[misc]
         assert records(path) == 0
 
 
