@@ -2990,6 +2990,7 @@ class _System:
 
     open = staticmethod(os.open)
     close = staticmethod(os.close)
+    dup = staticmethod(os.dup)
     read = staticmethod(os.read)
     write: Any = os.write
     fsync = staticmethod(os.fsync)
@@ -3520,7 +3521,10 @@ class _Journal:
         if len(data) != self.size or hash(data[:length]) != value:
             return False
         self.read = len(data), hash(data)
-        return all(line.startswith(b"--- [") or line in (b"", b"{}") for line in data[length:].split(b"\n"))
+        behind = b"\n" + data[length:]
+        if behind.count(b"\n--- [") + behind.endswith(b"\n") == behind.count(b"\n"):  # as nearly always
+            return True
+        return all(line.startswith(b"--- [") or line in (b"", b"{}") for line in behind.split(b"\n"))
 
     def read_foreign(self, deadline: float) -> tuple[bytes | None, _Glance | None, bool]:
         """Return what somebody else left, None where they left nothing; how the path looks; and whether it is whole.
@@ -6099,16 +6103,21 @@ class _LiveTree(_Tree):
     def sync_outside(self) -> None:
         """Do what `sync` does, for a thread that does not hold the lock: it is left to others meanwhile."""
         with self.lock:
-            descriptor = -1 if self.journal.descriptor < 0 else os.dup(self.journal.descriptor)
-        if descriptor >= 0:  # else the state was closed, which has seen to it
+            if self.journal.descriptor < 0:  # the state was closed, which has seen to it
+                return
             try:
-                self.journal.sync(descriptor)
-            except OSError as error:
-                with self.turn():
-                    self._halt(error)
-                    self._rescue()
-            finally:
-                _system.close(descriptor)
+                descriptor = _system.dup(self.journal.descriptor)
+            except OSError:
+                self.sync()
+                return
+        try:
+            self.journal.sync(descriptor)
+        except OSError as error:
+            with self.turn():
+                self._halt(error)
+                self._rescue()
+        finally:
+            _system.close(descriptor)
 
     def begin(self) -> _Level:
         """Enter a transaction; inside another one it joins that."""

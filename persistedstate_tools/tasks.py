@@ -22,7 +22,7 @@ _SHORT, _LONG, _WOKEN = 0.0002, 0.005, 0.5
 #: Seconds that a thread whose transaction has ended leaves to the tasks that wait for it.
 _GIVE_WAY = 0.0005
 #: Seconds for which a thread that waits for the turn of an engine keeps others from using the connection.
-_ASKING = 0.05
+_ASKING = 0.005
 #: Seconds after which such a wait was one for an answer.
 _NO_ANSWER = 1.0
 #: A process may stand in line by more than one descriptor.
@@ -140,9 +140,10 @@ class _Hold:
 
     def _fetch(self) -> None:
         try:
-            with _line(self.tree):
-                while self.is_wanted and not self._take():
-                    time.sleep(_SHORT)
+            while self.is_wanted and not self.is_here:
+                with _line(self.tree):
+                    while self.is_wanted and self._take():
+                        time.sleep(_SHORT)
         except BaseException as error:  # noqa: BLE001 - handed on
             self.error = error
         self.is_fetching = False
@@ -152,7 +153,10 @@ class _Hold:
             self._end()
 
     def _take(self) -> bool:
-        """Take the turn if it is free."""
+        """Take the turn if it is free; tells whether to stay in the line.
+
+        Not where the lock is not free: who has it may be waiting behind us in the line.
+        """
         tree = self.tree
         if not tree.lock.acquire(timeout=_LONG):
             return False
@@ -167,7 +171,7 @@ class _Hold:
             if not self.is_here:
                 tree.log.end_turn()
             tree.lock.release()
-        return self.is_here
+        return not self.is_here
 
     def give_up(self) -> None:
         """Leave the turn to others, without waiting for whoever has the lock."""
@@ -194,11 +198,15 @@ def _is_of_another_task(tree: Any) -> bool:
 @contextmanager
 def _line(tree: Any) -> Iterator[None]:
     """Stand in the line of the processes that share a file, by a descriptor of its own: the lock stays free."""
-    if isinstance(tree, module._LogTree) or not _HAS_LINES:
+    is_file = not isinstance(tree, module._LogTree) and _HAS_LINES
+    with tree.lock, module._registry_lock:
+        if not is_file or tree.journal.beside < 0:
+            descriptor = -1
+        else:
+            descriptor = os.open(f"/proc/self/fd/{tree.journal.beside}", os.O_RDWR | os.O_CLOEXEC)
+    if descriptor < 0:
         yield
         return
-    with tree.lock, module._registry_lock:
-        descriptor = os.open(f"/proc/self/fd/{tree.journal.beside}", os.O_RDWR | os.O_CLOEXEC)
     try:
         module._system.lock_byte(descriptor, module._QUEUE, "F_WRLCK", wait=True)
         yield

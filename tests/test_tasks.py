@@ -272,6 +272,26 @@ def test_a_process_is_waited_for_while_the_loop_goes_on(path: Path) -> None:
         assert state._tree.log.is_in_turn is False
 
 
+def test_a_change_behind_a_task_that_waits_for_a_process_gets_its_turn(path: Path) -> None:
+    """The thread of the loop waits for the turn with the lock, which the task needs to take it."""
+
+    async def main() -> None:
+        with Child(HOLDER, path) as child:
+            assert child.line() == "begun"
+            task = asyncio.create_task(add(state, "x"))
+            await until_it_waits(state)
+            await asyncio.sleep(0.02)  # it is the first in the line by now
+            threading.Timer(0.05, child.tell, [""]).start()
+            state.b = 2
+            await task
+
+    with PersistedState(path, a=1, l=[], _shared=True) as state:
+        for _ in range(3):
+            asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+        assert plain(state) == {"a": 4, "l": ["x"] * 3, "b": 2}
+
+
 def test_a_task_that_is_cancelled_while_a_process_has_the_turn_leaves_it(path: Path) -> None:
     async def main() -> None:
         child = Child(HOLDER, path)

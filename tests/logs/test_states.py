@@ -6,6 +6,7 @@ without the engine. Another number of the same server gives a second tree in the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import importlib
@@ -47,6 +48,7 @@ from test_shared import (  # noqa: F401 - they run here, too, with the fixtures 
     test_what_was_not_read_is_not_overwritten,
     test_what_was_removed_by_another_process_can_be_read_and_not_changed,
 )
+from test_tasks import HOLDER, add, until_it_waits
 from test_watching import WRITER
 
 import persistedstate
@@ -218,6 +220,73 @@ def test_opened_twice_it_is_one_state(url: str) -> None:
         assert same_one.a == 2
         with pytest.raises(StateError, match="another _fsync"):
             PersistedState(url, _fsync=5)
+
+
+def test_a_task_waits_for_the_turn_of_another_process_while_the_loop_goes_on(url: str) -> None:
+    """The process ends its transaction only when the loop has come round and another task has read the state."""
+
+    async def main() -> None:
+        with Child(HOLDER, url) as child:
+            assert child.line() == "begun"
+            task, given_up = (asyncio.create_task(add(state, name)) for name in "xy")
+            await until_it_waits(state, 2)
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+                assert plain(state.l) == []
+            given_up.cancel()
+            child.tell("")
+            await task
+            assert plain(state) == {"a": 2, "l": ["x"]}
+            assert child.line() == "ended"
+            await add(state, "z")
+
+    with PersistedState(url, a=1, l=[]) as state:
+        asyncio.run(main())
+
+        with PersistedState(url, _readonly=True) as follower:
+            assert plain(follower) == {"a": 2, "l": ["x", "z"]}
+
+
+def test_tasks_and_processes_at_once_lose_nothing(url: str) -> None:
+    async def main() -> None:
+        with contextlib.ExitStack() as stack:
+            children = [stack.enter_context(Child(COUNTING, url)) for _ in range(3)]
+            for child in children:
+                assert child.line() == "begun"
+            await asyncio.gather(*[count(state, 20) for _ in range(3)])
+            for child in children:
+                child.tell("")
+                made.append(int(child.line()))
+
+    made: list[int] = []
+    with PersistedState(url, a=0) as state:
+        asyncio.run(main())
+        state.refresh()
+
+        assert state.a == 60 + sum(made)
+
+
+async def count(state: Any, times: int) -> None:
+    for _ in range(times):
+        async with state.transaction():
+            state.a += 1
+
+
+COUNTING = """
+    import sys, threading
+    from persistedstate import PersistedState
+
+    is_over = threading.Event()
+    threading.Thread(target=lambda: (input(), is_over.set())).start()
+    made = 0
+    with PersistedState(sys.argv[1]) as state:
+        print("begun")
+        while not is_over.is_set():
+            with state.transaction():
+                state.a += 1
+            made += 1
+    print(made)
+"""
 
 
 def test_permission_bits_are_for_files(url: str) -> None:
