@@ -241,7 +241,7 @@ FAULTS = [
     ),
     Fault(
         "replace what was saved in the last moment",
-        [("else theirs))):\n            raise _Overtaken\n", "else theirs))):\n            pass\n")],
+        [("which takes longer\n            raise _Overtaken\n", "which takes longer\n            pass\n")],
     ),
     Fault(
         "temporary file with the default mode",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -45,11 +46,20 @@ def settle(hand: PersistedState) -> None:
         return
 
 
-def do(hand: PersistedState, operation: Callable[[Any], Any], *, in_transaction: bool) -> Any:
-    if not in_transaction:
-        return operated(hand, operation)
-    with hand.transaction():
-        return operated(hand, operation)
+def change(hand: PersistedState, model: dict[str, Any], operation: Any, *, in_transaction: bool) -> tuple[Any, bool]:
+    """Do an operation to the state that a hand has; return the model then, and whether one was unknown and is there."""
+    attempt = copy.deepcopy(model)
+    expected = operated(attempt, operation)
+    try:
+        with hand.transaction() if in_transaction else contextlib.nullcontext():
+            said = operated(hand, operation)
+    except (StateConflict, StateUnknown) as error:
+        settle(hand)
+        is_there = isinstance(error, StateUnknown) and same(plain(hand), attempt)
+        return attempt if is_there else model, is_there
+    is_done = same(plain(hand), attempt)
+    assert said == expected or not is_done
+    return attempt if is_done else model, False
 
 
 @rounds(ci=2_000, nightly=50_000)
@@ -70,28 +80,17 @@ def test_hands_and_a_model_agree_whatever_the_log_loses(
             settle(hand)
             assert same(plain(hand), model)
         operation = chance.choice(OPERATIONS)(chance, number)
-        attempt = copy.deepcopy(model)
-        expected = operated(attempt, operation)
-        try:
-            said = do(hand, operation, in_transaction=chance.random() < 0.3)
-        except (StateConflict, StateUnknown) as error:
-            settle(hand)
-            if isinstance(error, StateUnknown) and same(plain(hand), attempt):
-                model, unknown = attempt, unknown + 1
-        else:
-            if same(plain(hand), attempt):
-                model = attempt
-                assert said == expected
+        model, is_unknown = change(hand, model, operation, in_transaction=chance.random() < 0.3)
+        unknown += is_unknown
         assert same(plain(hand), model)
         if chance.random() < 0.05:
-            try:
+            with contextlib.suppress(StateUnknown):
                 hand.vacuum()
-            except StateUnknown:
-                settle(hand)
+            settle(hand)
 
-    place = tmp_path / "x.state"
-    place.write_bytes(memory.text + b"".join(memory.behind(memory.at)))
-    assert same(oracle.read(place), model)
+    path = tmp_path / "x.state"
+    path.write_bytes(memory.text + b"".join(memory.behind(memory.at)))
+    assert same(oracle.read(path), model)
     assert bool(unknown) == bool(faults)
     for hand in hands:
         hand._tree.journal.log.faults = 0
