@@ -5746,8 +5746,7 @@ class _LiveTree(_Tree):
 
     def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
         super().__init__(journal.path)
-        self.reserved = _METHODS
-        self.fsync, self.mode = fsync, mode
+        self.fsync, self.mode, self.reserved = fsync, mode, _METHODS
         #: The records of the open transactions, and the task that opened them, if one did.
         self.batch: list[str] = []
         self.task: _Task | None = None

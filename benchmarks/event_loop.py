@@ -97,18 +97,18 @@ def measured_disk(rounds: int, *, is_awaited: bool) -> list[float]:
     """Measure changes with `_fsync=True` on a disk that takes `SLOW`, by the clock."""
     real = persistedstate._System.fsync
 
-    def fsync(descriptor: int) -> None:
+    def fsync(descriptor: Any) -> None:
         time.sleep(SLOW)
         real(descriptor)
 
     with tempfile.TemporaryDirectory() as folder, opened(Path(folder), _fsync=True) as state:
-        persistedstate._System.fsync = staticmethod(fsync)  # type: ignore[assignment]
+        persistedstate._System.fsync = staticmethod(fsync)
         try:
             return [
                 asyncio.run(longest(time.perf_counter, change(state, is_awaited=is_awaited))) for _ in range(rounds)
             ]
         finally:
-            persistedstate._System.fsync = staticmethod(real)  # type: ignore[assignment]
+            persistedstate._System.fsync = staticmethod(real)
 
 
 def table(rounds: int) -> str:
