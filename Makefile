@@ -6,6 +6,8 @@ VENV ?= .venv
 PERSISTEDSTATE_SHARE ?= 0.05
 PERSISTEDSTATE_CASES ?= $(PERSISTEDSTATE_SHARE)
 export PYTHON PERSISTEDSTATE_SHARE PERSISTEDSTATE_CASES
+# Tests start hundreds of processes: they shall not all compile the same code.
+unexport PYTHONDONTWRITEBYTECODE
 
 SET_UP = .ci/venv $(VENV) -e . --group dev
 

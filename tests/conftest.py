@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,10 @@ def pytest_report_header() -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    """Tell why tests were skipped, a line for each reason: what failed follows, and shall stay in sight."""
+    reasons = Counter(skipped.longrepr[2] for skipped in terminalreporter.stats.get("skipped", []))
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} x {reason}")
     if exitstatus:
         terminalreporter.write_line(pytest_report_header())
 

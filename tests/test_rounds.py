@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from rounds import FEW, sample
+from rounds import FEW, FEWEST, sample
 
 if TYPE_CHECKING:
     import random
@@ -26,6 +26,12 @@ def test_a_share_takes_some_cases_of_each_test_that_has_many(chance: random.Rand
 
     assert taken >= {"tests/test_x.py::test_one", *FEW_CASES}
     assert len(taken.intersection(MANY_CASES)) == 2 * FEW
+
+
+def test_a_tiny_share_takes_the_fewest_of_each() -> None:
+    taken = sample(CASES, 0.0, "seed")
+
+    assert [len(taken.intersection(cases)) for cases in (CASES[:1], FEW_CASES, MANY_CASES)] == [1, FEWEST, FEWEST]
 
 
 @pytest.mark.parametrize("share", [1.0, 20.0])
