@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import oracle
 import pytest
 from hypothesis import settings
-from rounds import CASES, sample
+from rounds import CASES, sample, some
 
 import persistedstate
 from persistedstate import PersistedState
@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = os.environ[SEED]
     # Where Hypothesis sees a CI server, it would take seeds of its own.
-    settings.register_profile("seeded", derandomize=False)
+    settings.register_profile("seeded", derandomize=False, max_examples=some(100, 20))
     settings.load_profile("seeded")
 
 

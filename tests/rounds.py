@@ -21,6 +21,16 @@ CASES = float(os.environ.get("PERSISTEDSTATE_CASES", "1"))
 FEW, FEWEST = 8, 2
 
 
+def some(count: int, least: int = 1) -> int:
+    """Return the share of a number that suits the full sizes, but at least `least` of it."""
+    return min(count, max(least, round(count * SHARE)))
+
+
+def stride(full: int = 1) -> int:
+    """Return by how many points a test of each point goes on: in the quick sizes, by five times as many."""
+    return full if SHARE >= 1 else 5 * full
+
+
 def rounds(*, ci: int, nightly: int) -> pytest.MarkDecorator:
     """Give a test its argument `rounds`: `ci` times the share, and in the campaign `nightly`."""
     campaign = [pytest.mark.campaign, pytest.mark.timeout(0)]

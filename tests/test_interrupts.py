@@ -89,6 +89,12 @@ def _no_state_left_open() -> Iterator[None]:
         persistedstate._open_trees.remove(tree)
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, too, a change does not look for a person's hand: it comes to the same points each time."""
+    monkeypatch.setattr(persistedstate, "_LOOK_EVERY", 1e6)
+
+
 class Interrupts:
     """Raises KeyboardInterrupt before the instructions of these numbers; counts on from one action to the next.
 
@@ -153,9 +159,7 @@ def by_instruction(points: Iterable[Point]) -> list[list[Point]]:
     return list(times.values())
 
 
-def chosen(
-    chance: random.Random, points: list[Point], rounds: int, own: frozenset[Place] | None = None
-) -> list[Point]:
+def chosen(chance: random.Random, points: list[Point], rounds: int, own: frozenset[Place] | None = None) -> list[Point]:
     """Return points: all instructions once, whatever the rounds of CI, then what repeats once more, then the rest.
 
     own: the instructions that the others of a group of actions leave to this one; the other ones count to the rest.
@@ -277,6 +281,7 @@ def own_of_changes() -> dict[str, frozenset[Place]]:
 
 
 @pytest.mark.leaves("descriptors")
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("name", CHANGES)
 @rounds(ci=600, nightly=100_000)
 def test_an_interrupt_at_any_instruction_of_a_change(
@@ -331,6 +336,7 @@ def own_among_equals() -> dict[str, frozenset[Place]]:
 
 
 @pytest.mark.leaves("descriptors")
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("name", AMONG_EQUALS)
 @rounds(ci=600, nightly=50_000)
 def test_an_interrupt_among_equal_items_leaves_those_in_hand_tracked(
@@ -356,6 +362,7 @@ def transact(s: Any) -> None:
 
 
 @pytest.mark.leaves("descriptors")
+@pytest.mark.usefixtures("unhurried")
 @rounds(ci=4_000, nightly=20_000)
 def test_an_interrupt_in_a_transaction_of_list_operations(chance: random.Random, rounds: int) -> None:
     allowed = expected_after(lambda s: transact(_plain_items(s)))
@@ -378,6 +385,7 @@ def abandoned(state: Any) -> None:
 
 
 @pytest.mark.leaves("descriptors")
+@pytest.mark.usefixtures("unhurried")
 @rounds(ci=4_000, nightly=20_000)
 def test_an_interrupt_in_a_transaction_that_is_undone(chance: random.Random, rounds: int) -> None:
     before, _ = expected_after(lambda _: None)
@@ -391,6 +399,7 @@ class _Errors(Interrupts):
 
 
 @pytest.mark.leaves("descriptors")
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("change", [lambda s: s["l"].append(9), lambda s: s.__setitem__("a", 9)], ids=["append", "set"])
 def test_an_error_of_a_handler_in_a_transaction_does_nothing_twice(change: Callable[[Any], object]) -> None:
     with opened() as (_, state), state.transaction():
@@ -450,6 +459,7 @@ def test_an_interrupt_in_a_vacuum(chance: random.Random, rounds: int) -> None:
 
 
 @pytest.mark.leaves("descriptors")
+@pytest.mark.usefixtures("unhurried")
 @rounds(ci=4_500, nightly=50_000)
 def test_an_interrupt_in_a_change_that_vacuums(
     chance: random.Random, rounds: int, monkeypatch: pytest.MonkeyPatch
@@ -641,6 +651,7 @@ def failing_sync() -> Iterator[Callable[[], None]]:
 
 
 @pytest.mark.leaves("descriptors")
+@pytest.mark.usefixtures("unhurried")
 @rounds(ci=7_500, nightly=50_000)
 def test_an_interrupt_in_a_rescue(chance: random.Random, rounds: int) -> None:
     """The fsync of a change fails, so that a fresh snapshot is written; the interrupt comes anywhere in that."""

@@ -19,6 +19,7 @@ from checks import reopened, run_child, scratch
 from meeting import WatchedLock, meet
 from processes import PATIENCE, listing
 from rounds import rounds as sized
+from rounds import stride
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, plain
@@ -324,7 +325,12 @@ class Transacting:
 @pytest.mark.parametrize("when", ["around", "within", "before", "twice"])
 @pytest.mark.parametrize(("statement", "same"), STATEMENTS.values(), ids=STATEMENTS)
 def test_change_and_transaction_of_two_threads_do_not_mix_wherever_they_meet(
-    path: Path, statement: Callable[[Any], object], same: Callable[[Any], object], when: str, is_kept: bool
+    path: Path,
+    statement: Callable[[Any], object],
+    same: Callable[[Any], object],
+    when: str,
+    is_kept: bool,
+    chance: random.Random,
 ) -> None:
     with PersistedState(path, plain=0, tx=0, d={"n": 0, "t": 0}, l=[7]) as state:
         other = Transacting(state, is_kept=is_kept)
@@ -336,9 +342,9 @@ def test_change_and_transaction_of_two_threads_do_not_mix_wherever_they_meet(
         }[when]
         before = 1 if when in ("before", "twice") else 0
         expected: dict[str, Any] = {"plain": 0, "tx": 0, "d": {"n": 0, "t": 0}, "l": [7]}
-        times, number, is_reached = 2 if when == "twice" else 1, 0, True
+        times, number, is_reached = 2 if when == "twice" else 1, chance.randint(1 - stride(), 0), True
         while is_reached:
-            number += 1
+            number += stride()
             if number % 4 == 0:
                 state.vacuum()
             for _ in range(2):  # from then on a change takes the short way
@@ -374,7 +380,7 @@ def test_change_and_transaction_of_two_threads_do_not_mix_wherever_they_meet(
     ids=["set", "update", "below", "pop"],
 )
 def test_node_that_another_thread_removes_is_changed_or_removed_wherever_they_meet(
-    path: Path, change: Callable[[Any], object], content: Any, is_kept: bool | None
+    path: Path, change: Callable[[Any], object], content: Any, is_kept: bool | None, chance: random.Random
 ) -> None:
     """A removed node takes changes as a plain dict does; one that comes back with an undone transaction keeps them."""
     with PersistedState(path, jobs={}) as state:
@@ -389,9 +395,9 @@ def test_node_that_another_thread_removes_is_changed_or_removed_wherever_they_me
             remove()
 
         steps = [remove] if is_kept is None else [remove_in_transaction, other.end]
-        number, is_reached = 0, True
+        number, is_reached = chance.randint(1 - stride(), 0), True
         while is_reached:
-            number += 1
+            number += stride()
             if number % 4 == 0:
                 state.vacuum()
             state.jobs["a"] = {"n": {"deep": [0]}}
