@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import queue
 import random
 import sys
 import threading
@@ -175,8 +176,9 @@ class Stopped:
     """A thread that works until another one raises an exception in it, as often as that is wanted."""
 
     def __init__(self, step: Callable[[], object]) -> None:
-        self.step, self.steps = step, 0
+        self.step, self.left = step, 0
         self.go, self.stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self.reached: queue.SimpleQueue[None] = queue.SimpleQueue()  # no exception can come within its `put`
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -186,7 +188,9 @@ class Stopped:
             try:
                 while True:
                     self.step()
-                    self.steps += 1
+                    self.left -= 1
+                    if self.left == 0:
+                        self.reached.put(None)
             except Stop:
                 self.stopped.release()
             except Abort:
@@ -194,10 +198,9 @@ class Stopped:
 
     def stop(self, after: int, error: type[BaseException] = Stop) -> None:
         """Let the thread work on, and raise the error in it as soon as it has taken so many steps."""
-        goal = self.steps + after
+        self.left = after
         self.go.release()
-        while self.steps < goal:
-            assert self.thread.is_alive()
+        self.reached.get(timeout=PATIENCE)
         raised = ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(error)
         )
