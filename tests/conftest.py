@@ -82,7 +82,9 @@ def pytest_report_header() -> str:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
     """Tell why tests were skipped, a line for each reason: what failed follows, and shall stay in sight."""
-    reasons = Counter(skipped.longrepr[2] for skipped in terminalreporter.stats.get("skipped", []))
+    reasons = Counter(
+        skipped.longrepr[2].removeprefix("Skipped: ") for skipped in terminalreporter.stats.get("skipped", [])
+    )
     for reason, count in reasons.most_common():
         terminalreporter.write_line(f"{count} x {reason}")
     if exitstatus:

@@ -222,11 +222,11 @@ def code_points(start: int = 0, stop: int = sys.maxunicode + 1) -> Iterator[str]
     return (chr(code) for code in range(start, stop) if not 0xD800 <= code <= 0xDFFF)
 
 
-def taken(characters: Iterable[str], chance: random.Random) -> list[str]:
-    """Return all; in the quick sizes those up to U+3000, those at the ends of planes, and a tenth of the rest."""
+def taken(characters: Iterable[str], chance: random.Random, below: str = "\u3000") -> list[str]:
+    """Return all; in the quick sizes those below one, those at the ends of planes, and a tenth of the rest."""
     if SHARE >= 1:
         return list(characters)
-    return [c for c in characters if c < "\u3000" or ord(c) & 0xFFFF > 0xFE00 or chance.random() < 0.1]
+    return [c for c in characters if c < below or ord(c) & 0xFFFF > 0xFE00 or chance.random() < 0.1]
 
 
 def positions(characters: Sequence[str]) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def test_code_points_in_the_eyes_of_slow_readers(reader: str, chance: random.Ran
     """These need 30 µs a scalar: blocks full of letters and syllables go by 64 to a text, all else one by one."""
     alike = [(0x3400, 0xD7A4), (0xE010, 0xF8F0), (0x1200, 0x1400)]
     single = [c for c in code_points(0, 0x10000) if not any(start <= ord(c) < stop for start, stop in alike)]
-    single = taken(single, chance)
+    single = taken(single, chance, "\u0800")
     blocks = [list(code_points(*ends)) for ends in alike]
     texts = ["".join(block[index : index + 64]) for block in blocks for index in range(0, len(block), 64)]
     astral = [chr(code) for code in range(0x10000, 0x110000, 2999)]
