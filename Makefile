@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# The tests take this part of the rounds and cases that the full sizes have; see tests/rounds.py.
+# The tests take this part of the rounds and cases that the full sizes have; see tests/support/rounds.py.
 PERSISTEDSTATE_SHARE ?= 0.05
 PERSISTEDSTATE_CASES ?= $(PERSISTEDSTATE_SHARE)
 export PYTHON PERSISTEDSTATE_SHARE PERSISTEDSTATE_CASES

@@ -46,9 +46,9 @@ def test_the_seed_tells_which_cases_are_taken() -> None:
 
 @pytest.mark.parametrize(("asked", "run"), [("tests/test_many.py", FEW), ("tests/test_many.py::test_many", 2 * FEW)])
 def test_a_test_that_is_named_runs_with_all_its_cases(asked: str, run: int, tmp_path: Path) -> None:
-    (tmp_path / "tests").mkdir()
-    for name in ("conftest.py", "rounds.py", "oracle.py"):
-        shutil.copy(TESTS / name, tmp_path / "tests")
+    (tmp_path / "tests/support").mkdir(parents=True)
+    for name in ("conftest.py", "support/rounds.py", "support/oracle.py"):
+        shutil.copy(TESTS / name, tmp_path / "tests" / name)
     shutil.copy(TESTS.parent / "pyproject.toml", tmp_path)
     text = f"import pytest\n@pytest.mark.parametrize('x', range({2 * FEW}))\ndef test_many(x): pass\n"
     (tmp_path / "tests/test_many.py").write_text(text, "utf-8")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 STORM = "import runpy, sys; sys.argv[0] = 'storm.py'; runpy.run_path({!r}, run_name='__main__')".format(
-    str(Path(__file__).with_name("storm.py"))
+    str(Path(__file__).parent / "support/storm.py")
 )
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX signals")
