@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import signal
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -70,7 +71,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Take a sample of the cases of each test, where a share of them is wanted; not where a test was named."""
     if any("::" in argument for argument in config.args):
         return
-    taken = sample([item.nodeid for item in items], CASES, os.environ[SEED])
+    version = "{}.{}".format(*sys.version_info)  # each takes other cases
+    taken = sample([item.nodeid for item in items], CASES, f"{os.environ[SEED]} {version}")
     left_out = [item for item in items if item.nodeid not in taken]
     items[:] = [item for item in items if item.nodeid in taken]
     config.hook.pytest_deselected(items=left_out)
