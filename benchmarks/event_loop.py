@@ -97,9 +97,9 @@ def measured_disk(rounds: int, *, is_awaited: bool) -> list[float]:
     """Measure changes with `_fsync=True` on a disk that takes `SLOW`, by the clock."""
     real = persistedstate._System.fsync
 
-    def fsync(descriptor: Any) -> None:
+    def fsync(fd: Any) -> None:
         time.sleep(SLOW)
-        real(descriptor)
+        real(fd)
 
     with tempfile.TemporaryDirectory() as folder, opened(Path(folder), _fsync=True) as state:
         persistedstate._System.fsync = staticmethod(fsync)

