@@ -531,7 +531,7 @@ def test_an_error_of_a_handler_in_a_change_that_vacuums_costs_no_comment_and_rea
     with opened() as (_, state):
         raised.append(True)
         points = executed(partial(change, state))
-    for point in chosen(chance, points, rounds, each=False):
+    for point in chosen(chance, points, rounds):
         with opened() as (path, state):
             raised.append(True)
             interrupt(point, partial(change, state))
