@@ -2,7 +2,7 @@
 
 A *log* holds a text (the YAML of a snapshot) at a position, and the records behind it. All its writers see one order:
 a record is appended behind the last position that its writer knew, or not at all. What an engine must do is told by
-`Log`; `persistedstate_logs.redis` shows how.
+`Log`; `persistedstate_logs.redis` shows how, and `persistedstate_logs.asking` has what is the same for all servers.
 """
 
 from __future__ import annotations
