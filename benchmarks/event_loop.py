@@ -10,6 +10,7 @@ for, the clock. Prints a table in Markdown, or writes it into the target.
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 import sys
 import tempfile
@@ -97,12 +98,20 @@ def measured_disk(rounds: int, *, is_awaited: bool) -> list[float]:
     """Measure changes with `_fsync=True` on a disk that takes `SLOW`, by the clock."""
     real = persistedstate._System.fsync
 
+<<<<<<< HEAD
     def fsync(fd: Any) -> None:
+=======
+    def fsync(descriptor: Any) -> None:
+>>>>>>> wt-async
         time.sleep(SLOW)
         real(fd)
 
     with tempfile.TemporaryDirectory() as folder, opened(Path(folder), _fsync=True) as state:
+<<<<<<< HEAD
         persistedstate._System.fsync = staticmethod(fsync)
+=======
+        persistedstate._System.fsync = staticmethod(fsync)  # type: ignore[arg-type]
+>>>>>>> wt-async
         try:
             return [
                 asyncio.run(longest(time.perf_counter, change(state, is_awaited=is_awaited))) for _ in range(rounds)
@@ -127,10 +136,16 @@ def table(rounds: int) -> str:
         (disk, measured_disk(rounds, is_awaited=False)),
         ("… in `async with`", measured_disk(rounds, is_awaited=True)),
     ]
-    machine = f"CPython {platform.python_version()}, {platform.system()} {platform.machine()}"
+    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    machine = f"CPython {platform.python_version()}, {system}"
     lines = [f"| {name} | {median(found) * 1e3:.1f} | {max(found) * 1e3:.1f} |" for name, found in rows]
-    head = ["# How long an event loop is kept waiting", "", machine, "", "Milliseconds, state of 1 MB:", ""]
-    return "\n".join([*head, "| | median | longest |", "|---|---|---|", *lines, ""])
+    head = [
+        *("# How long an event loop is kept waiting", ""),
+        "The longest time between two rounds of the loop while a state of 1 MB is vacuumed and goes on being changed,",
+        "in milliseconds of the processor, of all threads; and for the slow disk, by the clock.",
+        *(f"From {rounds} vacuums, or changes, each.", "", "| | median | longest |", "|---|---|---|"),
+    ]
+    return "\n".join([*head, *lines, "", f"{machine}.", ""])
 
 
 def main() -> None:

@@ -102,19 +102,36 @@ class _Vacuum:
         self.made = module._Made(-1, "", 0, is_lasting=False)
         #: The old file up to there is in it; the edits up to there are in its snapshot, or were looked at.
         self.size = self.count = self.seen = 0
+        #: The values of the snapshot, and the edits that made them.
+        self.items: dict[Any, Any] = {}
+        self.past: list[Any] = []
         #: The entries that changes behind the snapshot touch.
         self.touched: dict[Any, None] = {}
 
     def run(self) -> None:
         tree, is_done = self.tree, False
         with suppress(Exception), _gently():  # what is wrong is told by the other way
-            is_done = type(tree.journal) is module._Journal and self._take() and self._renew()
+            try:
+                is_done = type(tree.journal) is module._Journal and self._take() and self._renew()
+            finally:
+                self._free()
         self._discard()
         with suppress(Exception), tree.turn():  # where a process or server is in the way, the next change tells of it
             if not is_done and self._is_possible() and tree.journal.size > tree.limit:
                 tree.surely_later(tree.vacuum_or_warn)
         if tree.beside is self:
             tree.beside = None
+
+    def _free(self) -> None:
+        """Free what was needed piece by piece: while a list is freed, no other thread runs.
+
+        Before garbage is collected again, which would begin with all of it.
+        """
+        for content in (*self.items.values(), self.past):
+            while type(content) is list and content:
+                del content[-_SLICE:]
+            while type(content) is dict and content:
+                content.popitem()
 
     def _is_possible(self) -> bool:
         tree = self.tree
@@ -206,10 +223,13 @@ class _Vacuum:
             return False
         written, more = len(self.data), self._later()
         self.data += more
-        self.edits, self.past = tree.edits[self.count :], tree.edits  # to free all of those takes 3 ms without the lock
+        self.edits, self.past = tree.edits[self.count :], tree.edits
         self.made = module._Made(self.descriptor, self.path, written, is_lasting=not (more and tree.fsync))
         self.descriptor = -1  # from here on the journal sees to it
-        tree._renew(self.document, basis, beside=self)
+        try:
+            tree._renew(self.document, basis, beside=self)
+        finally:
+            self.past = self.past if tree.edits is not self.past else []
         return True
 
     def carry_over(self) -> None:

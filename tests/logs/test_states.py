@@ -250,7 +250,7 @@ def test_a_task_waits_for_the_turn_of_another_process_while_the_loop_goes_on(url
 def test_tasks_and_processes_at_once_lose_nothing(url: str) -> None:
     async def main() -> None:
         with contextlib.ExitStack() as stack:
-            children = [stack.enter_context(Child(COUNTING, url)) for _ in range(3)]
+            children = [stack.enter_context(Child(HASTY, url)) for _ in range(3)]
             for child in children:
                 assert child.line() == "begun"
             await asyncio.gather(*[count(state, 20) for _ in range(3)])
@@ -272,7 +272,7 @@ async def count(state: Any, times: int) -> None:
             state.a += 1
 
 
-COUNTING = """
+HASTY = """
     import sys, threading
     from persistedstate import PersistedState
 
