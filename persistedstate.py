@@ -85,6 +85,9 @@ from functools import cache, lru_cache, partial
 from itertools import islice, pairwise, takewhile
 from math import inf, isnan
 
+if sys.platform != "win32":
+    import fcntl
+
 TYPE_CHECKING = False  # to import typing takes 2 ms, of 22 that a script takes which changes a state once
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -3028,9 +3031,7 @@ class _System:
     def set_flags(descriptor: int, flags: int) -> None:
         """Set what may change of the flags with which a file was opened, such as O_APPEND."""
         if sys.platform != "win32":
-            from fcntl import F_SETFL, fcntl
-
-            fcntl(descriptor, F_SETFL, flags)
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
 
     @staticmethod
     def lock(descriptor: int) -> bool:
@@ -3041,10 +3042,8 @@ class _System:
         """
         if sys.platform == "win32":
             return _lock_by_portalocker(descriptor)
-        from fcntl import LOCK_EX, LOCK_NB, flock
-
         try:
-            flock(descriptor, LOCK_EX | LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
@@ -3060,17 +3059,13 @@ class _System:
             with suppress(LockException):
                 unlock(descriptor)
         else:
-            from fcntl import LOCK_UN, flock
-
-            flock(descriptor, LOCK_UN)
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
     @staticmethod
     def lock_shared(descriptor: int) -> bool:
         """Take the lock of an open file together with others, unless one has it for itself."""
-        from fcntl import LOCK_NB, LOCK_SH, flock
-
         try:
-            flock(descriptor, LOCK_SH | LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
@@ -3078,9 +3073,7 @@ class _System:
     @staticmethod
     def await_lock(descriptor: int) -> None:
         """Wait for the lock of an open file; the kernel wakes who waits."""
-        from fcntl import LOCK_EX, flock
-
-        flock(descriptor, LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
     @staticmethod
     def lock_byte(descriptor: int, byte: int, kind: str, *, wait: bool) -> bool:
@@ -3089,8 +3082,6 @@ class _System:
         The kernel keeps these apart from `lock`. Where it can, the open file holds them: what a process holds ends as
         soon as any part of it closes the file.
         """
-        import fcntl
-
         number, command = getattr(fcntl, kind), getattr(fcntl, "F_OFD_SETLKW" if wait else "F_OFD_SETLK", None)
         try:
             if command is None:
@@ -4076,7 +4067,7 @@ class _SharedJournal(_Journal):
         path = device, inode
         is_as_left = path == self.inode and size == self.size
         # The size of the copy tells, too: what a person saves may be as long as what was there when we looked last.
-        if is_as_left and _system.fstat(self.beside).st_size == self.note.start + size and not is_doubtful:
+        if is_as_left and not is_doubtful and len(_system.pread(self.beside, 2, self.note.start + size - 1)) == 1:
             return None
         note = _Note.read(self.beside)
         if note is None:
@@ -6470,14 +6461,25 @@ class _LiveTree(_Tree):
     def vacuum_or_warn(self) -> None:
         try:
             self._vacuum()
-        except (OSError, StateError, *_ANOTHER_TIME) as error:
-            if self.trouble is not None:
+        except Exception as error:
+            is_ours = isinstance(error, (OSError, StateError, *_ANOTHER_TIME))
+            if self.trouble is not None or not (is_ours or self._fails_again()):
                 raise
             self.limit = 2 * self.journal.size
             reason = getattr(error, "errno", None) or type(error)
             if reason not in self.told:
                 self.told.add(reason)
                 _warn(f"{self.path}: no vacuum ({type(error).__name__}: {error}); the changes are in the journal")
+
+    def _fails_again(self) -> bool:
+        """Tell whether a vacuum fails by itself; if not, a signal handler or another thread had ended it."""
+        try:
+            self._vacuum()
+        except Warning:  # where warnings are errors
+            return False
+        except Exception:  # noqa: BLE001 - told by the caller
+            return True
+        return False
 
     def join(self, *, fsync: bool | float, mode: int | None) -> None:
         """Take over the options of one more object: the stronger `_fsync`, also for what was written before.

@@ -98,20 +98,12 @@ def measured_disk(rounds: int, *, is_awaited: bool) -> list[float]:
     """Measure changes with `_fsync=True` on a disk that takes `SLOW`, by the clock."""
     real = persistedstate._System.fsync
 
-<<<<<<< HEAD
     def fsync(fd: Any) -> None:
-=======
-    def fsync(descriptor: Any) -> None:
->>>>>>> wt-async
         time.sleep(SLOW)
         real(fd)
 
     with tempfile.TemporaryDirectory() as folder, opened(Path(folder), _fsync=True) as state:
-<<<<<<< HEAD
         persistedstate._System.fsync = staticmethod(fsync)
-=======
-        persistedstate._System.fsync = staticmethod(fsync)  # type: ignore[arg-type]
->>>>>>> wt-async
         try:
             return [
                 asyncio.run(longest(time.perf_counter, change(state, is_awaited=is_awaited))) for _ in range(rounds)
