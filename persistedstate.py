@@ -79,7 +79,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import _GeneratorContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from itertools import islice, pairwise, takewhile
@@ -90,18 +90,19 @@ if sys.platform != "win32":
 
 TYPE_CHECKING = False  # to import typing takes 2 ms, of 22 that a script takes which changes a state once
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from datetime import date, datetime, timezone
     from threading import Event
-    from typing import Any, AnyStr, NoReturn, Protocol
+    from typing import Any, AnyStr, NoReturn, Protocol, TypeVar
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
     from typing_extensions import Self
 
     #: What leads from the root to a node.
     _Keys = tuple[Any, ...]
+    _Shown = TypeVar("_Shown")
 else:
-    Any = _RuamelScanner = object  # until they are needed
+    Any = _RuamelScanner = _Shown = object  # until they are needed
     try:  # 0.7 ms less than what is around it (CPython 3.10, 3.11)
         from _datetime import date, datetime, timezone
     except ImportError:
@@ -178,21 +179,45 @@ class StateError(Exception):
         return type(self), (self.path, self.reason)
 
 
+#: So many characters of a line are shown in which something is wrong.
+_SIGHT = 120
+
+
+def _told(line: int, column: int, reason: str, text: str) -> str:
+    """Tell what is wrong with a line, with a mark below the column in which it is."""
+    from unicodedata import combining, east_asian_width
+
+    if not line:
+        return reason
+    text = text.rstrip().ljust(column - 1)
+    start = max(min(column - 1 - _SIGHT // 2, len(text) - _SIGHT), 0)
+    shown = "…" * (start > 0) + text[start : start + _SIGHT] + "…" * (start + _SIGHT < len(text))
+    shown = "".join(each if each.isprintable() or each == "\t" else "\ufffd" for each in shown)
+    before = [each for each in shown[: column - 1 - start + (start > 0)] if not combining(each)]
+    mark = "".join("\t" if each == "\t" else " " * (1 + (east_asian_width(each) in "WF")) for each in before) + "^"
+    return f"line {line}, column {column}: {reason}\n    {shown}\n    {mark}"
+
+
 _ADVICE = "mend it in an editor, or see `persistedstate check FILE` and `persistedstate repair FILE`"
+_LOG_ADVICE = "see `persistedstate check ADDRESS`"
 
 
 class StateCorrupt(StateError, ValueError):
-    """The file is not a state: mend the line that the text shows; the file was left as it is.
+    """The file is not a state, or not as declared: mend what the text shows; the file was left as it is.
 
-    Attributes: `line` and `column` (counted from 1) and `text` (the line itself), besides those of `StateError`.
+    Attributes: `line` and `column` (counted from 1) and `text` (the line itself), besides those of `StateError`. A
+    value that stands in no line of the snapshot has line 0. `advice` tells what to do.
     """
 
-    def __init__(self, path: str, reason: str, line: int = 1, column: int = 1, text: str = "") -> None:
-        super().__init__(path, f"line {line}, column {column}: {reason}\n    {text.rstrip()}\n{_ADVICE}")
+    def __init__(
+        self, path: str, reason: str, line: int = 1, column: int = 1, text: str = "", advice: str = ""
+    ) -> None:
+        self.advice = advice or (_LOG_ADVICE if "://" in path else _ADVICE)
+        super().__init__(path, f"{_told(line, column, reason, text)}\n{self.advice}")
         self.reason, self.line, self.column, self.text = reason, line, column, text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self.reason, self.line, self.column, self.text)
+        return type(self), (self.path, self.reason, self.line, self.column, self.text, self.advice)
 
 
 class StateLocked(StateError, TimeoutError):
@@ -260,6 +285,10 @@ class _TooDeep(_BadText, RecursionError):
 class _Odd(Exception):
     """The text is outside the fast grammar: ruamel.yaml must read it."""
 
+
+#: What is wrong with a text, where others have to know it again.
+_TOP_LEVEL = "the top level must be a mapping (key: value)"
+_NOT_UTF_8 = "not UTF-8; save the file in UTF-8"
 
 #: What is no fault of a text.
 _ANOTHER_TIME = (ImportError, MemoryError)
@@ -795,41 +824,20 @@ def _compose(text: str, version: str | None = None, anchors: Mapping[str, Any] |
 
 
 def _trouble(error: Any, text: str) -> _BadText:
-    """Return what ruamel.yaml found wrong with a text, at the line that a person has to mend."""
+    """Return what ruamel.yaml found wrong with a text: where something began that has no end, or where it stopped."""
     mark, reason = error.problem_mark or error.context_mark, str(error.problem or error.context)
-    lacks_colon = "expected ':'" in reason
-    if error.context_mark and (lacks_colon or mark.index >= len(text.rstrip())):
+    if error.context_mark and ("expected ':'" in reason or "separator" in reason or mark.index >= len(text.rstrip())):
         mark = error.context_mark
-    is_late = reason.startswith("mapping values") or "'<block mapping start>'" in reason
-    above = _value_for_lack_of_colon(text[: mark.index]) if is_late else None
-    if lacks_colon or above is not None:
-        reason = _NO_COLON
-    return _BadText(reason, mark.index if above is None else above)
+    return _BadText(reason, mark.index)
 
 
-#: What ends a key, or begins a document; and the beginning of an item.
-_COLON, _ITEM = _pattern(r":(?:\s|\Z)|\A---"), _pattern(r" *- ")
-_NO_COLON = "a colon is missing (key: value)"
-
-
-def _value_for_lack_of_colon(text: str) -> int | None:
-    """Return where the value begins that goes on to the end of a text because a colon is missing in its first line."""
-    *lines, last = text.split("\n")
-    while lines and not _CONTENT.match(lines[-1]):
-        lines.pop()
-    first = len(lines)
-    while first and _CONTENT.match(lines[first - 1]) and not _COLON.search(lines[first - 1]):
-        first -= 1
-    if first == len(lines) or _COLON.search(last):
-        return None
-    above = next(filter(_CONTENT.match, reversed(lines[:first])), "---").partition(" #")[0].rstrip()
-    start = first
-    if _ITEM.match(lines[first]) or not above.endswith((":", "---")):  # then it is an item, the last of its list
-        items = [number for number in range(first, len(lines)) if _ITEM.match(lines[number])]
-        if not items:
-            return None
-        start = min(reversed(items), key=lambda number: lines[number].index("-"))
-    return len("\n".join([*lines[:start], ""])) + len(lines[start]) - len(lines[start].lstrip())
+def _explained(text: str, problem: _BadText) -> _BadText:
+    """Return what is wrong with a text in words of a person who writes YAML, if the tools are there to tell."""
+    try:
+        explained: _BadText = _tool("mistakes").explained(text, problem)
+    except Exception:  # noqa: BLE001 - whatever it is, what the reader found must come out
+        return problem
+    return explained
 
 
 class _Alias:
@@ -955,7 +963,7 @@ class _Loader:
         if self.root is None or (self.root.id == "scalar" and self.value(self.root, 0) is None):
             return {}
         if self.root.id != "mapping":
-            raise _BadText("the top level must be a mapping (key: value)", self.root.start_mark.index)
+            raise _BadText(_TOP_LEVEL, self.root.start_mark.index)
         found = self.value(self.root, 0)
         assert isinstance(found, dict)  # noqa: S101 - for the type checker
         return found
@@ -1061,7 +1069,7 @@ class _Loader:
     def _key(self, node: Any) -> Any:
         key = self.value(node, 1) if node.id in ("scalar", "alias") else ()
         if not _is_key(key) and key is not _UNDEFINED:
-            raise _BadText("a key must be a str, int, float, bool or null", node.start_mark.index)
+            raise _BadText("a key must be text, a number, true, false or null", node.start_mark.index)
         return key
 
     def merge(self, node: Any, depth: int, merged: dict[Any, Any]) -> None:
@@ -2181,6 +2189,8 @@ class _Document:
         self.is_unusual = False
         #: Keys of the entries that could only be written plainly, and why; _GONE stands for the whole text.
         self.lost: dict[Any, Exception] = {}
+        #: What went wrong where it should not, when this was made; all values are in the text nevertheless.
+        self.faults: list[Exception] = []
         #: What happened to the values since: paths, operations and their arguments; and whether that may not be all.
         self.edits: list[tuple[Any, ...]] = []
         self.is_doubtful = False
@@ -2230,7 +2240,7 @@ class _Document:
         vars(twin).update(vars(self))
         for name in ("pieces", "unended", "odd", "anchored", "lost"):
             setattr(twin, name, getattr(self, name).copy())
-        twin.edits, twin.is_doubtful, twin.known = [], False, ("", {})
+        twin.edits, twin.faults, twin.is_doubtful, twin.known = [], [], False, ("", {})
         return twin
 
     def text(self) -> str:
@@ -2373,9 +2383,11 @@ class _Document:
             twin = self._renewed(items)
         except RecursionError:
             return _on_an_empty_stack(self._renewed, items)
-        if any(isinstance(reason, RecursionError) for key, reason in twin.lost.items() if key not in self.lost):
+        if any(isinstance(fault, RecursionError) for fault in twin.faults):
             with suppress(RuntimeError):  # no thread can be started
                 return _on_an_empty_stack(self._renewed, items)
+        elif twin.faults and not self._renewed(items).faults:
+            raise twin.faults[0]  # not of the text, but of a signal handler or another thread
         return twin
 
     def _renewed(self, items: Mapping[Any, Any]) -> _Document:
@@ -2399,6 +2411,7 @@ class _Document:
         twin.newline, twin.lost = self.newline, self.lost.copy()
         if not isinstance(reason, _Odd):
             twin.lost.setdefault(_GONE, reason)
+            twin.faults.append(reason)
         head = self.head.removeprefix("\ufeff")
         twin.head = "".join(_LOOSE_LINE.findall(head + "\n" * (head[-1:] not in ("", "\n"))))
         for key, item in value.items():
@@ -2426,7 +2439,9 @@ class _Document:
                 top.follow(*edit)
         except _ANOTHER_TIME:
             raise
-        except Exception:  # noqa: BLE001 - whatever cannot be followed can be compared
+        except Exception as error:  # noqa: BLE001 - whatever cannot be followed can be compared
+            if not isinstance(error, (_Odd, _BadText, LookupError, AttributeError)):
+                self.faults.append(error)
             top, stale = _Top(self), {*self.pieces}
         if before.is_doubtful:
             stale |= top.shared(items)
@@ -2569,6 +2584,7 @@ class _Top(_Block):
         except Exception as error:  # noqa: BLE001 - nothing in a text may keep a state from being saved
             if isinstance(error, RecursionError) or not isinstance(error, (_Odd, _BadText)):
                 document.lost.setdefault(key, error)
+                document.faults.append(error)
             document.unended.pop(key, None)
             return _lines_above(part.piece) + _block({key: _plain(items[key])}, self.column)
 
@@ -2708,7 +2724,7 @@ class _Stream:
             if error.end == len(data) and error.reason == "unexpected end of data":
                 return data[: error.start].decode() + _HALF_CHARACTER  # may be in the torn tail
             before = len(data[: error.start].decode(errors="replace"))
-            raise _BadText("not UTF-8; save the file in that encoding", before) from None
+            raise _BadText(_NOT_UTF_8, before) from None
 
     def _without_torn_tail(self, text: str) -> str:
         start = text.rfind("\n") + 1
@@ -2943,7 +2959,7 @@ class Problem(namedtuple("Problem", "line column reason text")):
     text: str
 
     def __str__(self) -> str:
-        return f"line {self.line}, column {self.column}: {self.reason}\n    {self.text.rstrip()}"
+        return _told(*self)
 
 
 def _line_number(text: str, offset: int) -> int:
@@ -2959,7 +2975,7 @@ def _problem(text: str, problem: _BadText) -> Problem:
 
 
 def _corrupt(path: str, text: str, problem: _BadText) -> StateCorrupt:
-    line, column, reason, content = _problem(text, problem)
+    line, column, reason, content = _problem(text, _explained(text, problem))
     return StateCorrupt(path, reason, line, column, content)
 
 
@@ -2977,6 +2993,7 @@ class _System:
 
     open = staticmethod(os.open)
     close = staticmethod(os.close)
+    dup = staticmethod(os.dup)
     read = staticmethod(os.read)
     write: Any = os.write
     fsync = staticmethod(os.fsync)
@@ -3097,6 +3114,8 @@ _system: type[_System] | _System = _System
 _registry_lock = RLock()
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+#: For a file that is to take the place of another one.
+_NEW = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NO_LINK | _FLAGS
 #: The errors where there is no file, or a link in its place that is not to be followed.
 _NOT_THERE = {errno.ENOENT, errno.ELOOP, errno.EMLINK}
 #: A file that is mounted by itself stays mounted when its name is given to another one.
@@ -3219,12 +3238,25 @@ class _Dated:
         return glance == self.glance and self.read_at - self.seen_at > _SAME_DATE
 
 
+class _Made(namedtuple("_Made", "descriptor path size is_lasting")):
+    """A file that is to take the place of ours: what of it is there, and whether the rest need not be on the disk."""
+
+    __slots__ = ()
+    descriptor: int
+    path: str
+    size: int
+    is_lasting: bool
+
+
 class _Overtaken(Exception):
     """Somebody else wrote the file while it was about to be replaced."""
 
 
 class _Journal:
     """A state file, locked while it is open."""
+
+    #: What all who have it open in this process have to say alike.
+    settings: Any = None
 
     def __init__(self, path: str) -> None:
         self.descriptor = -1
@@ -3256,6 +3288,9 @@ class _Journal:
         #: What our file looks like; length and hash of what the latest look found in it, ours or somebody else's.
         self.dated = _Dated()
         self.read: tuple[int, int] | None = None
+        #: Held while the disk is waited for; and why that failed, until the file is written anew.
+        self.syncing = RLock()
+        self.unsynced: OSError | None = None
 
     def open(self, mode: int | None, deadline: float) -> bool:
         """Open, lock and read the file; False if that has to be tried again, in a moment.
@@ -3294,7 +3329,7 @@ class _Journal:
         self.size = len(data)
         self.known = (len(data), hash(data))
         self.basis: _Glance | None = _seen(_system.fstat(self.descriptor))
-        self.inode, self.read = self.basis[:2], None
+        self.inode, self.read, self.unsynced = self.basis[:2], None, None
         self.dated.note(self.basis, 0.0)
 
     def holds(self, data: bytes) -> bool:
@@ -3423,9 +3458,21 @@ class _Journal:
         if found and data.startswith(found):
             _system.ftruncate(self.descriptor, self.size)
 
-    def sync(self) -> None:
-        """Wait until the file is on the disk. After an OSError only a new file helps: what failed once is forgotten."""
-        _system.fsync(self.descriptor)
+    def sync(self, descriptor: int = -1) -> None:
+        """Wait until the file is on the disk. After an OSError only a new file helps: what failed once is forgotten.
+
+        descriptor: another one of the file, for a thread that does not hold the lock.
+        """
+        with self.syncing:
+            if self.unsynced is not None:  # one of another thread, which is about to see to it
+                raise OSError(self.unsynced.errno, self.unsynced.strerror, self.path)
+            try:
+                _system.fsync(self.descriptor if descriptor < 0 else descriptor)
+                if not self.is_renamed:
+                    self._keep_name()
+            except OSError as error:
+                self.unsynced = error
+                raise
 
     def _glance_around(self, now: float) -> None:
         """Note whether somebody else may have written, by the look of the file; `is_foreign` finds out."""
@@ -3465,7 +3512,10 @@ class _Journal:
         if len(data) != self.size or hash(data[:length]) != value:
             return False
         self.read = len(data), hash(data)
-        return all(line.startswith(b"--- [") or line in (b"", b"{}") for line in data[length:].split(b"\n"))
+        behind = b"\n" + data[length:]
+        if behind.count(b"\n--- [") + behind.endswith(b"\n") == behind.count(b"\n"):  # as nearly always
+            return True
+        return all(line.startswith(b"--- [") or line in (b"", b"{}") for line in behind.split(b"\n"))
 
     def read_foreign(self, deadline: float) -> tuple[bytes | None, _Glance | None, bool]:
         """Return what somebody else left, None where they left nothing; how the path looks; and whether it is whole.
@@ -3505,8 +3555,10 @@ class _Journal:
                 _system.unlock(descriptor)
         _system.close(descriptor)
 
-    def replace(self, data: bytes, basis: _Glance | None) -> None:
+    def replace(self, data: bytes, basis: _Glance | None, made: _Made | None = None) -> None:
         """Renew the whole file, which looked like `basis` so far; a crash leaves the old one or the new one.
+
+        made: a new file that holds the beginning of it already; nothing else may take the place of the old one then.
 
         A new file takes the old one's place. Where that cannot be (several hard links, a folder that may not be written
         to, a file that is mounted by itself, a foreign owner), the file is rewritten: a line is added that tells the
@@ -3516,11 +3568,11 @@ class _Journal:
         opened a file that somebody put in the place of ours.
         """
         is_ours = self._is_named()
-        if not is_ours or _system.fstat(self.descriptor).st_nlink <= 1:
+        if made is not None or not is_ours or _system.fstat(self.descriptor).st_nlink <= 1:
             try:
-                self._swap(data, basis, is_ours=is_ours)
+                self._swap(data, basis, made, is_ours=is_ours)
             except OSError as error:
-                if error.errno not in _NOT_REPLACEABLE or not is_ours:
+                if error.errno not in _NOT_REPLACEABLE or not is_ours or made is not None:
                     raise
             else:
                 return
@@ -3528,19 +3580,19 @@ class _Journal:
         if not self.is_renamed:
             self._keep_name()
 
-    def _swap(self, data: bytes, basis: _Glance | None, *, is_ours: bool) -> None:
+    def _swap(self, data: bytes, basis: _Glance | None, made: _Made | None = None, *, is_ours: bool) -> None:
         self._remove_temporary()
-        self.temporary = path = self._temporary_path()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NO_LINK | _FLAGS
-        new, old, theirs = -1, self.descriptor, -1
+        new, path, size, is_lasting = made or _Made(-1, self._temporary_path(), 0, is_lasting=False)
+        self.temporary, old, theirs = path, self.descriptor, -1
         try:
             with _registry_lock:
-                new = _above_standard(_system.open(path, flags, 0o600))
+                new = _above_standard(_system.open(path, _NEW, 0o600)) if new < 0 else new
                 self.unfinished = new, data
-            _write_all(new, data)
+            _write_all(new, data[size:])
             theirs = -1 if is_ours else self._claim()
             _take_over_attributes(theirs if self._may_decide(theirs) else old, new)
-            _system.fsync(new)
+            if not is_lasting:
+                _system.fsync(new)
             if _read_all(new) != data:
                 raise OSError(errno.EIO, "what was written cannot be read back", path)
             if not self._lock(new):
@@ -3549,6 +3601,8 @@ class _Journal:
             self._check(basis, theirs)  # last: what is saved between this and the next step by a renaming is lost
             _system.replace(path, self.path)
             self._hand_over(new, data, old if theirs < 0 else theirs, basis)
+            if made is None:
+                self._keep_name()
         except BaseException:
             _surely(self._clean_up, new, data)
             raise
@@ -3565,7 +3619,6 @@ class _Journal:
         self._go_on_with(new, data)
         if basis and _seen(_system.fstat(replaced)) != basis:  # an editor opened it in the last moment
             self.displaced = replaced
-        self._keep_name()
 
     def _go_on_with(self, new: int, data: bytes) -> None:
         self.is_renamed = False
@@ -3575,8 +3628,9 @@ class _Journal:
 
     def _keep_name(self) -> None:
         """Let the renaming last; until then no sync is worth anything."""
+        inode = self.inode
         _sync_folder(os.path.dirname(self.path))
-        self.is_renamed = True
+        self.is_renamed = self.is_renamed or self.inode == inode
 
     def _clean_up(self, new: int, data: bytes) -> None:
         """After an error or interrupt: go on with the new file if it took the place of the old one, else remove it.
@@ -3652,6 +3706,7 @@ class _Journal:
 
     def _rewrite(self, data: bytes, basis: _Glance | None) -> None:
         self._check(basis)
+        self.unsynced = None  # all of it is written again
         is_half, before = self.is_half_rewritten, self.size
         if is_half:  # else a copy that was cut short might count as whole, with what comes behind it
             _system.set_flags(self.descriptor, os.O_APPEND)
@@ -3760,7 +3815,7 @@ if TYPE_CHECKING:
         is_in_turn: bool
 
         def take_turn(self, wait: float = inf) -> None:
-            """Wait until nobody else may write, until `end_turn`; TimeoutError after `wait` seconds."""
+            """Wait until nobody else may write, until `end_turn`; raises TimeoutError after `wait` seconds."""
 
         def end_turn(self) -> None:
             """Let others write; may be called again."""
@@ -4115,12 +4170,12 @@ class _SharedJournal(_Journal):
             offset += len(part)
         return b"".join(parts)
 
-    def replace(self, data: bytes, basis: _Glance | None) -> None:
+    def replace(self, data: bytes, basis: _Glance | None, made: _Made | None = None) -> None:
         """Renew the file by another one in its place; see `_Journal.replace`. Raises OSError where that cannot be."""
         is_ours = self._is_named()
         if is_ours:
             self._check_names(_system.fstat(self.descriptor))
-        self._swap(data, basis, is_ours=is_ours)
+        self._swap(data, basis, made, is_ours=is_ours)
 
     def _announce(self, new: int) -> None:
         device, inode = _seen(_system.fstat(new))[:2]
@@ -4351,13 +4406,16 @@ class _Tree:
     of a change.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "attributes", "edits", "halted", "levels", "lock", "missed", "root")
+    __slots__ = (
+        *("__dict__", "__weakref__", "attributes", "edits", "halted", "levels"),
+        *("lines", "lock", "missed", "root", "watcher"),
+    )
 
     root: _Root
 
     def __init__(self, path: str = "") -> None:
         self.path = path
-        self.lock = RLock()
+        self.lock: Any = RLock()
         #: None while changes are welcome, else a call, (function, *arguments), that has to be made first: `_finish` a
         #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_tell` a late
         #: warning, or, for ever, `refuse`.
@@ -4370,6 +4428,8 @@ class _Tree:
         self.edits: list[tuple[Any, ...]] = []
         #: The open transactions, the outermost first.
         self.levels: list[_Level] = []
+        #: The tasks that wait until they may begin a transaction, the first of them first, by their event loops.
+        self.lines: dict[Any, deque[Any]] = {}
         self.started: Any = None  #: The `moment` at which the change under way looked where it belongs.
         #: The nodes that know the beginnings of records; a vacuum makes them forget.
         self.primed: list[_Node] = []
@@ -4380,8 +4440,10 @@ class _Tree:
         #: The objects that show the tree and are not closed, by their ids; the last that is closed closes the tree.
         self.facades: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.is_closing = False
-        #: Somebody wants to be told of changes: then each of them leaves an edit, and there are no short ways.
-        self.is_watched = False
+        #: Who wants to be told of changes: then each of them leaves an edit, and there are no short ways.
+        self.watches: list[Any] = []
+        #: The thread that looks at what others do, if somebody wants one.
+        self.watcher: Any = None
 
     def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
         """Write the record, then do the operation to the node, to which `keys` lead; neither if the first fails."""
@@ -4393,6 +4455,10 @@ class _Tree:
     def still(self) -> Any:
         """Return what to hold while nothing may change; raises StateError where waiting for it would never end."""
         return self.lock
+
+    def renew_lock(self) -> None:
+        """In a forked child have a new lock in the place of one that a thread may hold which is gone."""
+        self.lock = self.lock.anew() if self.watches else RLock()
 
     def turn(self) -> Any:
         """Return what to hold during a change: the lock, and, in a shared state, the turn of this process."""
@@ -4433,7 +4499,7 @@ class _Tree:
 
     def prime(self, node: _Node, key: str | None, head: str) -> None:
         """Let a node know how the record of a change begins that it is likely to make again."""
-        if self.is_watched:
+        if self.watches:
             return
         if node._heads is _NO_HEADS:
             if len(self.primed) >= _MOST_PRIMED:
@@ -5664,12 +5730,14 @@ class _LiveTree(_Tree):
     fsync: False, True, or seconds.
     """
 
-    __slots__ = ("batch", "finish", "fsync", "journal", "latest", "limit", "owner", "task", "transaction", "unclear")
+    __slots__ = (
+        *("batch", "beside", "finish", "fsync", "is_in_loops", "journal"),
+        *("latest", "limit", "owner", "task", "transaction", "unclear"),
+    )
 
-    def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None) -> None:
+    def __init__(self, journal: _Journal, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
         super().__init__(journal.path)
-        self.reserved = _METHODS
-        self.fsync, self.mode = fsync, mode
+        self.fsync, self.mode, self.reserved = fsync, mode, _METHODS
         #: The records of the open transactions, and the task that opened them, if one did.
         self.batch: list[str] = []
         self.task: _Task | None = None
@@ -5685,7 +5753,7 @@ class _LiveTree(_Tree):
         self.trouble: Exception | None = None
         self.history = _History()
         #: A new snapshot that is about to be written, and what has to be noted of it.
-        self.renewal: tuple[_Document, bytes, Any, _Saved | None] | None = None
+        self.renewal: tuple[_Document, bytes, Any, _Saved | None, Any] | None = None
         #: How often what a person saved changed the state.
         self.merges = 0
         #: The keys of which records tell what the snapshot has, and the records that are to be written yet. No record
@@ -5693,24 +5761,31 @@ class _LiveTree(_Tree):
         self.attested: set[Any] = set()
         self.facts: dict[Any, str] = {}
         self.has_facts = True
-        #: What classes declare of the state, and what checks changes before they are made.
+        #: What the classes of the open objects declare, and whether they check changes, one for each object; what
+        #: follows from that: what a person saves is held to, and what checks changes before they are made.
+        self.rules: list[tuple[Any, bool]] = []
         self.declarations: list[Any] = []
         self.checks: list[Any] = []
         #: By the beginnings of records: a type that needs no other check, and what else tells whether a value fits.
         self.fitting: dict[str, tuple[Any, Callable[[Any], bool]]] = {}
+        #: An event loop uses the state, so that vacuums must not keep it waiting; one that another thread makes.
+        self.is_in_loops, self.beside = False, None
         #: Why vacuums failed since the last that did not, each told once.
         self.told: set[int | type] = set()
         self.journal = journal
         self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
-        self._load(journal.data)
+        self._load(journal.data, declaration)
 
-    def _load(self, data: bytes) -> None:
+    def _load(self, data: bytes, declaration: Any) -> None:
         stream = _parsed(self.path, data)
         sound = data[: len(data) - stream.torn]
         self.document = stream.document
         _Root(stream.value, self)
         self.generation = 1
-        for reason in _replay(self.root, stream, self.path):
+        reasons = _replay(self.root, stream, self.path)
+        if declaration is not None:
+            self._filled(declaration)  # before anything is written
+        for reason in reasons:
             kept = self.journal.keep_aside(data, "edited") if stream.undecided else ""
             _warn(f"{self.path}: {reason}" + f"; the file as it was is kept in {kept}" * bool(kept))
         if stream.torn:
@@ -5774,10 +5849,13 @@ class _LiveTree(_Tree):
         """Return the lock; raises StateError in a thread for which the transaction that holds it seems to wait."""
         if self.levels and self.owner != get_ident() and self._has_started_this():
             if not self.lock.acquire(timeout=_DEADLOCK):
-                reason = "the transaction that started this thread is open, and perhaps waits for it"
-                raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
+                self._refuse_started("thread")
             self.lock.release()
         return self.lock
+
+    def _refuse_started(self, kind: str) -> NoReturn:
+        reason = f"the transaction that started this {kind} is open, and perhaps waits for it"
+        raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
 
     def _has_started_this(self) -> bool:
         """Tell whether the code that runs was started inside of the latest transaction."""
@@ -5984,14 +6062,18 @@ class _LiveTree(_Tree):
         """
         if self.fsync:
             self._sync()
+        if self.journal.size > self.limit:
+            self.surely_later(self._vacuum_in_time)
+        elif self.journal.is_suspicious:
+            self.surely_later(self.look)
+
+    def surely_later(self, function: Callable[[], object]) -> None:
+        """Do what is due; what fails is raised by the next change."""
         try:
-            if self.journal.size > self.limit:
-                self._vacuum_or_warn()
-            elif self.journal.is_suspicious:
-                self.look()
+            function()
         except Warning as warning:  # where warnings are errors
             self.halted = (self._tell, warning) if self.trouble is None else (self._rescue,)
-        except Exception as error:  # noqa: BLE001 - see above
+        except (OSError, StateError) as error:
             self._halt(error)
 
     def _sync(self) -> None:
@@ -6007,6 +6089,25 @@ class _LiveTree(_Tree):
         except OSError as error:
             self._halt(error)
             self._rescue()
+
+    def sync_outside(self) -> None:
+        """Do what `sync` does, for a thread that does not hold the lock: it is left to others meanwhile."""
+        with self.lock:
+            if self.journal.descriptor < 0:  # the state was closed, which has seen to it
+                return
+            try:
+                descriptor = _system.dup(self.journal.descriptor)
+            except OSError:
+                self.sync()
+                return
+        try:
+            self.journal.sync(descriptor)
+        except OSError as error:
+            with self.turn():
+                self._halt(error)
+                self._rescue()
+        finally:
+            _system.close(descriptor)
 
     def begin(self) -> _Level:
         """Enter a transaction; inside another one it joins that."""
@@ -6036,7 +6137,9 @@ class _LiveTree(_Tree):
     def _check_task(self) -> None:
         """Refuse a task to take part in the transaction of another one, which may undo it."""
         if not self._is_in_task():
-            raise StateError(self.path, "a transaction of another task is open; change the state after it")
+            raise StateError(
+                self.path, "a transaction of another task is open; wait for it: `async with STATE.transaction()`"
+            )
 
     def end(self, level: _Level) -> None:
         """Leave a transaction; the outermost end writes one record."""
@@ -6103,18 +6206,15 @@ class _LiveTree(_Tree):
 
     def _take_lock_over(self) -> None:
         """Let this thread hold the lock, and release it soon, in the place of the one that entered the transaction."""
-        lock: Any = self.lock
         try:
-            lock._release_save()  # as threading.Condition does
+            self.lock._release_save()  # as threading.Condition does
         except RuntimeError:  # from Python 3.14 on only the holder may
-            self._renew_lock()
+            if self.watches:
+                self.lock.lock = RLock()  # in the same one, which is to be left by the one that entered it
+            else:
+                self.lock = RLock()
         self.owner = get_ident()
         self.lock.acquire()
-
-    def _renew_lock(self) -> None:
-        """Have a new lock in the place of one that a thread holds which is gone."""
-        lock = RLock()
-        self.lock = self.lock.with_lock(lock) if isinstance(self.lock, _TellingLock) else lock
 
     def _settle_end(self) -> None:
         """Find out whether the record of the transaction is in the file; where that fails, write the file anew."""
@@ -6150,26 +6250,32 @@ class _LiveTree(_Tree):
         return self.document.renewed(self.root._items)
 
     def _renew(
-        self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
+        self,
+        document: _Document,
+        basis: _Glance | None,
+        value: Any = _GONE,
+        saved: _Saved | None = None,
+        beside: Any = None,
     ) -> None:
         """Replace a file that looks like `basis` by a snapshot.
 
-        value: what memory takes over. saved: what a person saved, from which they may go on.
+        value: what memory takes over. saved: what a person saved, from which they may go on. beside: what made the new
+        file meanwhile, in which there are later changes behind the snapshot.
         """
-        data = document.text().encode()
+        data = document.text().encode() if beside is None else beside.data
         lost = {key: reason for key, reason in document.lost.items() if reason is not self.document.lost.get(key)}
-        self.renewal = (document, data, value, saved)
+        self.renewal = (document, data, value, saved, beside)
         try:
             self.halted = (self._rescue,)
-            self.journal.replace(data, basis)
-            self._adopt(document, data, value, saved)
+            self.journal.replace(data, basis, *[] if beside is None else [beside.made])
+            self._adopt(document, data, value, saved, beside)
         except OSError as error:
             if self.journal.is_half_rewritten or self.journal.unfinished is not None or not self.journal.is_renamed:
                 self.trouble = error
             raise
         finally:
             _surely(self._finish_renewal)
-            is_open = self.journal.is_half_rewritten or not self.journal.is_renamed
+            is_open = self.journal.is_half_rewritten or not (self.journal.is_renamed or beside is not None)
             if is_open and self.trouble is None:  # by an interrupt
                 self.trouble = OSError(errno.EINTR, os.strerror(errno.EINTR), self.path)
             self._halt(self.trouble)
@@ -6182,12 +6288,12 @@ class _LiveTree(_Tree):
         with suppress(OSError):
             self.journal.recover()
         if self.renewal is not None and self.journal.unfinished is None:
-            document, data, _, _ = self.renewal
+            document, data, *_ = self.renewal
             if self.document is not document and self.journal.holds(data):
                 self._adopt(*self.renewal)
             self.renewal = None
 
-    def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None) -> None:
+    def _adopt(self, document: _Document, data: bytes, value: Any, saved: _Saved | None, beside: Any) -> None:
         """Note what the file holds now; may be called twice, and has been called when `document` is the new one."""
         self.is_clean = True
         self.path = self.journal.path
@@ -6207,6 +6313,8 @@ class _LiveTree(_Tree):
         self.limit = max(2 * len(data), _VACUUM_FLOOR)
         self.trouble = None
         self.told.clear()
+        if beside is not None:
+            beside.carry_over()
         self.document = document
 
     def _take(self, value: dict[Any, Any]) -> None:
@@ -6255,12 +6363,12 @@ class _LiveTree(_Tree):
             value = _merged(base, mine, edit.saved.value)
             for declaration in self.declarations:
                 value = declaration.filled(value)
-                declaration.check(value, self.path, edit.saved.text)
+                declaration.check(value, self.path, edit.saved.text, mine)
             document, value = edit.saved.with_value(value)
             is_new = self.history.is_new(edit.saved, self.document)
         except StateCorrupt as error:
-            place = f"line {error.line}, column {error.column}: {error.reason}"
-            edit.give_up(f"what was saved there is not what is declared ({place})")
+            edit.trouble = _told(error.line, error.column, error.reason, error.text)
+            edit.give_up("what was saved there is not what is declared")
             self._refuse(edit)
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing of the script's may be lost by it
@@ -6276,7 +6384,8 @@ class _LiveTree(_Tree):
         try:
             self._renew(self._renewed(), edit.basis)
         finally:  # here, because a warning may be an error
-            _warn(f"{self.path}: {edit.problem}{kept}. The file holds the state of the running script again")
+            what = f"{self.path}: {edit.problem}{kept}. The file holds the state of the running script again"
+            _warn(what + edit.advice())
 
     def refresh(self) -> bool:
         """Merge what others did to the file; return whether that changed the state."""
@@ -6286,31 +6395,36 @@ class _LiveTree(_Tree):
             self.look()
         return self.merges > before
 
-    def declare(self, declaration: Any, *, is_checked: bool) -> None:
-        """Hold the state, and what a person saves, to what a class declares, if it does.
+    def declare(self, rule: tuple[Any, bool]) -> None:
+        """Hold the state, and what a person saves, to what the class of an object declares, if it does.
 
-        is_checked: what the script changes, too.
+        rule: that, and whether what the script changes is held to it, too.
 
         Raises StateCorrupt where the file has something else; then the file is left as it is.
         """
-        if declaration is None:
+        if rule[0] is None:
             return
         with self.turn():
-            filled = declaration.filled(_plain(self.root))
-            try:
-                declaration.check(filled, self.path, self.document.text())
-            except StateCorrupt:
-                if len(self.facades) == 1:
-                    self.halted = (self.refuse, StateClosed(self.path, "the state was closed; open it again"))
-                raise
-            if declaration not in self.declarations:
-                self.declarations.append(declaration)
-            if is_checked and declaration.check_change not in self.checks:
-                self.checks.append(declaration.check_change)
-                self.forget_heads()
-                self.__class__ = _CHECKED[type(self)]
-            if not self.levels:
-                _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
+            filled = self._filled(rule[0])
+            self._rule([*self.rules, rule])
+            _fill(self.root, {key: item for key, item in filled.items() if key in self.root._items})
+
+    def _filled(self, declaration: Any) -> Any:
+        """Return the state with its defaults, if it is as declared; raises StateCorrupt."""
+        filled = declaration.filled(_plain(self.root))
+        declaration.check(filled, self.path, self.document.text())
+        return filled
+
+    def retract(self, rule: tuple[Any, bool]) -> None:
+        """No longer hold the state to what the class of an object declares that is closed."""
+        self._rule([known for known in self.rules if known is not rule])
+
+    def _rule(self, rules: list[tuple[Any, bool]]) -> None:
+        self.rules = rules
+        self.declarations = [*dict.fromkeys(declaration for declaration, _ in rules)]
+        self.checks = [*dict.fromkeys(declaration.check_change for declaration, is_checked in rules if is_checked)]
+        self.forget_heads()
+        self.__class__ = _CHECKED[type(self)][bool(self.checks)]
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -6335,17 +6449,37 @@ class _LiveTree(_Tree):
             self.root._clear()
             self.edits.clear()
 
-    def _vacuum_or_warn(self) -> None:
+    def _vacuum_in_time(self) -> None:
+        """Vacuum; where an event loop uses the state, let a thread beside it do so."""
+        if self.beside is None:
+            self.is_in_loops = self.is_in_loops or _is_in_loop()
+            with suppress(ModuleNotFoundError, RuntimeError):  # no thread can be started any more
+                self.beside = _tool("beside").begin(self) if self.is_in_loops else None
+            if self.beside is None:
+                self.vacuum_or_warn()
+
+    def vacuum_or_warn(self) -> None:
         try:
             self._vacuum()
         except Exception as error:
-            if self.trouble is not None or isinstance(error, Warning):
+            is_ours = isinstance(error, (OSError, StateError, *_ANOTHER_TIME))
+            if self.trouble is not None or not (is_ours or self._fails_again()):
                 raise
             self.limit = 2 * self.journal.size
             reason = getattr(error, "errno", None) or type(error)
             if reason not in self.told:
                 self.told.add(reason)
                 _warn(f"{self.path}: no vacuum ({type(error).__name__}: {error}); the changes are in the journal")
+
+    def _fails_again(self) -> bool:
+        """Tell whether a vacuum fails by itself; if not, a signal handler or another thread had ended it."""
+        try:
+            self._vacuum()
+        except Warning:  # where warnings are errors
+            return False
+        except Exception:  # noqa: BLE001 - told by the caller
+            return True
+        return False
 
     def join(self, *, fsync: bool | float, mode: int | None) -> None:
         """Take over the options of one more object: the stronger `_fsync`, also for what was written before.
@@ -6382,7 +6516,7 @@ class _LiveTree(_Tree):
             if self._may_write():
                 self.resume()
                 if not self._look_or_keep() and not self.is_clean:
-                    self._vacuum_or_warn()
+                    self.vacuum_or_warn()
         finally:
             if self.syncer is not None:
                 self.syncer.stop()
@@ -6403,6 +6537,8 @@ class _LiveTree(_Tree):
     def shut(self, reason: StateError) -> None:
         """Close the file, without another look at it; every later use raises the reason."""
         self.halted = (self.refuse, reason)
+        if self.beside is not None:
+            self.beside.stop()
         self.journal.close()
         self.syncer = None
         for facade in list(self.facades.values()):
@@ -6415,7 +6551,7 @@ class _LiveTree(_Tree):
         reason = (
             f"opened by process {os.getppid()}; its child {os.getpid()} must open the file itself, after the parent"
         )
-        self.lock = RLock()
+        self.renew_lock()
         self.journal.leave()
         self.shut(StateError(self.path, reason))
 
@@ -6429,7 +6565,7 @@ class _CheckedTree(_LiveTree):
         assert node._place is not None  # noqa: S101 - for the type checker
         if len(self.checks) == 1:
             [check] = self.checks
-            self.fitting[head] = check.__self__.fitting((*node._place[1], 0 if key is None else key))
+            self.fitting[head] = check.__self__.fitting((*node._place[1], key))
             super().prime(node, key, head)
 
     def forget_heads(self) -> None:
@@ -6459,14 +6595,16 @@ class _Edit:
         #: What can be merged, None while `problem` tells why it cannot; and whether waiting may change that.
         self.saved: _Saved | None = None
         self.problem = "" if is_quiet else "somebody keeps writing the file"
+        #: What a person has to mend in it.
+        self.trouble: _BadText | str = ""
         self.is_doubtful = not is_quiet
         self.text = (data or b"").strip(b"\0\r\n\t ").decode(errors="replace")
         try:
             self.saved = _Saved(data or b"")
             self.text = self.saved.text.strip()
         except _BadText as problem:
-            line = _line_number((data or b"").decode(errors="replace"), problem.offset)
-            self.give_up(f"what was saved there cannot be understood (line {line}: {problem.reason})")
+            self.trouble = problem
+            self.give_up("what was saved there cannot be understood")
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing of the script's may be lost by it
             self.give_up(f"what was saved there cannot be understood ({error!r})")
         if self.problem or not self.text:
@@ -6474,6 +6612,13 @@ class _Edit:
 
     def give_up(self, problem: str) -> None:
         self.saved, self.problem, self.is_doubtful = None, problem, True
+
+    def advice(self) -> str:
+        """Return what a person has to mend in it, if that can be told."""
+        text, place = (self.data or b"").decode(errors="replace"), self.trouble
+        if isinstance(place, _BadText):
+            place = str(_problem(text, _explained(text, place)))
+        return f"; mend your text and save it once more:\n{place}" if place else ""
 
     def compare(self, known: list[_Document]) -> None:
         """Doubt a text that looks as if it broke off, compared with the latest snapshots.
@@ -6507,6 +6652,8 @@ class _Syncer:
         #: Something was written since the last sync.
         self.is_needed = False
         self.is_waiting = False
+        #: How many threads are waiting for the disk.
+        self.syncing = 0
         from threading import Event
 
         self.is_stopped = Event()
@@ -6524,18 +6671,20 @@ class _Syncer:
     def _run(self) -> None:
         with self.tree.lock:
             self.is_waiting = False
-            with suppress(Exception):  # the next change, or `close`, tries again and raises
-                self._sync()
-
-    def _sync(self) -> None:
-        if self.is_needed and self.tree.journal.descriptor >= 0:
-            self.is_needed = False
-            self.tree.sync()
+            if not self.is_needed:
+                return
+            self.is_needed, self.syncing = False, self.syncing + 1
+        with suppress(Exception):  # the next change, or `close`, tries again and raises
+            self.tree.sync_outside()
+        with self.tree.lock:
+            self.syncing -= 1
 
     def stop(self) -> None:
         """Sync now what is not yet synced."""
         self.is_stopped.set()
-        self._sync()
+        if (self.is_needed or self.syncing) and self.tree.journal.descriptor >= 0:
+            self.is_needed = False
+            self.tree.sync()
 
 
 class _Past(namedtuple("_Past", "document first_record size by_person")):
@@ -6677,7 +6826,9 @@ class _SharedTree(_LiveTree):
 
     journal: _SharedJournal
 
-    def __init__(self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None) -> None:
+    def __init__(
+        self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None, declaration: Any = None
+    ) -> None:
         self.log: _Log = journal
         #: Memory may differ from the log, so that all of that has to be read.
         self.is_doubtful = False
@@ -6691,7 +6842,7 @@ class _SharedTree(_LiveTree):
         self.grave.halted = (self.grave.refuse, StateConflict(journal.path, reason))
         self.grave.levels.append(_Level(0, 0))
         _Root({}, self.grave)
-        super().__init__(journal, fsync=fsync, mode=mode)
+        super().__init__(journal, fsync=fsync, mode=mode, declaration=declaration)
 
     def turn(self) -> Any:
         self.still()
@@ -6717,7 +6868,7 @@ class _SharedTree(_LiveTree):
             finally:
                 self.log.end_turn()  # an interrupt may have come in front of the first
 
-    def _begin_turn(self, wait: float) -> None:
+    def _begin_turn(self, wait: float = inf) -> None:
         if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
             function, *arguments = self.halted
             function(*arguments)
@@ -6749,7 +6900,18 @@ class _SharedTree(_LiveTree):
             with suppress(Exception):  # is told by the next turn
                 _surely(self._reload)
             raise
+        for declaration in self.declarations if self.missed else ():
+            self._tell_undeclared(declaration)
         self._look_around()
+
+    def _tell_undeclared(self, declaration: Any) -> None:
+        """Warn of what other processes wrote that is not as declared. They go on from that, so it stays."""
+        images = [image for image in self.missed.values() if image.node._top() is self.root]
+        problems = [problem for image in images for problem in declaration.problems_of(image)]
+        if problems:
+            first = f"{problems[0]}{f', and {len(problems) - 1} more' * (len(problems) > 1)}"
+            advice = "It stays, because they go on from it; set it anew here, or with `persistedstate set`"
+            _warn(f"{self.path}: another process wrote what is not declared ({first}). {advice}")
 
     def _look_around(self) -> None:
         journal, now = self.journal, _system.now()
@@ -6880,7 +7042,12 @@ class _SharedTree(_LiveTree):
         return tuple(part[index] if -len(part) <= index < len(part) else _GONE for part in (old, items))
 
     def _renew(
-        self, document: _Document, basis: _Glance | None, value: Any = _GONE, saved: _Saved | None = None
+        self,
+        document: _Document,
+        basis: _Glance | None,
+        value: Any = _GONE,
+        saved: _Saved | None = None,
+        beside: Any = None,
     ) -> None:
         past = [(self.document.text(), self.first_record, value is not _GONE), *self.log.past_texts()]
         if saved is not None:
@@ -6889,7 +7056,7 @@ class _SharedTree(_LiveTree):
         while len(past) > 1 and sum(len(text) for text, _, _ in past) > _HISTORY:
             past.pop()
         self.journal.past = past
-        super()._renew(document, basis, value, saved)
+        super()._renew(document, basis, value, saved, beside)
 
     def _await_edit(self) -> _Edit:
         self.history = _History()  # of all processes
@@ -6926,12 +7093,13 @@ class _SharedTree(_LiveTree):
         if self.levels and self.owner == get_ident():
             super().mend_in_child()
             return
-        self._renew_lock()
+        self.renew_lock()
         self.journal.leave()
         while self.levels:  # of another thread, which the child does not have
             self.restore()
             self.levels.pop()
         self.batch, self.latest, self.renewal, self.trouble = [], _NO_LATEST, None, None
+        self.lines, self.beside = {}, None
         if self.syncer is not None:
             self.syncer = _Syncer(self, self.fsync)
         self.halted = (self._reopen,)
@@ -6955,8 +7123,9 @@ class _LogTree(_SharedTree):
 
     journal: Any
 
-    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None) -> None:
-        super().__init__(journal, fsync=fsync is True, mode=mode)  # the server sees to numbers of seconds
+    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
+        # The server sees to numbers of seconds.
+        super().__init__(journal, fsync=fsync is True, mode=mode, declaration=declaration)
 
     @property
     def has_facts(self) -> bool:
@@ -6976,7 +7145,7 @@ class _LogTree(_SharedTree):
             finally:
                 self.journal.depth = depth
 
-    def _begin_turn(self, wait: float) -> None:
+    def _begin_turn(self, wait: float = inf) -> None:
         self.journal.depth = 1  # an interrupt may have left another
         super()._begin_turn(wait)
 
@@ -6988,14 +7157,14 @@ class _LogTree(_SharedTree):
     def sync(self) -> None:
         self.journal.sync()
 
+    def sync_outside(self) -> None:
+        with self.lock:  # of the connection, too
+            self.sync()
+
     def _look_around(self) -> None:
         """Nobody writes a log but by a log."""
 
-    def join(self, *, fsync: bool | float, mode: int | None) -> None:
-        if mode is not None:
-            raise StateError(self.path, "_mode is for files; this is none")
-        if fsync != self.journal.fsync:
-            raise StateError(self.path, "open in this process already, with another _fsync; use the same")
+    def join(self, *, fsync: bool | float, mode: int | None) -> None:  # noqa: ARG002 - all have the same
         super().join(fsync=self.fsync, mode=mode)
 
 
@@ -7017,14 +7186,16 @@ class _CheckedLogTree(_CheckedTree, _LogTree):
     __slots__ = ()
 
 
-#: The classes of trees whose changes are checked; of the same layout, so that an open tree may become one.
+#: The classes of a tree whose changes are not checked, and are; of the same layout: an open tree may become the other.
 _CHECKED = {
-    tree: checked
-    for plain_one, checked in (
-        (_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree),
-    )
-    for tree in (plain_one, checked)
-}  # fmt: skip
+    tree: kinds
+    for kinds in ((_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree))
+    for tree in kinds
+}
+
+
+#: In the place of length and hash: what is shown may be mixed.
+_IN_DOUBT = (-1, 0)
 
 
 class _Follower(_Tree):
@@ -7038,7 +7209,7 @@ class _Follower(_Tree):
         self.defaults = defaults
         self.seen = _Dated()
         #: Length and hash of what is shown, and of that without a torn tail, to which a writer of this file only adds.
-        self.content, self.known = (-1, 0), (0, hash(b""))
+        self.content, self.known = _IN_DOUBT, (0, hash(b""))
         reason = "opened with _readonly=True; open it without to change it"
         self.halted = (self.refuse, StateReadOnly(self.path, reason))
         _Root({}, self)
@@ -7053,11 +7224,12 @@ class _Follower(_Tree):
     def refresh(self) -> bool:
         """Read the file again if it changed; return whether the state did."""
         now = _system.now()
-        if self.seen.tells(_seen(_system.stat(self.name))):
+        before = self.content
+        if before != _IN_DOUBT and self.seen.tells(_seen(_system.stat(self.name))):
             return False
         data, seen = self._read_whole()
-        content = len(data), hash(data)
-        is_changed = content != self.content and self._show(data)
+        content, self.content = (len(data), hash(data)), _IN_DOUBT
+        is_changed = content != before and self._show(data)
         self.content = content
         self.seen.note(seen, now)
         return is_changed
@@ -7104,7 +7276,8 @@ class _Follower(_Tree):
         if self.lock.acquire(blocking=False):
             self.lock.release()
             return
-        self.lock, self.seen, self.content = RLock(), _Dated(), (-1, 0)
+        self.renew_lock()
+        self.seen, self.content = _Dated(), _IN_DOUBT
         with suppress(OSError, StateError):
             self.refresh()
 
@@ -7114,17 +7287,22 @@ class _LogFollower(_Follower):
 
     def __init__(self, journal: Any, defaults: Mapping[str, Any], declaration: Any) -> None:
         self.journal, self.read = journal, b""
+        #: The position of what is shown; the journal is at another one where that may be mixed.
+        self.shown_at: Any = None
         super().__init__(journal.path, defaults, declaration, journal.path)
 
     def refresh(self) -> bool:
-        if self.journal.descriptor < 0:
-            self.journal.open(None, 0.0)
-            self.read, self.journal.data = self.journal.data, b""
-        elif (news := self.journal.news(is_doubtful=False)) is not None:
-            self.read = news[0] if news[1] else self.read + news[0]
+        journal, is_changed = self.journal, False
+        if journal.descriptor < 0:
+            journal.open(None, 0.0)
+            news = journal.data, True
         else:
-            return False
-        return self._show(self.read)
+            news = journal.news(is_doubtful=journal.position != self.shown_at)
+        if news is not None:
+            self.read, journal.data = news[0] if news[1] else self.read + news[0], b""
+            is_changed = self._show(self.read)
+        self.shown_at = journal.position
+        return is_changed
 
     def release(self) -> None:
         super().release()
@@ -7465,6 +7643,14 @@ def _narrowed(keys: _Keys, old: Any, new: Any) -> tuple[_Keys, Any, Any]:
     return keys, old, new
 
 
+class _Told(_thread._local):
+    """What a thread has to tell: the calls that it makes as soon as the lock is free, and whether it makes one."""
+
+    def __init__(self) -> None:
+        self.calls: deque[Callable[[], object]] = deque()
+        self.is_telling = False
+
+
 class _TellingLock:
     """The lock of a tree of whose changes somebody wants to be told: when it is released, they are.
 
@@ -7473,19 +7659,17 @@ class _TellingLock:
 
     def __init__(self, tree: Any, lock: Any) -> None:
         self.tree, self.lock = tree, lock
-        self.watches: list[_Watch] = []
         self.edits, self.length = tree.edits, len(tree.edits)
-        #: Calls that are to be made as soon as the lock is free, and the threads that make some.
-        self.news: deque[Callable[[], object]] = deque()
-        self.telling: set[int] = set()
+        self.told = _Told()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.lock, name)
 
-    def with_lock(self, lock: Any) -> _TellingLock:
-        """Return the same with another lock."""
-        self.lock = lock
-        return self
+    def anew(self) -> _TellingLock:
+        """Return one that nobody holds, to go on with. Whoever holds this one only lets it go."""
+        lock = _TellingLock(self.tree, RLock())
+        lock.edits, lock.length, lock.told = self.edits, self.length, self.told
+        return lock
 
     @property
     def __enter__(self) -> Any:
@@ -7496,11 +7680,11 @@ class _TellingLock:
 
     def release(self) -> None:
         try:
-            if not self.tree.levels and not self._is_up_to_date():
+            if self.tree.lock is self and not self.tree.levels and not self._is_up_to_date():
                 self._gather()
         finally:
             self.lock.release()
-        if self.news and not self.lock._is_owned():
+        if self.told.calls and not self.lock._is_owned():
             self._tell()
 
     def _is_up_to_date(self) -> bool:
@@ -7514,23 +7698,22 @@ class _TellingLock:
             is_all = is_all or not (keys or arguments)
             touched.update(_touched(keys, operation, arguments, ()))
         self.edits, self.length = tree.edits, len(tree.edits)
-        for watch in [*self.watches]:
+        for watch in [*tree.watches]:
             if news := watch.news(tree.root, None if is_all else touched):
-                self.news.append(news)
+                self.told.calls.append(news)
 
     def _tell(self) -> None:
-        """Call the functions. What they change themselves is told by the same loop, as is what others do meanwhile."""
-        if get_ident() in self.telling:
-            return
-        self.telling.add(get_ident())
-        try:
-            while self.news:
-                try:
-                    self.news.popleft()()
-                except Exception:  # noqa: BLE001 - whatever it is, the change is made and stays
-                    sys.excepthook(*sys.exc_info())
-        finally:
-            self.telling.discard(get_ident())
+        """Call the functions of which this thread has to tell. What they change themselves is told by the same loop."""
+        told = self.told
+        while told.calls and not told.is_telling:
+            told.is_telling = True
+            try:
+                if told.calls:  # still: a signal handler may have made them
+                    told.calls.popleft()()
+            except Exception:  # noqa: BLE001 - whatever it is, the change is made and stays
+                sys.excepthook(*sys.exc_info())
+            finally:
+                told.is_telling = False
 
 
 def on_change(
@@ -7540,15 +7723,17 @@ def on_change(
 
     There is one call for each statement, transaction or merged save that changed something there, with the path to the
     innermost place that has all of the change, as a tuple of keys and indexes, and plain copies of what was and is
-    there, None for nothing. It comes when the change is in the file and the lock is free, in the thread that made it.
-    An exception of the function undoes nothing and stops nothing: `sys.excepthook` tells it. A change that is undone
-    is none.
+    there, None for nothing. It comes when the change is in the file and the lock is free, in the thread that made it,
+    before the statement returns; calls for several threads may overlap. An exception of the function undoes nothing
+    and stops nothing: `sys.excepthook` tells it. A change that is undone is none.
 
     Args:
         state: the state; one that is read only is told of what `refresh()` finds.
         function: what to call; it may change the state.
         path: a key of the top level, or a tuple of keys and indexes; only changes there count. Without it, all do. What
             is there is copied after each change.
+
+    Raises StateError within a transaction, and within `_thread_lock` where nobody is told of changes as yet.
 
     >>> import os, tempfile
     >>> STATE = PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), limits={"cpu": 1}, n=0)
@@ -7560,23 +7745,35 @@ def on_change(
     """
     tree = state._tree
     keys = tuple(path) if isinstance(path, (tuple, list)) else (path,)
+    is_held = not tree.watches and tree.lock._is_owned()  # then nothing tells when it becomes free
     with tree.turn():
-        if tree.levels:
-            raise StateError(tree.path, "a transaction is open; ask to be told of changes before or after it")
-        lock = tree.lock if tree.is_watched else _TellingLock(tree, tree.lock)
+        if tree.levels or is_held:
+            what = "a transaction is open" if tree.levels else "this thread holds the lock of the state"
+            raise StateError(tree.path, f"{what}; ask to be told of changes before or after that")
         watch = _Watch(function, keys, tree.root)
-        lock.watches.append(watch)
-        tree.lock, tree.is_watched = lock, True
+        tree.lock = tree.lock if tree.watches else _TellingLock(tree, tree.lock)
+        tree.watches.append(watch)
         tree.forget_heads()
 
     def stop() -> None:
-        with lock:
-            if watch in lock.watches:
-                lock.watches.remove(watch)
-            if not lock.watches and tree.lock is lock:
-                tree.lock, tree.is_watched = lock.lock, False
+        with tree.lock:
+            if watch in tree.watches:
+                tree.watches.remove(watch)
+                tree.lock = tree.lock if tree.watches else tree.lock.lock
 
     return stop
+
+
+class _Together(_GeneratorContextManager[_Shown]):
+    """What holds a transaction: for `with`, and in a task for `async with`."""
+
+    async def __aenter__(self) -> _Shown:
+        shown: _Shown = await _tool("tasks").enter(self, self.args[0])
+        return shown
+
+    async def __aexit__(self, *exception: object) -> bool:
+        is_caught: bool = await _tool("tasks").leave(self, *exception)
+        return is_caught
 
 
 #: A root of which no attribute has a short way to be set, for closed states.
@@ -7600,7 +7797,13 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _check: False: what the script assigns is not checked by what its class declares.
         _shared: True: several processes have the file open and change it, all with this option. Each change waits for
             its turn and first applies what others wrote; else that is seen after `refresh()`. What would overwrite
-            what another process changed since it was read raises StateConflict; not in a transaction.
+            what another process changed since it was read raises StateConflict; not in a transaction. What others
+            wrote that is not as declared is there as it is, after a warning; an attribute that cannot be made of it,
+            such as an Enum, raises StateCorrupt.
+        _watch: True: a thread takes over what others did without a touch of the state: it looks each second, and on
+            Linux at once, if the package inotify-simple is installed. For the script it is one more thread, in which
+            functions of `on_change` are called for what it finds. A function: the thread only calls this, when there
+            is something to take over, so that the script calls `refresh()` where that suits it.
 
     Raises:
         StateLocked: another process has it open. StateCorrupt: the file cannot be understood; it was left as it is.
@@ -7621,7 +7824,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     [{'name': 'a', 'done': True}]
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_items", "_open_root", "_own", "_refusal", "_root", "_tree")
+    __slots__ = ("__dict__", "__weakref__", "_items", "_open_root", "_own", "_refusal", "_root", "_rule", "_tree")
 
     _tree: Any
     _root: _Root
@@ -7631,6 +7834,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     _items: dict[Any, Any]
     #: The ordinary attributes.
     _own: dict[str, Any]
+    #: What its class declares, and whether the script is held to it.
+    _rule: tuple[Any, bool]
     #: What every use raises from now on, once `_tree`, `_root` and `_items` are gone.
     _refusal: StateError
     #: What the class declares, if it does.
@@ -7656,9 +7861,10 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         _mode: int | None = None,
         _check: bool = True,
         _shared: bool = False,
+        _watch: bool | Callable[[], object] = False,
         **defaults: Any,
     ) -> None:
-        _check_options(_fsync, _wait, _readonly, _mode, _shared)
+        _check_options(_fsync, _wait, _readonly, _mode, _shared, _watch)
         for name in defaults:
             _check_name(name)
         text = os.fsdecode(path)
@@ -7671,21 +7877,23 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             tree = _follower(text, defaults, declared)
             tree.facades[id(self)] = self
         else:
-            kind = _engine(text, fsync=_fsync) or (_SharedJournal if _shared else _Journal)
+            kind = _engine(text, fsync=_fsync, mode=_mode) or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
-        self._show(tree)
-        if isinstance(tree, _LiveTree):
-            try:
+        self._show(tree, (declared, _check))
+        try:
+            if isinstance(tree, _LiveTree):
                 tree.join(fsync=_fsync, mode=_mode)
-                tree.declare(declared, is_checked=_check)
+                tree.declare(self._rule)
                 tree.set_defaults(defaults)
-            except BaseException:
-                self.close()
-                raise
+            if _watch:
+                _tool("watching").watch(self, _watch)
+        except BaseException:
+            self.close()
+            raise
 
-    def _show(self, tree: _Tree) -> None:
-        parts = {"_own": {}, "_tree": tree, "_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
-        for name, value in parts.items():
+    def _show(self, tree: _Tree, rule: tuple[Any, bool]) -> None:
+        parts = {"_root": tree.root, "_open_root": tree.root, "_items": tree.root._items}
+        for name, value in {"_own": {}, "_rule": rule, "_tree": tree, **parts}.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "__dict__", tree.attributes)
 
@@ -7702,6 +7910,13 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         tree = getattr(self, "_tree", None) if not hasattr(self, "_refusal") else None
         if tree is None:
             return
+        try:
+            self._close(tree)
+        finally:
+            if tree.watcher is not None:
+                tree.watcher.leave()
+
+    def _close(self, tree: Any) -> None:
         with tree.still():
             if tree.levels:
                 tree.resume()  # where one could not be undone
@@ -7712,6 +7927,8 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
                 tree.is_closing = tree.is_closing or not tree.facades
             if tree.is_closing:
                 tree.release()
+            else:
+                tree.retract(self._rule)
             self._shut(StateClosed(tree.path, "the state was closed; open it again"))
 
     def _shut(self, refusal: StateError) -> None:
@@ -7724,13 +7941,16 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             with suppress(AttributeError):  # while it is being made
                 object.__delattr__(self, name)
 
-    @contextmanager
-    def transaction(self) -> Iterator[Self]:
+    def transaction(self) -> _Together[Self]:
         """Make the changes in a `with` block one: all of them are in the file after it, or none.
 
         Other threads wait. An exception puts everything back as it was before the block, and propagates. A transaction
         inside another one joins it; if only the inner one fails, only its changes are undone. Raises OSError, with
         nothing changed, when the record cannot be written.
+
+        In a task of asyncio or trio, `async with` waits for its turn while other tasks run; those that wait get it one
+        after the other. Among them `with` raises StateError at once, as a change does, while a transaction of another
+        task is open. With `_fsync=True` the disk is waited for in the same way, behind `async with`.
 
         >>> import os, tempfile
         >>> STATE = PersistedState(os.path.join(tempfile.mkdtemp(), "x.state"), a=1, b=1)
@@ -7740,27 +7960,35 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         >>> STATE
         {'a': 2, 'b': 0}
         """
+        return _Together(PersistedState._steps, (self,), {})
+
+    def _steps(self) -> Generator[Self, None, None]:
+        """Be in a transaction until the next step."""
         tree = self._tree
-        with tree.turn():
-            if tree.halted is not None:
-                tree.resume()
-            depth = len(tree.levels)
-            try:
+        try:
+            with tree.turn():
+                if tree.halted is not None:
+                    tree.resume()
+                depth = len(tree.levels)
                 try:
-                    level = tree.begin()
-                    yield self
-                    if tree.halted is not None:
-                        tree.resume()  # in a forked child it says so
-                    tree.end(level)
+                    try:
+                        level = tree.begin()
+                        yield self
+                        if tree.halted is not None:
+                            tree.resume()  # in a forked child it says so
+                        tree.end(level)
+                    finally:
+                        tree.abandon(depth)
                 finally:
-                    tree.abandon(depth)
-            finally:
-                try:
-                    tree.abandon(depth)  # an interrupt may have come in front of the first
-                except BaseException:
-                    if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
-                        tree.halted = (tree._undo_abandoned, depth, tree.halted)
-                    raise
+                    try:
+                        tree.abandon(depth)  # an interrupt may have come in front of the first
+                    except BaseException:
+                        if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
+                            tree.halted = (tree._undo_abandoned, depth, tree.halted)
+                        raise
+        finally:
+            if tree.lines:
+                _tool("tasks").wake(tree)
 
     def vacuum(self) -> None:
         """Renew the snapshot now, if anything changed since the last time.
@@ -7910,10 +8138,10 @@ def _check_name(name: str) -> None:
     if name in _METHODS:
         raise AttributeError(f'{name} is a method of PersistedState; use STATE["{name}"]')
     if name[:1] == "_":
-        raise TypeError(f"unknown option {name}; there are _check, _fsync, _mode, _readonly, _shared and _wait")
+        raise TypeError(f"unknown option {name}; there are _check, _fsync, _mode, _readonly, _shared, _wait and _watch")
 
 
-def _check_options(fsync: object, wait: object, readonly: object, mode: object, shared: object) -> None:
+def _check_options(fsync: object, wait: object, readonly: object, mode: object, shared: object, watch: object) -> None:
     if not isinstance(fsync, (bool, int, float)) or (not isinstance(fsync, bool) and not fsync > 0):
         raise TypeError(f"_fsync is False, True or a number of seconds above 0, not {fsync!r}")
     if isinstance(wait, bool) or not isinstance(wait, (int, float)) or not wait >= 0:
@@ -7924,6 +8152,8 @@ def _check_options(fsync: object, wait: object, readonly: object, mode: object, 
         raise TypeError(f"_shared is False or True, not {shared!r}")
     if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o7777):
         raise TypeError(f"_mode is None or permission bits such as 0o600, not {mode!r}")
+    if not isinstance(watch, bool) and not callable(watch):
+        raise TypeError(f"_watch is False, True or a function, not {watch!r}")
 
 
 def plain(node: Any) -> Any:
@@ -7943,6 +8173,15 @@ def plain(node: Any) -> Any:
 
 #: Where engines are found, by what stands before `://` in an address.
 _ENGINES, _SCHEME = "persistedstate.logs", _pattern(r"[a-z][a-z0-9+.-]*\Z")
+#: What is secret in an address: what stands between the user and the last `@`, whatever that is, and some options.
+_SECRETS = _pattern(
+    r"(?is)(?<=://)([^/?#@:]*:).*(?=@)|([?&][^=&#]*(?:pass|pwd|secret|token|api_?key|credential)[^=&#]*=)[^&#]*"
+)
+
+
+def _shown(place: str) -> str:
+    """Return an address without what is secret in it; a path as it is."""
+    return _SECRETS.sub(lambda found: f"{found[1] or found[2]}…", place) if "://" in place else place
 
 
 def _follower(path: str, defaults: Mapping[str, Any], declaration: Any) -> _Follower:
@@ -7952,7 +8191,9 @@ def _follower(path: str, defaults: Mapping[str, Any], declaration: Any) -> _Foll
     return _LogFollower(engine(path), defaults, declaration)
 
 
-def _engine(url: str, *, fsync: bool | float, readonly: bool = False) -> Callable[..., Any] | None:
+def _engine(
+    url: str, *, fsync: bool | float, readonly: bool = False, mode: int | None = None
+) -> Callable[..., Any] | None:
     """Return what makes a journal of an address such as `redis://…`; None where the text is a path."""
     scheme, mark, _ = url.partition("://")
     if not mark or not _SCHEME.match(scheme):
@@ -7960,11 +8201,12 @@ def _engine(url: str, *, fsync: bool | float, readonly: bool = False) -> Callabl
     from importlib.metadata import entry_points
 
     found = {entry.name: entry for entry in entry_points(group=_ENGINES)}
-    shown = f"{scheme}://…"  # without the password that may be in it
     if scheme not in found:
         known = ", ".join(sorted(found)) or "none"
         reason = f"no engine for {scheme} is installed (installed: {known})"
-        raise StateError(shown, f'{reason}; pip install "persistedstate[redis,postgres]" brings some')
+        raise StateError(_shown(url), f'{reason}; pip install "persistedstate[redis,postgres]" brings some')
+    if mode is not None:
+        raise StateError(_shown(url), "_mode is for files; this is none")
     try:
         engine = found[scheme].load()
         from persistedstate_logs.journal import LogJournal
@@ -7984,16 +8226,18 @@ def _live_tree(
         journal = kind(path)
         tree = _claim(journal, facade)
         if journal in _opening:
-            if not _open_tree(journal, fsync=fsync, mode=mode, deadline=deadline):
+            if not _open_tree(journal, facade._declared, fsync=fsync, mode=mode, deadline=deadline):
                 _system.sleep(_LOCK_RETRY)
         elif tree is None:
             _system.sleep(_OPENING_RETRY)
         elif not tree.is_closing:
-            if type(tree.journal) is not type(journal):
-                tree.facades.pop(id(facade), None)
-                how = "without" if kind is _SharedJournal else "with"
-                raise StateError(tree.path, f"open in this process already, {how} _shared=True; open it so everywhere")
-            return tree
+            how = f"with{'out' * (kind is _SharedJournal)} _shared=True"
+            if type(tree.journal) is type(journal):
+                if tree.journal.settings == journal.settings:
+                    return tree
+                how = "with another _fsync, or other options in its address"
+            tree.facades.pop(id(facade), None)
+            raise StateError(tree.path, f"open in this process already, {how}; open it so everywhere")
         else:
             with tree.lock:  # another thread is closing it, or was interrupted while it did
                 tree.release()
@@ -8043,13 +8287,13 @@ def _is_being_opened(path: str, status: os.stat_result | None) -> bool:
 _TREES: dict[type, Any] = {_Journal: _LiveTree, _SharedJournal: _SharedTree}
 
 
-def _open_tree(journal: Any, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
+def _open_tree(journal: Any, declaration: Any, *, fsync: bool | float, mode: int | None, deadline: float) -> bool:
     """Open a file that was claimed; False if that has to be tried again."""
     try:
         if not journal.open(mode, deadline):
             return False
         kind = _TREES.get(type(journal), _LogTree)
-        _open_trees.append(kind(journal, fsync=fsync, mode=mode))
+        _open_trees.append(kind(journal, fsync=fsync, mode=mode, declaration=declaration))
         if kind is not _LiveTree:
             journal.end_turn()
     except BaseException:
@@ -8095,6 +8339,13 @@ def _ask(scheduler: str) -> Any:
         return None
 
 
+def _is_in_loop() -> bool:
+    """Tell whether an event loop of asyncio or trio runs in this thread."""
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)  # which does not raise
+    is_asyncio = running is not None and running() is not None
+    return is_asyncio or ("trio.lowlevel" in sys.modules and _ask("trio.lowlevel") is not None)
+
+
 def _before_fork() -> None:
     _registry_lock.acquire()
 
@@ -8107,14 +8358,14 @@ def _after_fork() -> None:
 def _mend_in_child() -> None:
     """After a fork let every tree do what it has to: files are the parent's."""
     _after_fork()
-    for tree in _open_trees.copy():
+    trees: list[Any] = [*_open_trees, *filter(None, [reference() for reference in _followers.values()])]
+    for tree in trees:
+        if tree.watches:
+            tree.lock.told.calls.clear()  # the parent makes them
         tree.mend_in_child()
     for journal in list(_opening):
         journal.leave()
     _opening.clear()
-    for follower in [reference() for reference in _followers.values()]:
-        if follower is not None:
-            follower.mend_in_child()
 
 
 if not _before_reload:

@@ -52,7 +52,8 @@ def main() -> int:
         if options.quick:
             write(Path(name), figures, caption)
             draw(Path(name))
-            _measure_sharing("--quick")
+            _measure_apart("several_processes.py", "--quick")
+            _measure_apart("event_loop.py", "--quick")
             print(f"The benchmarks work: {len(figures.rows)} figures, of sizes too small to mean anything.")
         elif options.k and not options.renew:
             print(page(figures, caption))
@@ -62,7 +63,8 @@ def main() -> int:
             write(RESULTS, figures, caption)
             draw(RESULTS)
             if not options.k:
-                _measure_sharing(str(RESULTS / "several-processes.md"))
+                _measure_apart("several_processes.py", str(RESULTS / "several-processes.md"))
+                _measure_apart("event_loop.py", str(RESULTS / "event-loop.md"))
             print(bars_table(figures))
     return 0
 
@@ -102,9 +104,9 @@ def _prepare(folder: str, packages: list[str]) -> str:
     return str(ROOT / folder / "bin/python")
 
 
-def _measure_sharing(argument: str) -> None:
-    """Measure several processes at once, which is nothing for pytest-benchmark."""
-    subprocess.run([ROOT / ENVIRONMENT / "bin/python", HERE / "several_processes.py", argument], check=True)
+def _measure_apart(script: str, argument: str) -> None:
+    """Measure what is nothing for pytest-benchmark: several processes at once, event loops."""
+    subprocess.run([ROOT / ENVIRONMENT / "bin/python", HERE / script, argument], check=True)
 
 
 def _run(python: str, path: list[Path], scratch: Path, *arguments: str) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 A *log* holds a text (the YAML of a snapshot) at a position, and the records behind it. All its writers see one order:
 a record is appended behind the last position that its writer knew, or not at all. What an engine must do is told by
-`Log`; `persistedstate_logs.redis` shows how.
+`Log`; `persistedstate_logs.redis` shows how, and `persistedstate_logs.asking` has what is the same for all servers.
 """
 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
 
 
 class Position(NamedTuple):
@@ -21,6 +22,15 @@ class Position(NamedTuple):
 def drawn(number: int) -> Position:
     """Return a position of which there is no other."""
     return Position(number, str(int.from_bytes(os.urandom(8), "big") >> 1))
+
+
+#: What a person is told whose address cannot be taken apart.
+QUOTED = "in passwords and names, write / ? # @ as %2F %3F %23 %40"
+
+
+def quoted(text: str) -> str:
+    """Return a part of an address as it stands there."""
+    return quote(text, safe="!$'()*,;=:")
 
 
 class Contents(NamedTuple):
@@ -62,6 +72,14 @@ class Pending:
         self.id = drawn(after.number + 1)
         #: How often it was sent without an answer, since there was one that says for certain what became of it.
         self.unanswered = 0
+        #: The turn in which it was sent first, since then.
+        self.turn = ""
+        #: It was asked for once.
+        self.is_first = True
+
+    def is_open(self, turn: str) -> bool:
+        """Tell whether it may still arrive; nothing does that was sent in a turn which is lost."""
+        return self.unanswered > 0 and not (turn and self.turn == turn)
 
 
 class Log(Protocol):
@@ -70,6 +88,11 @@ class Log(Protocol):
     What the engine refuses is an OSError or a StateError; nothing was changed then.
     """
 
+    #: The address, spelled the same whoever gives it, with nothing secret, and without `settings`.
+    path: str
+    #: The options in the address that say how the state is used, and not where it is.
+    settings: Any
+
     def open(self, wait: float) -> Contents:
         """Return all of it; make an empty one where there is none. Tries for `wait` seconds to reach it."""
 
@@ -77,6 +100,7 @@ class Log(Protocol):
         """Add a record behind the last position, and return its position; raises Overtaken, Unknown, Forked.
 
         last: the turn ends with it. The same record behind the same position again is the same one, added once.
+        Who has lost its turn is Overtaken (`is_held`), whoever has it now.
         """
 
     def replace(self, text: bytes, after: Position, *, edit: bool) -> Position:
@@ -92,7 +116,7 @@ class Log(Protocol):
     def take_turn(self, wait: float) -> None:
         """Have the turn, until `end_turn`: nobody else appends. Raises TimeoutError after `wait` seconds.
 
-        An engine whose turn can be lost while its holder sleeps lets others append then, and the holder is Overtaken.
+        Where it can be lost while its holder sleeps, others append then; to go on, that one has to take another turn.
         """
 
     def end_turn(self) -> None:

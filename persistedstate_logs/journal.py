@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from persistedstate import StateConflict, StateForked, StateUnknown
-from persistedstate_logs import Contents, Forked, Overtaken, Position, Unknown
+from persistedstate_logs import Contents, Forked, News, Overtaken, Position, Unknown
 
 if TYPE_CHECKING:
     import os
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: In the place of how a file looked when its content was read: what a person made of a snapshot is to be written.
 EDITED = "edited"
+#: How often a change is tried whose turn is lost before it is written.
+_TURNS = 5
 
 
 class LogJournal:
@@ -42,10 +44,11 @@ class LogJournal:
     past: Any = ()
 
     def __init__(self, engine: Callable[..., Any], url: str, *, fsync: bool | float, readonly: bool = False) -> None:
-        self.name, self.fsync = url, fsync
+        self.fsync = fsync
         self._anew = partial(LogJournal, engine, url, fsync=fsync, readonly=readonly)
         self.log: Log = engine(url, fsync=fsync, readonly=readonly)
-        self.path: str = getattr(self.log, "path", url)
+        self.path = self.name = self.log.path
+        self.settings = fsync, self.log.settings
         self.descriptor, self.size, self.data = -1, 0, b""
         self.position = Position(0, "")
         #: The turn is ours; it is, or perhaps.
@@ -61,7 +64,9 @@ class LogJournal:
 
     def anew(self) -> LogJournal:
         """Return another one for the same log, not open."""
-        return self._anew()
+        journal = self._anew()
+        journal.depth = self.depth
+        return journal
 
     def open(self, mode: int | None, deadline: float) -> bool:  # noqa: ARG002 - there are no permission bits
         """Reach the log and read it."""
@@ -138,7 +143,7 @@ class LogJournal:
         self._writing = write, size
         self._is_unknown = False
         try:
-            self.position = write()
+            self.position = self._written(write)
             self.size = size
         except Unknown as error:
             self._is_unknown = True
@@ -154,6 +159,19 @@ class LogJournal:
             self._writing = None
             raise
         self._writing = None
+
+    def _written(self, write: Callable[[], Position]) -> Position:
+        """Write, and return the position; in another turn, where ours was lost and nobody wrote anything since."""
+        for _ in range(_TURNS):
+            try:
+                return write()
+            except Overtaken as overtaken:
+                if not (overtaken.is_held and self.is_in_turn):
+                    raise
+            self.log.take_turn(math.inf)
+            if self.log.read(self.position) != News([], self.position):
+                break
+        raise Overtaken(is_held=True)
 
     def _raise_unknown(self, error: Exception | None = None) -> NoReturn:
         reason = "whether this change was written is not known, because no answer came; the next change finds out first"

@@ -14,7 +14,7 @@ comparison which keeps writers apart. It says the same when it is sent again, so
 again with the nonce that was drawn before. Records are kept for half a minute after the text that holds them.
 
 The turn is an advisory lock of the session, so it ends with the connection; while it is held, others add nothing. The
-server ends a session that sleeps with it.
+server ends a session that sleeps with it. What belongs to a turn is added in the session that has it, or not at all.
 
 `_fsync` sets `synchronous_commit`: with True, a change is on the disk, and on that of each synchronous standby.
 """
@@ -35,16 +35,15 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from persistedstate import StateError
-from persistedstate_logs import Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn
+from persistedstate import StateError, _shown
+from persistedstate_logs import QUOTED, Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn, quoted
+from persistedstate_logs.asking import PAUSE, Link, ServerLog
 
 _LAYOUT = 1
 #: The first version whose sessions end when they sleep (`idle_session_timeout`).
 _OLDEST = 140000
 #: Seconds for which records are kept behind the text that holds them.
 _KEPT = 30
-#: Seconds between two tries to reach a server, and between two looks of who watches.
-_PAUSE = 0.05
 
 # ---- Statements ----
 
@@ -81,14 +80,14 @@ FROM persistedstate_texts AS t LEFT JOIN persistedstate_records AS r ON r.name =
 WHERE t.name = $1::text ORDER BY number
 """
 
-#: Whoever has the turn asks for it once more, which does not depend on those who wait for it.
+#: `$7` is the turn that it belongs to, or empty.
 _APPEND = """
 INSERT INTO persistedstate_records (name, number, nonce, record)
 SELECT name, number + 1, $4::bigint, $5::bytea
 FROM persistedstate_texts AS t JOIN persistedstate_records AS r USING (name)
 WHERE name = $1::text AND number = $2::bigint AND nonce = $3::bigint AND layout = LAYOUT
-    AND CASE $7::bigint WHEN 1 THEN pg_try_advisory_xact_lock($6::bigint)
-        ELSE pg_try_advisory_xact_lock_shared($6::bigint) END
+    AND CASE $7::text WHEN '' THEN pg_try_advisory_xact_lock_shared($6::bigint)
+        ELSE $7::text = current_setting('persistedstate.turn', true) END
 ON CONFLICT DO NOTHING RETURNING number
 """.replace("LAYOUT", str(_LAYOUT))
 
@@ -117,11 +116,17 @@ WITH before AS (
 #: A write that changes nothing; its commit waits for the disks, also for what another session wrote before.
 _TOUCH = "SELECT pg_logical_emit_message(true, 'persistedstate', '')"
 
+#: `$4` is the turn: a number that no other one has, with a lock of its own, by which others see whether it goes on.
 _LOCK = """
 SELECT set_config('lock_timeout', $1::text, true), set_config('idle_session_timeout', $2::text, false),
-    pg_advisory_lock($3::bigint)
+    pg_advisory_lock($3::bigint), pg_advisory_lock($4::text::bigint), set_config('persistedstate.turn', $4::text, false)
 """
-_UNLOCK = "SELECT pg_advisory_unlock_all(), set_config('idle_session_timeout', '0', false)"
+_UNLOCK = """
+SELECT pg_advisory_unlock_all(), set_config('idle_session_timeout', '0', false),
+    set_config('persistedstate.turn', '', false)
+"""
+#: One row if no other session has the turn.
+_IS_LOST = "SELECT 1 WHERE pg_try_advisory_xact_lock_shared($1::text::bigint)"
 
 #: Sets what a session needs, and asks what the server is.
 _GREET = """
@@ -141,16 +146,18 @@ _FORM = "postgresql://HOST:PORT/DATABASE/NAME"
 _HOST = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d+)?")
 #: The options of an address that are ours: numbers of seconds. The others are those of libpq.
 _OPTIONS = ("lease", "timeout")
+#: What stands in the address itself.
+_PLACE = ("host", "port", "user", "dbname")
 
 
 class _Address(NamedTuple):
     """Where a state is.
 
-    shown: the address without the password. lease: seconds after which a sleeper loses its turn. timeout: seconds
-    within which the server must answer.
+    path: the same for all spellings, without what is secret. lease: seconds after which a sleeper loses its turn.
+    timeout: seconds within which the server must answer.
     """
 
-    shown: str
+    path: str
     name: str
     conninfo: bytes
     lease: float = 10.0
@@ -159,12 +166,12 @@ class _Address(NamedTuple):
 
 def _parsed(url: str) -> _Address:
     """Take an address apart. What it has not, libpq takes from the environment: PGUSER, PGPASSWORD and so on."""
-    scheme, _, rest = url.partition("://")
-    place, _, query = rest.partition("?")
+    shown = _shown(url)
+    place, _, query = url.partition("://")[2].partition("?")
     netloc, _, path = place.partition("/")
-    credentials, at, hosts = netloc.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    shown = f"{scheme}://{user}{':…' if colon else ''}{at}{hosts}/{path}"
+    if "@" in f"{path}{query}":
+        raise StateError(shown, f"no address of a state; {QUOTED}")
+    hosts = netloc.rpartition("@")[2]
     known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
     known = {keyword for keyword in known if not keyword.endswith("password")}
     options: dict[str, float] = {}
@@ -182,7 +189,7 @@ def _parsed(url: str) -> _Address:
     database, _, name = path.partition("/")
     is_name = "/" not in name and unquote(name).isprintable()
     if not database or not name or not is_name or not all(map(_HOST.fullmatch, hosts.split(","))):
-        raise StateError(shown, f"no address of a state, whose name is printable; write {_FORM}")
+        raise StateError(shown, f"no address of a state, whose name is printable; write {_FORM}; {QUOTED}")
     try:
         told = {
             "client_encoding": "UTF8",
@@ -194,7 +201,20 @@ def _parsed(url: str) -> _Address:
         raise StateError(shown, f"no address of a state; write {_FORM}") from None
     timeout = options.get("timeout", 5.0)
     told.setdefault("tcp_user_timeout", max(1, int(500 * timeout)))
-    return _Address(shown, unquote(name), make_conninfo(**told).encode(), options.get("lease", 10.0), timeout)
+    path, conninfo = _path(told, others, unquote(name)), make_conninfo(**told).encode()
+    return _Address(path, unquote(name), conninfo, options.get("lease", 10.0), timeout)
+
+
+def _path(told: dict[str, Any], others: dict[str, str], name: str) -> str:
+    """Return the address that all spellings have in common."""
+    defaults = {option.keyword: option.val or option.compiled or b"" for option in pq.Conninfo.get_defaults()}
+    hosts, ports = (str(told.get(key, "")).split(",") for key in ("host", "port"))
+    ports = [port or defaults[b"port"].decode() for port in (ports * len(hosts) if len(ports) == 1 else ports)]
+    hosts = [f"[{host}]" if ":" in host else quoted(host if "/" in host else host.lower()) for host in hosts]
+    places = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=False))
+    user = f"{quoted(told['user'])}@" if told.get("user") else ""
+    query = "&".join(f"{key}={quoted(value)}" for key, value in sorted(others.items()) if key not in _PLACE)
+    return f"postgresql://{user}{places}/{quoted(told['dbname'])}/{quoted(name)}{'?' * bool(query)}{query}"
 
 
 def _seconds(shown: str, key: str, value: str) -> float:
@@ -256,24 +276,12 @@ def _int(value: bytes) -> int:
     return int.from_bytes(value, "big", signed=True)
 
 
-class _Link:
+class _Link(Link):
     """A connection to the server; after an error or interrupt, another one."""
 
-    def __init__(self, address: _Address, greet: Any) -> None:
-        self._address, self._greet = address, greet
-        self._pid = os.getpid()
-        self._connection: Any = None
-        #: A request is under way, or was when an error or interrupt came.
-        self._is_busy = False
-        #: Answers that nobody waited for.
-        self._owed = 0
+    _address: _Address
 
-    def connect(self) -> None:
-        """Connect, if that has to be done, and see whether the server is what it must be."""
-        if self._connection is not None and not self._is_busy and self._pid == os.getpid() and not self._is_ended():
-            return
-        self.drop()
-        self._pid, self._is_busy = os.getpid(), True
+    def _connected(self) -> Any:
         connection = pq.PGconn.connect_start(self._address.conninfo)
         status = pq.PollingStatus.WRITING
         while status != pq.PollingStatus.OK:
@@ -284,12 +292,7 @@ class _Link:
             status = pq.PollingStatus(connection.connect_poll())
         connection.nonblocking = 1
         connection.enter_pipeline_mode()
-        self._connection, self._is_busy = connection, False
-        try:
-            self._greet(self)
-        except BaseException:
-            self.drop()
-            raise
+        return connection
 
     def _is_ended(self) -> bool:
         """Tell whether the server ended the connection meanwhile, as it does where one sleeps in its turn."""
@@ -302,23 +305,11 @@ class _Link:
 
     def ask(self, *requests: tuple[Any, ...]) -> list[list[_Row] | _Answer]:
         """Send statements, each a transaction of its own, and return the rows of each, or what the server refuses."""
-        connection = self._connection
-        self._send(requests)
-        while self._owed:
-            self._owed -= 1
-            self._receive(connection)
-        answers = [self._receive(connection) for _ in requests]
-        self._is_busy = False
+        answers: list[list[_Row] | _Answer] = self._asked(len(requests), *requests)
         return answers
 
-    def tell(self, *requests: tuple[Any, ...]) -> None:
-        """Send statements whose answers do not matter: they are read before the next."""
-        self._send(requests)
-        self._owed += len(requests)
-        self._is_busy = False
-
-    def _send(self, requests: tuple[tuple[Any, ...], ...]) -> None:
-        self._is_busy, connection = True, self._connection
+    def _send(self, *requests: tuple[Any, ...]) -> None:
+        connection = self._connection
         try:
             for statement, *values in requests:
                 packed = [_packed(value) for value in values]
@@ -360,12 +351,7 @@ class _Link:
             selector.register(connection.socket, events)
             return bool(selector.select(seconds))
 
-    def drop(self) -> None:
-        """Let the connection go; in a forked child the parent's stays open."""
-        connection, self._connection = self._connection, None
-        self._is_busy, self._owed = False, 0
-        if connection is None:
-            return
+    def _let_go(self, connection: Any) -> None:
         if self._pid == os.getpid():
             connection.finish()
         else:
@@ -402,7 +388,7 @@ def _position(row: _Row) -> Position:
     return Position(_int(row[1]), str(_int(row[2])))
 
 
-class PostgresLog:
+class PostgresLog(ServerLog):
     """A log in PostgreSQL, see `persistedstate_logs.Log`.
 
     Args:
@@ -414,19 +400,11 @@ class PostgresLog:
     """
 
     def __init__(self, url: str, *, fsync: bool | float = False, readonly: bool = False) -> None:
-        self._address = _parsed(url)
-        self.path, self._name = self._address.shown, self._address.name
-        self.fsync, self.readonly = fsync, readonly
+        self._address = address = _parsed(url)
+        super().__init__(address.path, address[3:], address.timeout, [_Link(address, self._greet) for _ in "12"])
+        self._name, self.fsync, self.readonly = address.name, fsync, readonly
         digest = hashlib.sha256(f"persistedstate {self._name}".encode()).digest()
         self._key = int.from_bytes(digest[:8], "big", signed=True)
-        self._link, self._watching = (_Link(self._address, self._greet) for _ in range(2))
-        self._pending: Pending | None = None
-        #: The turn may be ours.
-        self._has_turn = False
-        #: The position that was told last.
-        self._at: Position | None = None
-        #: What came along with the last answer for a `read` that follows, and the position behind which that is.
-        self._ahead: tuple[Position, News] | None = None
 
     def open(self, wait: float = 0.0) -> Contents:
         """See Log. Raises FileNotFoundError where there is no state and `readonly` is set."""
@@ -469,13 +447,6 @@ class PostgresLog:
             raise StateError(self.path, f"{reason}: install the version that wrote it")
         return [row for row in rows if row[1] is not None]
 
-    def append(self, record: bytes, after: Position, *, last: bool = False) -> Position:
-        """See Log."""
-        position = self._enter(record, after)
-        if last:
-            self.end_turn()
-        return position
-
     def replace(self, text: bytes, after: Position, *, edit: bool = False) -> Position:
         """See Log."""
         if edit:
@@ -484,39 +455,22 @@ class PostgresLog:
             self._behind(after, self._rows((_READ, self._name, after.number)))
         return after
 
-    def _enter(self, entry: bytes, after: Position, *, edit: bool = False) -> Position:
-        """Add an entry to the log; where that is already tried, find out how it ended."""
-        pending, is_first = self._pending, False
-        if pending is None or pending.what != (entry, after, edit):
-            if pending is not None and pending.unanswered:
-                raise Unknown(f"{self.path}: how an earlier change ended is not known; that has to be settled first")
-            pending, is_first = Pending(entry, after, edit=edit), True
-            self._pending = pending
-        try:
-            self._settle(pending, is_first=is_first)
-        except (OSError, StateError) as error:
-            if pending.unanswered:
-                raise Unknown(f"{self.path}: whether this change was written is not known: {error}") from error
-            raise
-        self._at = pending.id
-        return pending.id
-
-    def _settle(self, pending: Pending, *, is_first: bool) -> None:
-        """Send an entry until it is known how that ended."""
-        deadline = time.monotonic() + self._address.timeout
+    def _is_added(self, pending: Pending, deadline: float, *, last: bool) -> bool:
         entry, after, edit = pending.what
         place = self._name, after.number, int(after.nonce), int(pending.id.nonce)
-        turn = self._key, int(self._has_turn)
+        turn = self._key, self._turn
         request = (_EDIT, *place, None, *turn, entry) if edit else (_APPEND, *place, entry, *turn)
-        while not self._call(request, pending=pending, deadline=deadline) and not self._has_landed(pending, is_first):
-            if not pending.unanswered:
-                raise Overtaken(is_held=True)
-            if time.monotonic() >= deadline:
-                raise Unknown(f"{self.path}: whether this change was written cannot be told yet")
-            time.sleep(_PAUSE)  # what was sent before may arrive when the other's turn ends
-        pending.unanswered = 0
+        if not self._call(request, pending=pending, deadline=deadline):
+            is_open = pending.is_open(self._turn) or (pending.unanswered and not self._call((_IS_LOST, self._turn)))
+            if not self._has_landed(pending):
+                if not is_open:
+                    raise Overtaken(is_held=True)
+                return False
+        if last:
+            self.end_turn()
+        return True
 
-    def _has_landed(self, pending: Pending, is_first: bool) -> bool:  # noqa: FBT001
+    def _has_landed(self, pending: Pending) -> bool:
         """Tell whether an entry that was not added now is there; raises Overtaken, Forked where it never will be."""
         _, after, _ = pending.what
         rows = self._rows((_READ, self._name, after.number))
@@ -524,16 +478,11 @@ class PostgresLog:
             if self.fsync is not False:
                 self._call((_TOUCH,))
             return True
-        if rows and _int(rows[0][1]) > after.number and not is_first:
+        if rows and _int(rows[0][1]) > after.number and not pending.is_first:
             raise Unknown(f"{self.path}: whether this change was written cannot be told any more")
-        try:
-            news = self._behind(after, rows)
-        except Forked:
-            pending.unanswered = 0
-            raise
+        news = self._behind(after, rows)
         if news == News([], after):
             return False
-        pending.unanswered = 0  # whoever was faster has its number
         self._ahead = None if news is None else (after, news)
         raise Overtaken(is_held=False)
 
@@ -545,28 +494,22 @@ class PostgresLog:
             return None
         return News([row[3] for row in rows[1:]], _position(rows[-1]))
 
-    def read(self, after: Position) -> News | Contents:
-        """See Log."""
-        news: News | Contents | None
-        if self._ahead is not None and self._ahead[0] == after:
-            news, self._ahead = self._ahead[1], None
-        else:
-            news = self._behind(after, self._rows((_READ, self._name, after.number))) or self._contents()
-        self._at = news.position
-        return news
+    def _read(self, after: Position) -> News | Contents:
+        return self._behind(after, self._rows((_READ, self._name, after.number))) or self._contents()
 
     def take_turn(self, wait: float) -> None:
         """See Log. What a `read` behind the last position will return comes along."""
         deadline = time.monotonic() + wait
-        self._has_turn = True
+        turn = self._new_turn()
         lease = str(max(1, int(1000 * self._address.lease)))
         while True:
             left = min(deadline - time.monotonic(), self._address.timeout / 2)
-            lock = _LOCK, str(max(1, int(1000 * left))), lease, self._key
+            lock = _LOCK, str(max(1, int(1000 * left))), lease, self._key, turn
             at = self._at
             reads = [] if at is None else [(_READ, self._name, at.number)]
-            answers = self._ask(lock, *reads)
+            answers = self._surely(lambda: self._link.ask(lock, *reads), None)  # noqa: B023
             if not isinstance(answers[0], _Answer):
+                self._turn = turn  # again: a signal handler may have had a turn of its own
                 if at is not None and not isinstance(answers[1], _Answer):
                     news = self._behind(at, self._checked(answers[1]))
                     self._ahead = None if news is None else (at, news)
@@ -576,13 +519,8 @@ class PostgresLog:
             if time.monotonic() >= deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "another writer has the turn", self.path)
 
-    def end_turn(self) -> None:
-        """See Log. Does not wait for an answer; where it fails, the turn ends with the connection."""
-        if self._has_turn:
-            with suppress(_Answer, OSError, StateError):
-                self._link.connect()
-                self._link.tell((_UNLOCK,))
-            self._has_turn = False
+    def _tell_end(self) -> None:
+        self._link.tell(1, (_UNLOCK,))
 
     def sync(self) -> None:
         """See Log: the server does not answer before a change is as safe as was asked for."""
@@ -603,12 +541,7 @@ class PostgresLog:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            time.sleep(min(left, _PAUSE))
-
-    def close(self) -> None:
-        """See Log."""
-        self._link.drop()
-        self._watching.drop()
+            time.sleep(min(left, PAUSE))
 
     # -- Requests --
 
@@ -616,40 +549,15 @@ class PostgresLog:
         self, request: tuple[Any, ...], *, deadline: float | None = None, pending: Pending | None = None
     ) -> list[_Row]:
         """Send a statement and return its rows; raises Forked where there are no tables, OSError, StateError."""
-        answer: list[_Row] | _Answer = self._ask(request, deadline=deadline, pending=pending)[0]
+        answer: list[_Row] | _Answer = self._surely(lambda: self._link.ask(request), deadline, pending)[0]
         if isinstance(answer, _Answer):
             raise self._refused(answer)
         return answer
 
-    def _ask(
-        self, *requests: tuple[Any, ...], deadline: float | None = None, pending: Pending | None = None
-    ) -> list[Any]:
-        """Send statements; try again for the seconds of `timeout` where the server is away, or the first one has to."""
-        if deadline is None:
-            deadline = time.monotonic() + self._address.timeout
-        self._ahead = None
-        while True:
-            try:
-                answers = self._try(requests, pending)
-            except (_Answer, OSError) as error:
-                if isinstance(error, _Answer) or time.monotonic() >= deadline:
-                    raise self._refused(error) from error
-            else:
-                first = answers[0]
-                if not isinstance(first, _Answer) or first.code not in _FOR_NOW_CODES or time.monotonic() >= deadline:
-                    return answers
-            self._link.drop()  # what was a primary may be none
-            time.sleep(_PAUSE)
-
-    def _try(self, requests: tuple[tuple[Any, ...], ...], pending: Pending | None) -> list[Any]:
-        """Send statements; note whether they may have reached the server, if what comes back is not an answer."""
-        self._link.connect()
-        if pending is None:
-            return self._link.ask(*requests)
-        pending.unanswered += 1
-        answers = self._link.ask(*requests)
-        pending.unanswered -= 1
-        return answers
+    def _passes(self, answer: Any) -> bool:
+        if isinstance(answer, list):  # what counts is the first
+            return isinstance(answer[0], _Answer) and answer[0].code in _FOR_NOW_CODES
+        return isinstance(answer, OSError)
 
     def _refused(self, error: Exception) -> Exception:
         """Return what a server's answer, or the lack of one, is to the user."""

@@ -14,8 +14,9 @@ Four keys with one hash tag, so that a cluster keeps them together:
 
 Each request is one script, which compares and changes in one step, and says the same when it is sent again. So a reply
 that was lost is asked for again, with the nonce that was drawn before; what a first try did counts once. Records are
-kept for half a minute after the text that holds them, so that whoever asks again late finds them. A turn is a courtesy
-that is neither replicated nor written to the disk: what keeps writers apart is the comparison of positions.
+kept for half a minute after the text that holds them, so that whoever asks again late finds them. What keeps writers
+apart is the comparison of positions. A turn, neither replicated nor written to the disk, saves them from trying again:
+while it is held, only its holder adds something, and who has lost it adds nothing.
 
 `_fsync=True` asks for `appendfsync always`, and for as many replicas as `?replicas=` says: each change waits for them.
 """
@@ -26,7 +27,6 @@ import errno
 import hashlib
 import os
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -35,8 +35,9 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.retry import Retry
 
-from persistedstate import StateError
-from persistedstate_logs import Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn
+from persistedstate import StateError, _shown
+from persistedstate_logs import QUOTED, Contents, Forked, News, Overtaken, Pending, Position, Unknown, drawn, quoted
+from persistedstate_logs.asking import Link, ServerLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,8 +47,6 @@ _LAYOUT = "1"
 _KEPT = 30
 #: Milliseconds within which whoever gets the baton has to take the turn.
 _PASSING = 2000
-#: Seconds between two tries to reach a server.
-_PAUSE = 0.05
 
 # ---- Scripts ----
 
@@ -96,7 +95,8 @@ local function pass(token, baton_value)
     redis.set_repl(redis.REPL_ALL)
 end
 
--- What is in the way of an entry; nil where nothing is. With a value for the baton, the turn ends.
+-- What is in the way of an entry; nil where nothing is. `token` is that of the turn which it belongs to, '' for none.
+-- With a value for the baton, the turn ends.
 local function refusal(id, after, token, baton_value)
     if head ~= after then
         if head == id or is_there(id) then
@@ -107,8 +107,7 @@ local function refusal(id, after, token, baton_value)
         if number(id) <= number(field('kept')) then return {'forgotten', head} end
         return {'overtaken', head, news(after)}
     end
-    local other = holder()
-    if other and other ~= token then return {'held', head} end
+    if (holder() or '') ~= token then return {'held', head} end
 end
 
 if layout ~= 'LAYOUT' then return {layout and 'layout' or 'gone', layout or ''} end
@@ -221,11 +220,11 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {"lease": float, "replicas": int, "t
 class _Address(NamedTuple):
     """Where a state is.
 
-    shown: the address without the password. lease: seconds after which a turn is lost. replicas: how many have to have
-    a change, with `_fsync=True`. timeout: seconds within which the server must answer.
+    path: the same for all spellings, without what is secret. lease: seconds after which a turn is lost. replicas: how
+    many have to have a change, with `_fsync=True`. timeout: seconds within which the server must answer.
     """
 
-    shown: str
+    path: str
     name: str
     connect: Callable[..., Any]
     arguments: dict[str, Any]
@@ -236,16 +235,15 @@ class _Address(NamedTuple):
 
 def _parsed(url: str) -> _Address:
     """Take an address apart. Where it has no user or password, the environment may: REDIS_USERNAME, REDIS_PASSWORD."""
-    parts = urlsplit(url)
-    credentials, at, host = parts.netloc.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    shown = parts._replace(netloc=f"{user}{':…' if colon else ''}{at}{host}").geturl()
+    shown, parts = _shown(url), urlsplit(url)
     try:
         folder, database, name = parts.path.rsplit("/", 2)
         arguments: dict[str, Any] = {"db": int(database)}
         name, port = unquote(name), parts.port or 6379
     except ValueError:
-        raise StateError(shown, f"no address of a state; write {_FORM}") from None
+        raise StateError(shown, f"no address of a state; write {_FORM}; {QUOTED}") from None
+    if "@" in f"{parts.path}{parts.query}" or parts.fragment:
+        raise StateError(shown, f"no address of a state; {QUOTED}")
     is_local = parts.scheme == "unix"
     if not name or not name.isprintable() or {*"{}"} & {*name} or bool(folder) != is_local:
         raise StateError(shown, f"no address of a state, whose name is printable and without braces; write {_FORM}")
@@ -257,7 +255,11 @@ def _parsed(url: str) -> _Address:
         is_tls = parts.scheme == "rediss" and key.startswith("ssl_")
         (arguments if is_tls else options)[key] = value if is_tls else _option(shown, key, value)
     kinds = {"unix": UnixDomainSocketConnection, "rediss": SSLConnection}
-    return _Address(shown, name, kinds.get(parts.scheme, Connection), arguments, **options)
+    scheme = "redis" if parts.scheme == "valkey" else parts.scheme
+    user = f"{parts.username}@" if parts.username else ""
+    host = "" if is_local else f"[{arguments['host']}]" if ":" in arguments["host"] else arguments["host"]
+    place = f"{user}{host}{'' if is_local else f':{port}'}{folder}/{arguments['db']}/{quoted(name)}"
+    return _Address(f"{scheme}://{place}", name, kinds.get(parts.scheme, Connection), arguments, **options)
 
 
 def _option(shown: str, key: str, value: str) -> Any:
@@ -267,7 +269,8 @@ def _option(shown: str, key: str, value: str) -> Any:
         number = -1
     if not 0 <= number < 1e6 or (number == 0 and key != "replicas"):  # noqa: PLR2004 - beyond that it is a mistake
         names = ", ".join(sorted(_OPTIONS))
-        raise StateError(shown, f"{key}={value} is no option; there are {names} (numbers), and ssl_… of rediss://")
+        told = f"{key}={value}" if key in _OPTIONS else key
+        raise StateError(shown, f"{told} is no option; there are {names} (numbers), and ssl_… of rediss://")
     return number
 
 
@@ -318,65 +321,35 @@ def _is_for_now(error: BaseException) -> bool:
     return isinstance(error, _FOR_NOW) or _word(error) in _FOR_NOW_TEXTS
 
 
-class _Link:
+class _Link(Link):
     """A connection to the server; after an error or interrupt, another one.
 
     Nothing is sent twice by the client library itself.
     """
 
-    def __init__(self, address: _Address, check: Callable[[_Link], None]) -> None:
-        self._address, self._check = address, check
-        self._pid = os.getpid()
-        self._connection: Any = None
-        #: A request is under way, or was when an error or interrupt came.
-        self._is_busy = False
-        #: Replies that nobody waited for.
-        self._owed = 0
+    _address: _Address
 
-    def connect(self) -> None:
-        """Connect, if that has to be done, and see whether the server is what it must be."""
-        if self._connection is not None and not self._is_busy and self._pid == os.getpid():
-            return
-        self.drop()
-        address, self._pid = self._address, os.getpid()
-        self._connection = address.connect(
+    def _connected(self) -> Any:
+        address = self._address
+        connection = address.connect(
             **address.arguments, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=address.timeout,
             socket_connect_timeout=address.timeout, client_name="persistedstate", health_check_interval=0,
         )  # fmt: skip
-        self._is_busy = True
-        self._connection.connect()
-        self._is_busy = False
-        try:
-            self._check(self)
-        except BaseException:
-            self.drop()
-            raise
+        connection.connect()
+        return connection
 
     def ask(self, *parts: bytes) -> Any:
         """Send a command and return the reply; raises ResponseError where that is an error."""
-        return self.ask_packed(len(parts), _packed(*parts))
-
-    def ask_packed(self, count: int, command: bytes) -> Any:
-        """Do the same for a command of so many parts that are packed."""
-        connection = self._connection
-        self._send(count, command)
-        while self._owed:
-            self._owed -= 1
-            self._receive(connection)
-        reply = self._receive(connection)
-        self._is_busy = False
+        reply = self.ask_packed(len(parts), _packed(*parts))
         if isinstance(reply, Exception):
             raise reply
         return reply
 
-    def tell_packed(self, count: int, command: bytes) -> None:
-        """Send a command whose reply does not matter: it is read before that of the next."""
-        self._send(count, command)
-        self._owed += 1
-        self._is_busy = False
+    def ask_packed(self, count: int, command: bytes) -> Any:
+        """Send a command of so many parts that are packed; return the reply, also where that is an error."""
+        return self._asked(1, count, command)[0]
 
     def _send(self, count: int, command: bytes) -> None:
-        self._is_busy = True
         self._connection.send_packed_command([b"*%d\r\n%b" % (count, command)], check_health=False)
 
     def _receive(self, connection: Any) -> Any:
@@ -389,12 +362,8 @@ class _Link:
                 raise exceptions.ConnectionError("a signal handler was here, and needed another one") from None
             raise
 
-    def drop(self) -> None:
-        """Let the connection go; in a forked child the parent's stays open."""
-        connection, self._connection = self._connection, None
-        self._is_busy, self._owed = False, 0
-        if connection is not None:
-            connection.disconnect()
+    def _let_go(self, connection: Any) -> None:
+        connection.disconnect()
 
 
 # ---- The log ----
@@ -422,7 +391,7 @@ def _contents(reply: list[Any]) -> Contents:
     return Contents(reply[3], reply[2], _position(reply[1]))
 
 
-class RedisLog:
+class RedisLog(ServerLog):
     """A log in Valkey or Redis, see `persistedstate_logs.Log`.
 
     Args:
@@ -434,20 +403,11 @@ class RedisLog:
     """
 
     def __init__(self, url: str, *, fsync: bool | float = False, readonly: bool = False) -> None:
-        self._address = _parsed(url)
-        self.path = self._address.shown
+        self._address = address = _parsed(url)
+        super().__init__(address.path, address[4:], address.timeout, [_Link(address, self._check_server) for _ in "12"])
         self.fsync, self.readonly = fsync, readonly
-        self._keys = [f"{{{self._address.name}}}:{part}".encode() for part in ("state", "log", "turn", "baton")]
+        self._keys = [f"{{{address.name}}}:{part}".encode() for part in ("state", "log", "turn", "baton")]
         self._commands = {script: script.command(self._keys) for script in (_open, _append, _replace, _read, _turn)}
-        self._token = os.urandom(8).hex().encode()
-        self._link, self._watching = (_Link(self._address, self._check_server) for _ in range(2))
-        self._pending: Pending | None = None
-        #: The turn may be ours.
-        self._has_turn = False
-        #: The position that was told last.
-        self._at: Position | None = None
-        #: What came along with the last answer for a `read` that follows, and the position behind which that is.
-        self._ahead: tuple[Position, News | Contents] | None = None
 
     def open(self, wait: float = 0.0) -> Contents:
         """See Log. Raises FileNotFoundError where there is no state and `readonly` is set."""
@@ -463,63 +423,43 @@ class RedisLog:
         self._at = contents.position
         return contents
 
-    def append(self, record: bytes, after: Position, *, last: bool = False) -> Position:
-        """See Log."""
-        return self._enter(_append, record, after, last=last)
-
     def replace(self, text: bytes, after: Position, *, edit: bool = False) -> Position:
         """See Log."""
-        keep = b"%d" % _KEPT
         if edit:
-            return self._enter(_replace, text, after, keep, edit=True)
-        reply = self._call(_replace, _told(after), b"", self._token, b"", text, keep)
+            return self._enter(text, after, edit=True)
+        reply = self._call(_replace, _told(after), b"", b"", b"", text, b"%d" % _KEPT)
         self._refuse(reply)
         return after
 
-    def _enter(
-        self, script: _Script, entry: bytes, after: Position, *more: bytes, edit: bool = False, last: bool = False
-    ) -> Position:
-        """Add an entry to the log; where that is already tried, find out how it ended."""
-        pending = self._pending
-        if pending is None or pending.what != (entry, after, edit):
-            if pending is not None and pending.unanswered:
-                raise Unknown(f"{self.path}: how an earlier change ended is not known; that has to be settled first")
-            pending = self._pending = Pending(entry, after, edit=edit)
-        arguments = _told(after), _told(pending.id), self._token, _baton() if last else b"", entry, *more
-        try:
-            reply = self._call(script, *arguments, pending=pending)
-        except (OSError, StateError) as error:
-            if pending.unanswered:
-                raise Unknown(f"{self.path}: whether this change was written is not known: {error}") from error
-            raise
-        if reply[0] == b"forgotten" or (reply[0] == b"held" and pending.unanswered):
-            raise Unknown(f"{self.path}: whether this change was written cannot be told, or not yet")
+    def _is_added(self, pending: Pending, deadline: float, *, last: bool) -> bool:
+        entry, after, edit = pending.what
+        place = _told(after), _told(pending.id), self._turn.encode(), _baton() if last else b""
+        script, more = (_replace, [b"%d" % _KEPT]) if edit else (_append, [])
+        reply = self._call(script, *place, entry, *more, deadline=deadline, pending=pending)
+        if reply[0] == b"forgotten":
+            raise Unknown(f"{self.path}: whether this change was written cannot be told any more")
+        if reply[0] == b"held" and pending.is_open(self._turn):
+            return False
         pending.unanswered = 0
         self._refuse(reply, after)
-        self._at = pending.id
-        self._has_turn = self._has_turn and not last
-        return pending.id
+        self._turn = "" if last else self._turn
+        return True
 
-    def read(self, after: Position) -> News | Contents:
-        """See Log."""
-        if self._ahead is not None and self._ahead[0] == after:
-            news, self._ahead = self._ahead[1], None
-        else:
-            reply = self._call(_read, _told(after))
-            self._refuse(reply)
-            news = _news(reply)
-        self._at = news.position
-        return news
+    def _read(self, after: Position) -> News | Contents:
+        reply = self._call(_read, _told(after))
+        self._refuse(reply)
+        return _news(reply)
 
     def take_turn(self, wait: float) -> None:
         """See Log. What a `read` behind the last position will return comes along."""
         deadline = time.monotonic() + wait
-        self._has_turn = True
+        turn = self._new_turn()
         passed, milliseconds = b"", b"%d" % (1000 * self._address.lease)
         while True:
-            reply = self._call(_turn, _told(self._at) if self._at else b"", self._token, passed, milliseconds)
+            reply = self._call(_turn, _told(self._at) if self._at else b"", turn.encode(), passed, milliseconds)
             self._refuse(reply)
             if reply[0] == b"taken":
+                self._turn = turn  # again: a signal handler may have had a turn of its own
                 if self._at is not None:
                     self._note_ahead(self._at, reply[1] if reply[1:] else [b"news", _told(self._at), []])
                 return
@@ -536,13 +476,8 @@ class RedisLog:
             return b""  # who asks next finds out
         return b"" if reply is None else bytes(reply[1])
 
-    def end_turn(self) -> None:
-        """See Log. Does not wait for an answer; where it fails, the turn expires."""
-        if self._has_turn:
-            with suppress(exceptions.RedisError, OSError, StateError):
-                self._link.connect()
-                self._link.tell_packed(10, self._commands[_turn] + _packed(b"", self._token, _baton()))
-            self._has_turn = False
+    def _tell_end(self) -> None:
+        self._link.tell(1, 10, self._commands[_turn] + _packed(b"", self._turn.encode(), _baton()))
 
     def sync(self) -> None:
         """See Log: waits for replicas, where some were asked for. The server itself waits for its disk."""
@@ -564,49 +499,28 @@ class RedisLog:
             if found or time.monotonic() >= deadline:
                 return bool(found)
 
-    def close(self) -> None:
-        """See Log."""
-        self._link.drop()
-        self._watching.drop()
-
     # -- Requests --
 
     def _call(
         self, script: _Script, *arguments: bytes, deadline: float | None = None, pending: Pending | None = None
     ) -> list[Any]:
-        """Run a script; try again for the seconds of `timeout`. Raises OSError, StateError."""
-        if deadline is None:
-            deadline = time.monotonic() + self._address.timeout
-        self._ahead, command = None, self._commands[script] + _packed(*arguments)
-        while True:
-            try:
-                reply: list[Any] = self._try(7 + len(arguments), command, pending)
-            except exceptions.NoScriptError:  # not run
-                command = _packed(b"EVAL", script.text, b"4", *self._keys, *arguments)
-            except Exception as error:
-                if not _is_for_now(error) or time.monotonic() >= deadline:
-                    raise self._refused(error) from error
-                self._link.drop()  # what was a primary may be none
-                time.sleep(_PAUSE)
-            else:
-                is_open = reply[0] == b"held" and pending is not None and pending.unanswered > 0
-                if not is_open or time.monotonic() >= deadline:
-                    return reply
-                time.sleep(_PAUSE)  # what was sent before may arrive when the other's turn ends
+        """Run a script; try again until a time, or for `timeout`. Raises OSError, StateError."""
+        command = self._commands[script] + _packed(*arguments)
 
-    def _try(self, count: int, command: bytes, pending: Pending | None) -> Any:
-        """Send a command; note whether it may have reached the server, if what comes back is not an answer."""
-        self._link.connect()
-        if pending is None:
-            return self._link.ask_packed(count, command)
-        pending.unanswered += 1
-        try:
-            reply = self._link.ask_packed(count, command)
-        except exceptions.ResponseError:
-            pending.unanswered -= 1
-            raise
-        pending.unanswered -= 1
-        return reply
+        def ask() -> Any:
+            reply = self._link.ask_packed(7 + len(arguments), command)
+            if isinstance(reply, exceptions.NoScriptError):  # not run
+                again = _packed(b"EVAL", script.text, b"4", *self._keys, *arguments)
+                reply = self._link.ask_packed(7 + len(arguments), again)
+            return reply
+
+        reply: Any = self._surely(ask, deadline, pending)
+        if isinstance(reply, Exception):
+            raise self._refused(reply) from reply
+        return reply  # type: ignore[no-any-return]
+
+    def _passes(self, answer: Any) -> bool:
+        return isinstance(answer, Exception) and _is_for_now(answer)
 
     def _ask(self, link: _Link, *command: bytes) -> Any:
         """Send another command than a script, once. Raises OSError, StateError."""

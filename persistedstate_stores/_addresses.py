@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from urllib.parse import urlsplit
+
+from persistedstate import _shown
 
 #: How the addresses of pystator's stores begin. Redis and MongoDB without the prefix are stores of py-key-value.
 _OF_PYSTATOR = ("sqlite:", "postgres:", "postgresql:", "postgres+", "postgresql+", "pystator+")
@@ -29,12 +30,7 @@ def patient(url: str) -> str:
     return parts._replace(path=parts.path or "/", query=query).geturl()
 
 
-def shown(address: str) -> str:
-    """Return an address without what is secret in it."""
-    return re.sub(r"//[^/]*@", "//…@", address)
-
-
 def described(error: BaseException) -> str:
     """Return an error as a message tells it; the long text of SQLAlchemy only with what the driver said."""
     error = getattr(error, "orig", None) or error
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{type(error).__name__}: {_shown(str(error))}" if str(error) else type(error).__name__

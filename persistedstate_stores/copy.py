@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from persistedstate import StateError
-from persistedstate_stores._addresses import CopyError, described, is_of_pystator, patient, shown
+from persistedstate import StateError, _shown
+from persistedstate_stores._addresses import CopyError, described, is_of_pystator, patient
 from persistedstate_stores.key_value import PersistedStateStore, _is_usable
 
 # Without the framework, the import above tells what to install.
@@ -132,12 +132,12 @@ def open_store(address: str, *, is_source: bool = False) -> Store:
     is_source: True: do not create what is not there, and do not lock a state file.
     """
     if is_of_pystator(address):
-        raise ValueError(f"{shown(address)} is a store of pystator; persistedstate_stores.copy_machines copies those")
+        raise ValueError(f"{_shown(address)} is a store of pystator; persistedstate_stores.copy_machines copies those")
     scheme, colon, rest = address.partition(":")
     if colon and scheme in _OPENERS:
         return _OPENERS[scheme](_Address(address, is_source))
     if rest.startswith("//"):
-        raise ValueError(f"{shown(address)} is no address of a store; there are {', '.join(_OPENERS)}, and paths")
+        raise ValueError(f"{_shown(address)} is no address of a store; there are {', '.join(_OPENERS)}, and paths")
     if scheme in _OPENERS:
         raise ValueError(f"{address} is no address; write {address}:… as in `copy --help`, or ./{address} for a file")
     path, sharp, under = address.rpartition("#")
@@ -177,7 +177,7 @@ async def _opened(store: Store | str | Path, stack: AsyncExitStack, *, is_source
         await stack.enter_async_context(opened)
     elif isinstance(opened, AbstractAsyncContextManager):
         stack.push_async_exit(opened)  # check() enters it, and tells if that fails
-    return _End(opened, shown(str(store)))
+    return _End(opened, _shown(str(store)))
 
 
 async def _listed(end: _End) -> dict[str, list[str]]:
@@ -485,7 +485,9 @@ def _open_dynamodb(address: _Address) -> Store:
     query = dict(parse_qsl(url.query))
     region, endpoint = query.pop("region_name", None), query.pop("endpoint_url", None)
     if query:
-        raise ValueError(f"{address.text}: {', '.join(query)} is unknown; there are region_name and endpoint_url")
+        raise ValueError(
+            f"{_shown(address.text)}: {', '.join(query)} is unknown; there are region_name and endpoint_url"
+        )
     return DynamoDBStore(
         table_name=url.netloc, region_name=region, endpoint_url=endpoint, auto_create=not address.is_source
     )
@@ -504,7 +506,7 @@ def _open_elasticsearch(address: _Address) -> Store:
     url = urlsplit(address.text.partition("+")[2])
     prefix = url.path.strip("/")
     if not prefix:
-        raise ValueError(f"{address.text} names no prefix of indexes; write …/PREFIX")
+        raise ValueError(f"{_shown(address.text)} names no prefix of indexes; write …/PREFIX")
     return ElasticsearchStore(url=f"{url.scheme}://{url.netloc}", index_prefix=prefix)
 
 

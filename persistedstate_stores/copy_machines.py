@@ -31,9 +31,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from persistedstate import PersistedState, StateError, plain
+from persistedstate import PersistedState, StateError, _shown, plain
 from persistedstate_stores import pystator as adapter
-from persistedstate_stores._addresses import CopyError, described, is_of_pystator, patient, shown
+from persistedstate_stores._addresses import CopyError, described, is_of_pystator, patient
 from persistedstate_stores.pystator import PersistedStateStore
 
 __all__ = ["Copied", "CopyError", "copy"]
@@ -234,7 +234,7 @@ def _blamed(address: str) -> Iterator[None]:
     except (CopyError, StateError, OSError, ImportError, TypeError, ValueError):
         raise
     except Exception as error:
-        raise CopyError(f"{shown(address)}: {described(error)}") from error
+        raise CopyError(f"{_shown(address)}: {described(error)}") from error
 
 
 def _of_pystator(url: str) -> Any:
@@ -355,7 +355,7 @@ class _Database(_Columns):
         self.store._engine.connect().close()  # pystator takes a server that is down for one that has no tables
         if not self.store._is_schema_initialized():
             if is_source or not is_file:
-                raise CopyError(f"{shown(url)} has no tables of pystator; `pystator db init` makes them")
+                raise CopyError(f"{_shown(url)} has no tables of pystator; `pystator db init` makes them")
             self.store._initialize_schema()
 
     def read(self, ids: list[str] | None) -> dict[Key, Record]:

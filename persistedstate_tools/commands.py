@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import persistedstate
 from persistedstate import PersistedState, Problem, StateDict, StateError, StateList, _content, _flow_text, _plain
 from persistedstate_tools.excerpts import contents, read_state, text_of
-from persistedstate_tools.messages import NO, Refusal, is_address, shown_line, shown_place
+from persistedstate_tools.messages import NO, Refusal, is_address, shown_line
 from persistedstate_tools.paths import key_in, parse_path, path_text, resolve, twin
 from persistedstate_tools.values import json_text, yaml_value
 
@@ -40,7 +40,7 @@ def check_is_there(place: str) -> None:
         _ = contents(place) if is_address(place) else persistedstate._system.stat(place)
     except FileNotFoundError:
         if is_address(place):
-            raise Refusal(f"{shown_place(place)}: there is no such state") from None
+            raise Refusal(f"{persistedstate._shown(place)}: there is no such state") from None
         has_folder = os.path.isdir(os.path.dirname(place) or os.curdir)
         rest = f"; to begin with an empty state: touch {place}" if has_folder else ", nor its folder"
         raise Refusal(f"{place}: no such file{rest}") from None
@@ -101,15 +101,24 @@ def _value(options: Namespace) -> Any:
 
 def run_check(options: Namespace) -> int:
     problems = persistedstate.check(options.file)
-    _print_problems(shown_place(options.file), problems)
+    _print_problems(persistedstate._shown(options.file), problems)
     if not problems:
-        print(f"{shown_place(options.file)}: sound")
+        print(f"{persistedstate._shown(options.file)}: sound")
+        print_notes(persistedstate._shown(options.file), contents(options.file).decode(errors="replace"))
     return NO if problems else 0
 
 
+def print_notes(name: str, text: str, known: Container[str] | None = None) -> None:
+    """Tell what in a text is hardly meant, but in lines that are known."""
+    from persistedstate_tools.notes import notes
+
+    for problem in notes(text, known):
+        print(f"{name}: note: {problem}")
+
+
 def _print_problems(name: str, problems: Iterable[Problem]) -> None:
-    for line, column, reason, text in problems:
-        print(f"{name}: line {line}, column {column}: {reason}\n    {shown_line(text)}".rstrip())
+    for problem in problems:
+        print(f"{name}: {problem}")
 
 
 def run_repair(options: Namespace) -> int:
@@ -135,5 +144,5 @@ def run_vacuum(options: Namespace) -> int:
     with _opened(options) as state:
         before = len(contents(options.file))
         state.vacuum()
-    print(f"{shown_place(options.file)}: {_sizes(before, len(contents(options.file)))}")
+    print(f"{persistedstate._shown(options.file)}: {_sizes(before, len(contents(options.file)))}")
     return 0

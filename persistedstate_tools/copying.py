@@ -8,28 +8,28 @@ from argparse import Namespace
 from contextlib import suppress
 from typing import Any
 
-from persistedstate import _plain, _same, _Saved
+from persistedstate import _plain, _same, _Saved, _shown
 from persistedstate_tools.commands import opened
 from persistedstate_tools.excerpts import read_state
-from persistedstate_tools.messages import Refusal, is_address, shown_place
+from persistedstate_tools.messages import Refusal, is_address
 from persistedstate_tools.renewal import put
 
 
 def run_copy(options: Namespace) -> int:
     source, target = options.source, options.target
     if _is_same(source, target):
-        raise Refusal(f"{shown_place(target)}: is the same as {shown_place(source)}")
+        raise Refusal(f"{_shown(target)}: is the same as {_shown(source)}")
     document, root = read_state(source)
     saved = _Saved(document.renewed(root._items).text().encode())
     if not _same(saved.value, _plain(root)):
-        raise Refusal(f"{shown_place(source)}: its text cannot be copied; vacuum it first")
+        raise Refusal(f"{_shown(source)}: its text cannot be copied; vacuum it first")
     with opened(target, options.wait, _mode(source, target)) as state:
 
         def taken(present: dict[Any, Any]) -> Any:
             is_empty = not present and state._tree.document.text().strip() in ("", "{}")
             if not is_empty and not options.force:
                 reason = "holds something already; nothing was changed, and --force replaces it"
-                raise Refusal(f"{shown_place(target)}: {reason}")
+                raise Refusal(f"{_shown(target)}: {reason}")
             return saved.value
 
         put(state, target, saved, taken)

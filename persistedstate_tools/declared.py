@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import re
+import shlex
 import sys
-import types
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date, datetime
 from functools import lru_cache, partial
 from importlib import import_module
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from math import inf
+from typing import Any, ClassVar, get_origin, get_type_hints
 
 import persistedstate
-from persistedstate import _GONE, _BadText, _corrupt, _flow, _is_empty, _Loader, _place_of, _plain, _storable
+from persistedstate import (
+    _GONE,
+    StateCorrupt,
+    StateList,
+    _BadText,
+    _flow,
+    _Image,
+    _is_empty,
+    _Loader,
+    _place_of,
+    _plain,
+    _problem,
+    _same,
+    _storable,
+)
+from persistedstate_tools.changes import changes_of, changes_since, length_after, normal, step_in, steps_to
+from persistedstate_tools.kinds import (
+    advice_on,
+    below,
+    children_of,
+    choices_of,
+    is_converted,
+    is_held,
+    keys_of,
+    lengths_of,
+    name_of,
+    parts_of,
+    required_in,
+)
+
+#: Where a value is that is not as declared, by its keys, and what is wrong with it.
+_Problem = tuple[tuple[Any, ...], str]
 
 #: What a state holds as it is, and what msgspec shall leave so.
 _AS_THEY_ARE = (bytes, date, datetime)
-_LEAVES = frozenset({bool, int, float, str, bytes, date, datetime, type(None), Any})
-_MAPPINGS, _LISTS = (dict, Mapping, MutableMapping), (list, Sequence, MutableSequence)
 #: Characters of a value that a message shows.
 _SHOWN = 60
 
@@ -75,25 +103,26 @@ class Declaration:
         self._msgspec = msgspec
         #: Only of its own classes msgspec remembers what is in them: a type is made one with a single field.
         self._holder_of = lru_cache(maxsize=1000)(lambda kind: msgspec.defstruct("Holder", [("value", kind)]))
-        self.converted = {name for name, kind in fields.items() if _is_converted(kind)}
+        self.converted = {name for name, kind in fields.items() if is_converted(kind)}
         for name, kind in fields.items():
             self._check_type(f"{self.name}.{name}", kind)
             if name in self.converted:
                 setattr(cls, name, property(partial(self._converted, name)))
         self.defaults = {name: self._stored(name, value) for name, value in defaults.items()}
         self._type_at = lru_cache(maxsize=1000)(self._find_type)
+        self._lengths_at = lru_cache(maxsize=1000)(self._find_lengths)
         self._fitting_at = lru_cache(maxsize=1000)(self._find_fitting)
 
     def _check_type(self, place: str, kind: Any) -> None:
         """Refuse a type that a state cannot hold, or whose values would not be tracked."""
-        for part in _parts(kind):
-            if not _is_held(part) and not _is_converted(part):
-                raise TypeError(f"{place}: a state cannot hold {_name(part)}; {_advice(part)}")
-            for below in _children(part):
-                if _is_converted(below):
+        for part in parts_of(kind):
+            if not is_held(part) and not is_converted(part):
+                raise TypeError(f"{place}: a state cannot hold {name_of(part)}; {advice_on(part)}")
+            for inner in children_of(part):
+                if is_converted(inner):
                     inside = "stands alone, not inside of another type"
-                    raise TypeError(f"{place}: {_name(below)} {inside}: what is changed there would not be saved")
-                self._check_type(place, below)
+                    raise TypeError(f"{place}: {name_of(inner)} {inside}: what is changed there would not be saved")
+                self._check_type(place, inner)
         try:
             self._msgspec.inspect.type_info(kind)
         except TypeError as error:
@@ -102,8 +131,8 @@ class Declaration:
     def _stored(self, name: str, value: Any) -> Any:
         """Return a default as a state holds it."""
         value = persistedstate._stored(_storable, self.encoded(name, value), 0, lambda: [name])
-        if problem := self._problem_at(self.fields.get(name, Any), value, (name,)):
-            raise TypeError(f"the default of {self.name}.{'.'.join(map(str, problem[0]))}: {problem[1]}")
+        for keys, reason in self._problems_at(self.fields.get(name, Any), value, (name,)):
+            raise TypeError(f"the default of {_place_of(keys).replace('STATE', self.name, 1)}: {reason}")
         return value
 
     def with_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +144,7 @@ class Declaration:
         return {**defaults, **{name: self._stored(name, value) for name, value in given.items()}}
 
     def type_name(self, name: str) -> str:
-        return _name(self.fields[name])
+        return name_of(self.fields[name])
 
     def encoded(self, name: str, value: Any) -> Any:
         """Return what a state holds in the place of a value that is assigned to an entry."""
@@ -126,7 +155,13 @@ class Declaration:
     def _converted(self, name: str, state: Any) -> Any:
         if name not in state._items:
             raise state._missing(name)
-        return self._convert(_plain(state._items[name]), self.fields[name])
+        value = _plain(state._items[name])
+        try:
+            return self._convert(value, self.fields[name])
+        except self._msgspec.ValidationError:
+            keys, reason = next(self._problems_at(self.fields[name], value, (name,)))
+            path, reason = state._tree.path, f"{_shown_place(keys)}: {reason}"
+            raise StateCorrupt(path, reason, 0, 0, advice=_mending(path, keys)) from None
 
     def _convert(self, value: Any, kind: Any) -> Any:
         holder = self._holder_of(kind)
@@ -139,57 +174,106 @@ class Declaration:
         filled: dict[Any, Any] = _with_missing(value, self.defaults)
         return filled
 
-    def check(self, value: dict[Any, Any], path: str, text: str) -> None:
-        """Check a whole state; raises StateCorrupt, with the place in the text of its snapshot."""
+    def check(self, value: dict[Any, Any], path: str, text: str, mine: Mapping[Any, Any] | None = None) -> None:
+        """Check a whole state; raises StateCorrupt, with the place in the text of its snapshot.
+
+        mine: the state before somebody changed it: what is wrong in that, too, is not their doing.
+        """
+        known: set[_Problem] | None = None
+        for keys, reason in self._problems(value):
+            if known is None:
+                known = {(_without_indexes(keys), reason) for keys, reason in self._problems(mine or {})}
+            if (_without_indexes(keys), reason) in known:
+                continue
+            advice, offset = _mending(path, keys, is_extra=keys[0] not in self.fields), _offset(text, keys, value)
+            line, column, _, content = (0, 0, "", "") if offset is None else _problem(text, _BadText(reason, offset))
+            raise StateCorrupt(path, f"{_shown_place(keys)}: {reason}", line, column, content, advice)
+
+    def _problems(self, value: Mapping[Any, Any]) -> Iterator[_Problem]:
         for key, item in value.items():
-            problem = None
             if key in self.fields:
-                problem = self._problem_at(self.fields[key], item, (key,))
+                yield from self._problems_at(self.fields[key], item, (key,))
             elif not self.undeclared:
-                problem = (key,), self._not_declared(key)
-            if problem is not None:
-                keys, reason = problem
-                reason = f"{_place_of(keys).removeprefix('STATE').removeprefix('.')}: {reason}"
-                raise _corrupt(path, text, _BadText(reason, _offset(text, keys)))
+                yield (key,), self._not_declared(key)
 
     def _not_declared(self, key: Any) -> str:
         return f"{self.name} declares no {_flow(key)}; there are {', '.join(self.fields)}"
 
-    def _problem_at(self, kind: Any, value: Any, keys: tuple[Any, ...]) -> tuple[tuple[Any, ...], str] | None:
-        """Return the innermost place at which a value is not what is declared, and what it should be."""
+    def _problems_at(self, kind: Any, value: Any, keys: tuple[Any, ...]) -> Iterator[_Problem]:
+        """Yield the innermost places at which a value is not what is declared, and what it should be."""
         try:
             self._convert(value, kind)
         except self._msgspec.ValidationError as error:
             items = value.items() if type(value) is dict else enumerate(value) if type(value) is list else ()
+            is_below = False
+            for key in value if type(value) is dict else ():
+                if reason := self._key_problem(kind, key):
+                    is_below = True
+                    yield keys, reason
             for key, item in items:
-                if problem := self._problem_at(_below(kind, key), item, (*keys, key)):
-                    return problem
-            return keys, _reason(str(error), value, kind)
-        return None
+                step = None if type(value) is list else key
+                for problem in self._problems_at(below(kind, step), item, (*keys, key)):
+                    is_below = True
+                    yield problem
+            if not is_below:
+                yield keys, _reason(str(error), value, kind)
+
+    def _key_problem(self, kind: Any, key: Any) -> str:
+        wanted = keys_of(kind)
+        if wanted is Any or (wanted is str and type(key) is str):
+            return ""
+        try:
+            self._convert(key, wanted)
+        except self._msgspec.ValidationError:
+            return f"expected keys that are {name_of(wanted)}, but one is {_flow(key)}"
+        return ""
 
     # What is assigned.
 
     def check_change(self, keys: tuple[Any, ...], node: Any, operation: str, arguments: tuple[Any, ...]) -> None:
         """Check what a script is about to do to a node; raises TypeError."""
-        for key, value in _changes(node, operation, arguments):
+        changes = changes_of(node, operation, arguments)
+        for place, reason in self._problems_with(keys, node, changes, lambda: length_after(node, operation, arguments)):
+            raise TypeError(f"{_place_of(place)}: {reason}")
+
+    def problems_of(self, image: _Image) -> list[str]:
+        """Return what is not as declared of what other processes changed in a node, of which the image knows."""
+        node = image.node
+        problems = self._problems_with(node._path(), node, changes_since(image), lambda: len(node))
+        return [f"{_shown_place(place)}: {reason}" for place, reason in problems]
+
+    def _problems_with(
+        self, keys: tuple[Any, ...], node: Any, changes: Iterable[tuple[Any, Any]], measured: Callable[[], int]
+    ) -> Iterator[_Problem]:
+        steps, is_list = steps_to(node), isinstance(node, StateList)
+        limits = self._lengths_at(steps, is_list=is_list)
+        if limits and not limits[0] <= (length := measured()) <= limits[1]:
+            limit = f">= {limits[0]}" if length < limits[0] else f"<= {limits[1]}"
+            yield keys, f"expected a length {limit}, but it is {length}"
+        for key, value in changes:
             place = (*keys, key)
-            problem = None
             if not keys and key not in self.fields:
-                problem = None if self.undeclared or value is _GONE else (place, self._not_declared(key))
-            elif value is _GONE:
-                if keys and key in _required(self._type_at(_normal(keys))):
-                    problem = place, "this key is declared, and must be there"
-            else:
-                problem = self._problem_at(self._type_at(_normal(place)), _plain(value), place)
-            if problem is not None:
-                raise TypeError(f"{_place_of(problem[0])}: {problem[1]}")
+                if not self.undeclared and value is not _GONE:
+                    yield place, self._not_declared(key)
+            elif value is not _GONE:
+                if keys and not is_list and (reason := self._key_problem(self._type_at(steps), key)):
+                    yield keys, reason
+                yield from self._problems_at(self._type_at((*steps, step_in(node, key))), _plain(value), place)
+            elif keys and key in required_in(self._type_at(steps)):
+                yield place, "this key is declared, and must be there"
 
     def fitting(self, keys: tuple[Any, ...]) -> tuple[Any, Any]:
-        """Return the type of what is at a path, if a look at it is enough, and what tells whether a scalar fits."""
-        return self._fitting_at(_normal(keys))
+        """Return the type of what is at a path, if a look at it is enough, and what tells whether a scalar fits.
+
+        keys: of mappings; the last may be None, for an item of a list.
+        """
+        *above, last = keys
+        return self._fitting_at((*map(normal, above), last))
 
     def _find_fitting(self, keys: tuple[Any, ...]) -> tuple[Any, Any]:
         kind = self._type_at(keys)
+        if keys[-1] is None and self._lengths_at(keys[:-1], is_list=True):
+            return None, lambda _: False  # the length has to be looked at, too
         convert, holder = self._msgspec.convert, self._holder_of(kind)
 
         def fits(value: Any) -> bool:
@@ -201,29 +285,18 @@ class Declaration:
 
         return (kind if any(kind is plain for plain in (bool, int, float, str)) else None), fits
 
+    def _find_lengths(self, keys: tuple[Any, ...], *, is_list: bool) -> tuple[float, float] | None:
+        found = lengths_of(self._type_at(keys), is_list=is_list) if keys else (0, inf)
+        return None if found == (0, inf) else found
+
     def _find_type(self, keys: tuple[Any, ...]) -> Any:
         kind = self.fields.get(keys[0], Any)
         for key in keys[1:]:
-            kind = _below(kind, key)
+            kind = below(kind, key)
         return kind
 
 
-def _changes(node: Any, operation: str, arguments: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
-    """Yield the keys and values that an operation puts into a node, `_GONE` for what it takes away."""
-    if operation in ("set", "insert"):
-        yield arguments[0], arguments[1]
-    elif operation == "splice":
-        for item in arguments[2]:
-            yield 0, item
-    elif operation == "update":
-        yield from arguments[0].items()
-    elif isinstance(node, persistedstate.StateDict):
-        for key in arguments if operation == "delete" else [*node]:
-            yield key, _GONE
-
-
-def _normal(keys: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Let all items of a list have one path."""
+def _without_indexes(keys: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(key if type(key) is str else None for key in keys)
 
 
@@ -233,76 +306,6 @@ def _with_missing(value: Any, default: Any) -> Any:
     if type(value) is dict and type(default) is dict:
         return {**value, **{key: _with_missing(value.get(key, _GONE), item) for key, item in default.items()}}
     return value
-
-
-# Types.
-
-
-def _parts(kind: Any) -> list[Any]:
-    """Return what a type may be, one by one: the members of a union, without what is annotated."""
-    origin = get_origin(kind)
-    if origin is Annotated or getattr(origin, "_name", "") in ("Required", "NotRequired", "ReadOnly"):
-        return _parts(get_args(kind)[0])
-    if origin in (Union, types.UnionType):
-        return [part for member in get_args(kind) for part in _parts(member)]
-    if hasattr(kind, "__supertype__"):  # a NewType
-        return _parts(kind.__supertype__)
-    return [type(None) if kind is None else kind]
-
-
-def _is_held(part: Any) -> bool:
-    return (
-        part in _LEAVES
-        or get_origin(part) is Literal
-        or (get_origin(part) or part) in (*_MAPPINGS, *_LISTS)
-        or (is_typeddict(part))
-    )
-
-
-def _is_converted(kind: Any) -> bool:
-    """Tell whether a value is of a class of its own in the script, and something plain in the state."""
-    return any(isinstance(part, type) and (issubclass(part, enum.Enum) or _is_frozen(part)) for part in _parts(kind))
-
-
-def _is_frozen(part: Any) -> bool:
-    """Tell whether a type is a dataclass of which nothing can be changed."""
-    if not getattr(getattr(part, "__dataclass_params__", None), "frozen", False):
-        return False
-    kinds = get_type_hints(part, include_extras=True).values()
-    return all(inner in _LEAVES - {Any} or _is_converted(inner) for kind in kinds for inner in _parts(kind))
-
-
-def _children(part: Any) -> list[Any]:
-    if is_typeddict(part):
-        return [*get_type_hints(part, include_extras=True).values()]
-    return [*get_args(part)] if get_origin(part) in (*_MAPPINGS, *_LISTS) else []
-
-
-def _below(kind: Any, key: Any) -> Any:
-    """Return the type of what a container of a type has under a key."""
-    for part in _parts(kind):
-        origin = get_origin(part)
-        if is_typeddict(part):
-            found = get_type_hints(part, include_extras=True).get(key, Any)
-            is_marked = getattr(get_origin(found), "_name", "") in ("Required", "NotRequired", "ReadOnly")
-            return get_args(found)[0] if is_marked else found
-        if origin in (*_MAPPINGS, *_LISTS):
-            return get_args(part)[-1]
-    return Any
-
-
-def _required(kind: Any) -> frozenset[str]:
-    return frozenset().union(*[part.__required_keys__ for part in _parts(kind) if is_typeddict(part)])
-
-
-def _name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-
-
-def _advice(kind: Any) -> str:
-    if dataclasses.is_dataclass(kind):
-        return "use a TypedDict, or a frozen dataclass of values that cannot be changed"
-    return "use None, bool, int, float, str, bytes, date, datetime, Literal, Enum, a list, a dict or a TypedDict"
 
 
 # Messages.
@@ -315,25 +318,44 @@ def _reason(said: str, value: Any, kind: Any) -> str:
     said = re.sub(r" - at `\$\.value`$", "", said).replace("$.value", "$").replace("`", "")
     if missing := re.match(r"Object missing required field (\S+)$", said):
         return f"the key {missing[1]} is missing in {shown}"
-    if said.startswith("Invalid enum value"):
-        literals = [value for part in _parts(kind) if get_origin(part) is Literal for value in get_args(part)]
-        members = [each.value for part in _parts(kind) if isinstance(part, enum.EnumMeta) for each in list[Any](part)]
-        said = f"Expected {' or '.join(map(_flow, literals + members))}"
-    expected = re.match(r"Expected (.*?)(?:, got \w+)?$", said)
-    return f"expected {expected[1]}, but it is {shown}" if expected else f"{said}, but it is {shown}"
+    said = re.sub(r"\barray\b", "a list", re.sub(r"\bobject\b", "a mapping", said)).replace(" | ", " or ")
+    expected = re.match(r"Expected (.*?)(?:, got [\w ]+)?$", said)
+    choices = " or ".join(map(_flow, choices_of(kind)))
+    wanted = choices or (expected[1] if expected else "")
+    return f"expected {wanted}, but it is {shown}" if wanted else f"{said}, but it is {shown}"
 
 
-def _offset(text: str, keys: tuple[Any, ...]) -> int:
-    """Return where in a text the value stands to which keys lead, or the innermost part of that which is there."""
-    found = 0
+def _shown_place(keys: tuple[Any, ...]) -> str:
+    return _place_of(keys).removeprefix("STATE").removeprefix(".")
+
+
+def _mending(path: str, keys: tuple[Any, ...], *, is_extra: bool = False) -> str:
+    """Say how a person mends what is not as declared, of which the other tools know nothing."""
+    from persistedstate_tools.paths import path_text
+
+    kind, way = ("ADDRESS", "with `persistedstate edit ADDRESS`") if "://" in path else ("FILE", "in an editor")
+    place = shlex.quote(path_text(keys))
+    change = f"delete {kind} {place}" if is_extra else f"set {kind} {place} VALUE"
+    return f"mend it {way}, or with `persistedstate {change}`"
+
+
+def _offset(text: str, keys: tuple[Any, ...], value: Any) -> int | None:
+    """Return where in a text the value stands to which keys lead, or the innermost part of that which is there.
+
+    value: the whole state. None where a record behind the text has another value.
+    """
+    found = None
     with suppress(Exception):  # what does not stand there, or is an alias, has no place of its own
         loader = _Loader(text)
         node = loader.root
         for key in keys:
+            value = value[key]
             if node.id == "sequence":
                 node = node.value[key]
                 found = node.start_mark.index
             else:
                 name, node = next(pair for pair in node.value if loader.read(pair[0]) == key)
                 found = name.end_mark.index if _is_empty(node) else node.start_mark.index
+        if node.id == "scalar" and not _same(loader.read(node), value):
+            found = None
     return found

@@ -12,10 +12,22 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from persistedstate import StateError, StateLocked, _BadText, _Document, _merged, _plain, _problem, _Saved, _Stream
-from persistedstate_tools.commands import check_is_there, opened
+import persistedstate
+from persistedstate import (
+    StateError,
+    StateLocked,
+    _BadText,
+    _Document,
+    _explained,
+    _merged,
+    _plain,
+    _problem,
+    _Saved,
+    _Stream,
+)
+from persistedstate_tools.commands import check_is_there, opened, print_notes
 from persistedstate_tools.excerpts import read_state
-from persistedstate_tools.messages import Refusal, complain, complaint, shown_place
+from persistedstate_tools.messages import Refusal, complain, complaint
 from persistedstate_tools.renewal import put, save_beside
 
 #: What begins the lines that tell of a mistake, and are taken out again.
@@ -35,7 +47,10 @@ def run_edit(options: Namespace) -> int:
     name.write_bytes(text)
     try:
         saved = _edited(name, text)
-        print(f"{shown_place(place)}: {'no change' if saved is None else _save(place, text.decode(), base, saved)}")
+        said = "no change" if saved is None else _save(place, text.decode(), base, saved)
+        print(f"{persistedstate._shown(place)}: {said}")
+        if saved is not None:
+            print_notes(persistedstate._shown(place), saved.text, text.decode().splitlines())
     except (Refusal, StateError, OSError) as error:
         reason, code = complaint(error, place)
         raise Refusal(f"{reason}; the text is kept in {name}", code) from None
@@ -84,7 +99,7 @@ def _run_editor(name: Path) -> None:
 def _with_complaint(text: bytes, problem: _BadText) -> bytes:
     """Return a text with a comment above the line with a mistake."""
     whole = text.decode(errors="surrogateescape")
-    line, column, reason, _ = _problem(whole, problem)
+    line, column, reason, _ = _problem(whole, _explained(whole, problem))
     lines = whole.split("\n")
     lines[line - 1 : line - 1] = [
         f"{_MARK}the next line, column {column}: {' '.join(reason.split())}",
@@ -107,4 +122,4 @@ def _save(place: str, given: str, base: dict[Any, Any], saved: _Saved) -> str:
                 continue
             holder = f"process {error.pid}" if error.pid else "the process"
             return f"saved; {holder} that has the file takes it over with its next change"
-    raise Refusal(f"{shown_place(place)}: scripts take the file and let it go all the time")
+    raise Refusal(f"{persistedstate._shown(place)}: scripts take the file and let it go all the time")

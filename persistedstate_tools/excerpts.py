@@ -20,10 +20,10 @@ from persistedstate import (
     _replay,
     _Root,
     _same,
+    _shown,
     _Top,
     _Tree,
 )
-from persistedstate_tools.messages import shown_place
 from persistedstate_tools.paths import Step, resolve
 
 
@@ -40,7 +40,7 @@ def contents(place: str) -> bytes:
 
 def read_state(place: str) -> tuple[_Document, _Root]:
     """Read a file or log, without a lock: the text of its snapshot, and the state with all records applied."""
-    path = shown_place(place)
+    path = _shown(place)
     stream = _parsed(path, contents(place))
     root = _Root(stream.value, _Tree(path))
     _replay(root, stream, path)

@@ -20,12 +20,13 @@ from persistedstate import (
     _plain,
     _replay,
     _Root,
+    _shown,
     _Stream,
     _Tree,
 )
 from persistedstate_tools.differences import Change, Style, differences, told
 from persistedstate_tools.excerpts import text_of
-from persistedstate_tools.messages import Refusal, complain, complaint, shown_place
+from persistedstate_tools.messages import Refusal, complain, complaint
 from persistedstate_tools.paths import parse_path, resolve
 
 #: Seconds between two looks at a file that is followed.
@@ -39,7 +40,7 @@ class Teller(_Follower):
     """
 
     def __init__(self, name: str, path: str | None = None, followed: Any = None) -> None:
-        self.file = shown_place(name)
+        self.file = _shown(name)
         self.news: list[Change] = []
         #: What was read last: the stream, its value without and with the records.
         self.stream: _Stream | None = None

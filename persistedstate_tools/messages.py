@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from contextlib import suppress
 
-from persistedstate import _SCHEME, Problem, StateCorrupt, StateError, StateLocked, check
+from persistedstate import _SCHEME, StateCorrupt, StateError, StateLocked, _shown
 
 NO, ERROR, IN_USE, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
 #: So many characters of a line are shown in which something is wrong.
@@ -44,30 +42,16 @@ def is_address(place: str) -> bool:
     return bool(mark and _SCHEME.match(scheme))
 
 
-def shown_place(place: str) -> str:
-    """Return the name of a file, or an address without the password in it."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:…@", place) if is_address(place) else place
-
-
 def complaint(error: Exception, name: str) -> tuple[str, int]:
     """Return what to tell the person who typed the command with a file's name, and the exit code."""
     if isinstance(error, StateLocked):
         holder = f"process {error.pid}" if error.pid else "another process"
         return f"{error.path}: in use by {holder}; wait for it with --wait SECONDS, or end it", IN_USE
     if isinstance(error, StateCorrupt):
-        first = _first_problem(error)
-        line = f": {shown_line(first.text)}" if first.text.strip() else ""
-        place = f"{error.path}: line {first.line}, column {first.column}"
-        advice = "" if is_address(error.path) else "; persistedstate repair helps"
-        return f"{place}: {first.reason}{line}{advice}", ERROR
+        line = f": {shown_line(error.text)}" if error.text.strip() else ""
+        place = f"{error.path}: line {error.line}, column {error.column}"
+        advice = "" if is_address(error.path) else "; mend it in an editor, or see persistedstate repair"
+        return f"{place}: {error.reason}{line}{advice}", ERROR
     if isinstance(error, OSError) and not isinstance(error, StateError) and error.strerror:
-        return f"{os.fsdecode(error.filename or shown_place(name))}: {error.strerror}", ERROR
+        return f"{os.fsdecode(error.filename or _shown(name))}: {error.strerror}", ERROR
     return str(error), getattr(error, "code", ERROR)
-
-
-def _first_problem(error: StateCorrupt) -> Problem:
-    """Return the problem that `check` tells first: reading a file whole often stops lines below what is wrong."""
-    with suppress(OSError, StateError):
-        for problem in check(error.path):
-            return problem
-    return Problem(error.line, error.column, error.reason, error.text)

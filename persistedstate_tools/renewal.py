@@ -28,13 +28,14 @@ from persistedstate import (
     _Root,
     _same,
     _Saved,
+    _shown,
     _system,
     _take_over_attributes,
     _Tree,
     _write_all,
 )
 from persistedstate_tools.excerpts import contents, read_state
-from persistedstate_tools.messages import Refusal, shown_place
+from persistedstate_tools.messages import Refusal
 
 #: Seconds in which a script that runs must take up what a save needs first, and seconds between two looks for that.
 _UPTAKE, _LOOK = 5.0, 0.05
@@ -60,7 +61,7 @@ def put(
                 document, value = _with_value(text, merged(_plain(tree.root)))
                 tree._renew(document, basis, value)
                 if contents(place) != document.text().encode():
-                    raise Refusal(f"{shown_place(place)}: reading back gives something else than what was written")
+                    raise Refusal(f"{_shown(place)}: reading back gives something else than what was written")
                 return
     raise OSError(errno.EBUSY, "somebody keeps writing the file", tree.path)
 

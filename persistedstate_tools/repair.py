@@ -17,7 +17,7 @@ from persistedstate import (
     _CONTENT,
     _LOCK_RETRY,
     _MISFITS,
-    _NO_COLON,
+    _NOT_UTF_8,
     _SECOND_MARK,
     Problem,
     Repair,
@@ -25,6 +25,7 @@ from persistedstate import (
     _apply,
     _BadText,
     _Document,
+    _explained,
     _first_json,
     _is_record,
     _Journal,
@@ -98,8 +99,7 @@ class _Remains:
             self.above = _skipped(data).count(b"\n")
             self._read_damaged(_without_half_rewrite(data)[0].decode(errors="surrogateescape"))
             self.problems = [problem._replace(line=problem.line + self.above) for problem in self.problems]
-            if not self.problems:
-                self.problems = [Problem(error.line, error.column, error.reason, error.text)]
+            self._tell(Problem(error.line, error.column, error.reason, error.text))
 
     def _read_sound(self, data: bytes) -> None:
         """Read a file in which nothing is wrong, but for a torn tail."""
@@ -111,6 +111,11 @@ class _Remains:
         if stream.torn:
             start = len(data[: len(data) - stream.torn].decode(errors="replace"))
             self._cut(start, self.whole[start:], "this never became a complete record; opening the file drops it")
+
+    def _tell(self, first: Problem) -> None:
+        """Tell what opening the file tells, in the place of what was found there piece by piece."""
+        replaced = min(self.problems, key=lambda problem: abs(problem.line - first.line), default=None)
+        self.problems = [first, *(problem for problem in self.problems if problem is not replaced)]
 
     def _plant(self, document: _Document, value: dict[Any, Any]) -> None:
         self.document, self.tree = document, _Tree()
@@ -204,8 +209,7 @@ class _Remains:
             kept.append(part)
             while problem := _reason(above + "".join(text for text, _ in kept)):
                 ends = list(accumulate((len(text) for text, _ in kept), initial=len(above)))
-                guilty = min(max(bisect_right(ends, problem.offset) - 1, 0), len(kept) - 1)
-                text, offset = kept.pop(guilty if problem.reason == _NO_COLON else -1)
+                text, offset = kept.pop(min(max(bisect_right(ends, problem.offset) - 1, 0), len(kept) - 1))
                 first = _start_of(text)
                 self._cut(offset, text, problem.reason, first + len(text[first:]) - len(text[first:].lstrip()))
         return "".join(text for text, _ in kept)
@@ -274,7 +278,8 @@ class _Remains:
 
 def _clean(text: str) -> str:
     if bad := _NO_TEXT.search(text):
-        raise _BadText("NUL bytes" if bad[0][0] == "\0" else "not UTF-8", bad.start())
+        reason = "the character '\\0' may not stand in YAML" if bad[0][0] == "\0" else _NOT_UTF_8
+        raise _BadText(reason, bad.start())
     return text
 
 
@@ -283,7 +288,7 @@ def _reason(text: str) -> _BadText | None:
     try:
         _Document.read(_clean(text))
     except _BadText as problem:
-        return problem
+        return _explained(text, problem)
     return None
 
 
@@ -291,7 +296,7 @@ def _why_no_record(text: str) -> _BadText:
     try:
         _Loader(_clean(text.removeprefix("---")))
     except _BadText as problem:
-        return _BadText(problem.reason, problem.offset + 3 * text.startswith("---"))
+        return _explained(text, _BadText(problem.reason, problem.offset + 3 * text.startswith("---")))
     return _BadText("this is no record", 0)
 
 

@@ -6,14 +6,16 @@ import gc
 import os
 import random
 import signal
+import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import oracle
 import pytest
 from hypothesis import settings
-from rounds import CASES, sample
+from rounds import CASES, sample, some
 
 import persistedstate
 from persistedstate import PersistedState
@@ -45,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = os.environ[SEED]
     # Where Hypothesis sees a CI server, it would take seeds of its own.
-    settings.register_profile("seeded", derandomize=False)
+    settings.register_profile("seeded", derandomize=False, max_examples=some(100, 20))
     settings.load_profile("seeded")
 
 
@@ -69,7 +71,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Take a sample of the cases of each test, where a share of them is wanted; not where a test was named."""
     if any("::" in argument for argument in config.args):
         return
-    taken = sample([item.nodeid for item in items], CASES, os.environ[SEED])
+    version = "{}.{}".format(*sys.version_info)  # each takes other cases
+    taken = sample([item.nodeid for item in items], CASES, f"{os.environ[SEED]} {version}")
     left_out = [item for item in items if item.nodeid not in taken]
     items[:] = [item for item in items if item.nodeid in taken]
     config.hook.pytest_deselected(items=left_out)
@@ -80,6 +83,12 @@ def pytest_report_header() -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    """Tell why tests were skipped, a line for each reason: what failed follows, and shall stay in sight."""
+    reasons = Counter(
+        skipped.longrepr[2].removeprefix("Skipped: ") for skipped in terminalreporter.stats.get("skipped", [])
+    )
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} x {reason}")
     if exitstatus:
         terminalreporter.write_line(pytest_report_header())
 

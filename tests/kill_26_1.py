@@ -19,17 +19,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from checks import scratch
+SUPPORT = Path(__file__).resolve().parent / "support"
+sys.path.insert(1, str(SUPPORT))
 
-TESTS = Path(__file__).resolve().parent
+from checks import scratch  # noqa: E402 - the path comes first
 
 
 def outcome(python: list[str], rounds: int, seed: str, workload: str) -> dict[str, Any]:
     """Kill so many writers in that interpreter."""
     with scratch() as path:
         done = subprocess.run(
-            [*python, str(TESTS / "killing.py"), path.parent, seed, str(rounds), workload],
-            env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+            [*python, str(SUPPORT / "killing.py"), path.parent, seed, str(rounds), workload],
+            env={**os.environ, "PYTHONPATH": str(SUPPORT.parent.parent)},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,

@@ -246,7 +246,7 @@ FAULTS = [
     Fault(
         "temporary file with the default mode",
         [
-            ("_system.open(path, flags, 0o600)", "_system.open(path, flags, 0o666)"),
+            ("_system.open(path, _NEW, 0o600)", "_system.open(path, _NEW, 0o666)"),
             (
                 "            _system.fchmod(new, stat.S_IMODE(old.st_mode))  # last: the others may take bits away\n",
                 "            pass\n",

@@ -77,12 +77,12 @@ def check_place(error: StateCorrupt, path: Path, bad: Bad) -> None:
         assert 1 <= error.column <= len(line) + 1
     message = str(error)
     assert str(path) in message
-    assert error.text in message
     if re.fullmatch(r"[ -~]+", line):
+        assert len(line) > 120 or f"\n    {line}\n    {' ' * (error.column - 1)}^\n" in message
         assert error.text.strip(" .…")[:40] in line
         if len(line) < 80:
             assert error.text.rstrip("\r\n") == line
-    numbers = re.findall(r"\d+", message.replace(str(path), "").replace(error.text, "") if error.text else message)
+    numbers = re.findall(r"\d+", message.replace(str(path), "").partition(":")[2].partition("\n")[0])
     assert str(error.line) in numbers
     assert str(error.column) in numbers
 
@@ -149,7 +149,6 @@ def test_a_list_or_a_scalar_at_the_top_is_refused(path: Path, bad: Bad) -> None:
     Bad("in an item, above items", b"l:\n- a\n- retry\n  - x\n  n: 1\n", 3, 1),
     Bad("below a key, above a comment", b"b:\n  retry 5\n  # c\n  c: 2\n", 2, 3),
     Bad("in the first line, above a comment", b"# b\nretry 5\n# c\nc: 2\n", 2, 1),
-    Bad("no space behind it", b"b:\n  retry:5\n  c: 2\n", 2, 3),
     Bad("behind a quoted key", b'a: 1\n"b" 2\nc: 3\n', 2, 1),
     Bad("CRLF", b"a: 1\r\nretry 5\r\nb: 2\r\n", 2, 1),
     Bad("below a head", b"---\nretry 5\nb: 2\n", 2, 1),
@@ -187,25 +186,24 @@ def test_a_colon_that_is_missing_anywhere_is_told_there(chance: random.Random, r
         with contextlib.suppress(persistedstate._BadText):  # some are another file, without a fault
             persistedstate._Document.read(text)
             continue
-        with pytest.raises(persistedstate._BadText, match=r"colon is missing|must be a mapping") as caught:
-            persistedstate._Document.read(text)
-        assert text.count("\n", 0, caught.value.offset) == number, text
+        with pytest.raises(StateCorrupt, match=r"colon is missing|must be a mapping") as caught:
+            persistedstate._parsed("", text.encode())
+        assert caught.value.line == number + 1, text
 
 
 @cases(
-    Bad("two in one line", b"a: b: c\n", 1, 5),
-    Bad("a value and lines below it", b"url: x\n  y: 2\n", 2, 4),
-    Bad("a value of several lines", b"text: this is\n  long\n  b: 2\n", 3, 4),
+    Bad("a value and lines below it", b"url: x\n  y: 2\n", 2, 3),
+    Bad("a value of several lines", b"text: this is\n  long\n  b: 2\n", 3, 3),
 )
-def test_a_colon_too_many_is_told_where_it_is(path: Path, bad: Bad) -> None:
-    assert check_refused(path, bad).reason == "mapping values are not allowed here"
+def test_an_entry_below_a_value_is_told_where_it_is(path: Path, bad: Bad) -> None:
+    assert check_refused(path, bad).reason == "indented deeper than line 1, which has a value already"
 
 
 def test_what_to_do_is_told(path: Path) -> None:
     error = check_refused(path, Bad("", b"a: 1\nretry 5\nb: 2\n", 2, 1))
 
     assert str(error) == (
-        f"{path}: line 2, column 1: a colon is missing (key: value)\n    retry 5\n"
+        f"{path}: line 2, column 1: a colon is missing (key: value)\n    retry 5\n    ^\n"
         "mend it in an editor, or see `persistedstate check FILE` and `persistedstate repair FILE`"
     )
 

@@ -842,7 +842,7 @@ def opened_after_death(path: Path) -> Any:
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library of shim.c."""
     built = tmp_path_factory.mktemp("shim") / "shim.so"
-    source = Path(__file__).with_name("shim.c")
+    source = Path(__file__).parent / "support/shim.c"
     done = run(tool("gcc"), "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", built, source, "-ldl")
     if done.returncode:
         pytest.skip(f"gcc cannot build here: {done.stderr.strip()[-200:]}")

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"), 
 
 def script(name: str) -> str:
     """Return code that runs the script of that name as if it were started by itself."""
-    file = str(Path(__file__).with_name(name))
+    file = str(Path(__file__).parent / "support" / name)
     return f"import runpy, sys; sys.argv[0] = {name!r}; runpy.run_path({file!r}, run_name='__main__')"
 
 

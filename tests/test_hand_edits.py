@@ -21,7 +21,7 @@ from handwriting import Dice, Drawn, Session, Unrecorded, hand_written, hand_wri
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import same
-from rounds import rounds
+from rounds import rounds, some
 from textual import (
     Entry,
     Outline,
@@ -1550,7 +1550,7 @@ def test_trap_for_a_yaml_1_1_reader(path: pathlib.Path, trap: Trap) -> None:
 
 
 @settings(
-    max_examples=150,
+    max_examples=some(150, 20),
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -1571,7 +1571,7 @@ def test_random_changes_of_random_files(document: Any, data: st.DataObject) -> N
 
 
 @settings(
-    max_examples=150,
+    max_examples=some(150, 20),
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -1679,7 +1679,7 @@ def holds(data: bytes, reader: str, value: Any) -> bool:
         return False
 
 
-@settings(max_examples=150, deadline=None, print_blob=True)
+@settings(max_examples=some(150, 20), deadline=None, print_blob=True)
 @given(document=hand_written_files())
 def test_random_files_are_left_alone(document: Any) -> None:
     with scratch() as path:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import random
 
 SERVER = "import runpy, sys; sys.argv[0] = 'killing.py'; runpy.run_path({!r}, run_name='__main__')"
-KILLING = str(Path(__file__).with_name("killing.py"))
+KILLING = str(Path(__file__).parent / "support/killing.py")
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from checks import records
 from editing import WAYS, save
 from processes import Child
 from rounds import rounds
+from test_shared import in_child
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, on_change, plain
@@ -150,6 +152,18 @@ def test_what_is_undone_is_no_call(watched: Any, calls: Calls) -> None:
 def test_within_a_transaction_it_is_refused(watched: Any, calls: Calls) -> None:
     with watched.transaction(), pytest.raises(StateError, match="a transaction is open"):
         on_change(watched, calls)
+
+
+def test_while_the_lock_is_held_the_first_one_is_refused(watched: Any, calls: Calls) -> None:
+    with watched._thread_lock, pytest.raises(StateError, match="this thread holds the lock of the state; ask"):
+        on_change(watched, calls)
+    stop = on_change(watched, calls)
+    with watched._thread_lock:
+        on_change(watched, calls)
+        watched.n = 1
+        assert calls == []
+    assert len(calls) == 2
+    stop()
 
 
 def test_what_could_not_be_written_is_no_call(watched: Any, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +318,118 @@ def test_threads_are_told_of_all_their_changes(watched: Any, calls: Calls) -> No
 
     lengths = sorted((len(old), len(new)) for _, old, new in calls)
     assert lengths == [(number, number + 1) for number in range(200)]
+
+
+class Between:
+    """A lock that lets something happen each time that it has become free."""
+
+    def __init__(self, lock: Any, happens: Any) -> None:
+        self.lock, self.happens = lock, happens
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lock, name)
+
+    def release(self) -> None:
+        self.lock.release()
+        if not self.lock._is_owned():
+            self.happens()
+
+
+def test_a_call_comes_in_the_thread_that_made_the_change_before_the_statement_returns(watched: Any) -> None:
+    calls: list[tuple[Any, ...]] = []
+    on_change(watched, lambda keys, _old, new: calls.append((threading.get_ident(), keys, new)))
+    threads: list[threading.Thread] = []
+
+    def change_meanwhile() -> None:
+        if not threads:
+            threads.append(threading.Thread(target=lambda: watched.update(n=2)))
+            threads[0].start()
+            threads[0].join(10)
+
+    telling = watched._tree.lock
+    telling.lock = Between(telling.lock, change_meanwhile)
+    watched.l.append(1)
+
+    assert calls == [(threads[0].ident, ("n",), 2), (threading.get_ident(), ("l",), [1])]
+
+
+FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+#: What two processes do of which one was forked, as told in the middle; they print what they are told.
+FORKED = """\
+import os, sys
+from persistedstate import PersistedState, on_change
+
+STATE, pid = PersistedState(sys.argv[1], _shared=True, n=0), 1
+def say(*change):
+    os.write(1, f"{'parent' if pid else 'child'} {change}\\n".encode())
+# fork
+if not pid:
+    STATE.n += 1
+    stop()
+    STATE.n += 1
+    os._exit(0)
+os.waitpid(pid, 0)
+STATE.refresh()
+STATE.close()
+print("end")
+"""
+FORKS = {
+    "in the lock": """\
+stop = on_change(STATE, say)
+with STATE._thread_lock:
+    STATE.n = 1
+    pid = os.fork()
+""",
+    "by a call": """\
+def fork(*_):
+    global pid
+    pid = os.fork() if pid == 1 else pid
+first, stop = on_change(STATE, fork), on_change(STATE, say)
+STATE.n = 1
+first()
+""",
+}
+
+
+@FORK
+@pytest.mark.parametrize("name", FORKS)
+def test_a_forked_child_goes_on_and_tells_only_its_own(path: Path, name: str) -> None:
+    with Child(FORKED.replace("# fork\n", FORKS[name]), path) as child:
+        lines: list[str] = []
+        while lines[-1:] != ["end"]:
+            lines.append(child.line())
+
+    assert sorted(lines[:-1]) == ["child (('n',), 1, 2)", "parent (('n',), 0, 1)", "parent (('n',), 1, 3)"]
+
+
+@FORK
+def test_a_reader_is_told_in_a_child_that_was_forked_while_it_was_read(path: Path, calls: Calls) -> None:
+    with PersistedState(path, **START) as state, PersistedState(path, _readonly=True) as reader:
+        on_change(reader, calls)
+        is_held, may_go = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with reader._thread_lock:
+                is_held.set()
+                may_go.wait(10)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        is_held.wait(10)
+        state.n = 1
+
+        def look() -> object:
+            reader.refresh()
+            on_change(reader, calls, "l")()
+            return calls
+
+        said = in_child(look)
+        may_go.set()
+        thread.join()
+
+    assert said == "[(('n',), 0, 1)]"
 
 
 @rounds(ci=300, nightly=10_000)

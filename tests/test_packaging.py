@@ -159,7 +159,7 @@ def test_only_what_a_user_may_want_is_published_as_an_extra(wheel: Path) -> None
     """What tests and benchmarks need are dependency groups, which stay in the tree."""
     metadata = metadata_of(wheel)
 
-    extras = ["constelite", "declared", "key-value", "postgres", "pystator", "redis"]
+    extras = ["constelite", "declared", "key-value", "postgres", "pystator", "redis", "watch"]
     assert metadata.get_all("Provides-Extra") == extras
 
 
@@ -413,9 +413,9 @@ def test_command_line_of_a_vendored_file_tells_what_to_install(command: list[str
     assert run_bare(*command, "get", "example.state", "count", cwd=alone) == (2, "", f"persistedstate: {ADVICE}\n")
 
 
-@pytest.mark.parametrize("call", ["check", "repair"])
-def test_check_and_repair_of_a_vendored_file_tell_what_to_install(call: str, alone: Path) -> None:
-    statements = f"import persistedstate\npersistedstate.{call}('example.state')"
+@pytest.mark.parametrize("call", ["check(%s)", "repair(%s)", "PersistedState(%s, _watch=True)"])
+def test_a_vendored_file_tells_what_to_install(call: str, alone: Path) -> None:
+    statements = f"import persistedstate\npersistedstate.{call % repr('example.state')}"
 
     code, _, errors = run_bare("-c", statements, cwd=alone)
 

@@ -24,7 +24,7 @@ from rounds import rounds as sized
 if TYPE_CHECKING:
     import random
 
-SCRIPT = Path(__file__).with_name("power_loss.py")
+SCRIPT = Path(__file__).parent / "support/power_loss.py"
 
 
 def lose_power(seed: int, cycles: int, *kind: str) -> subprocess.CompletedProcess[str]:

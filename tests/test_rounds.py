@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from rounds import FEW, sample
+from rounds import FEW, FEWEST, sample
 
 if TYPE_CHECKING:
     import random
@@ -28,6 +28,12 @@ def test_a_share_takes_some_cases_of_each_test_that_has_many(chance: random.Rand
     assert len(taken.intersection(MANY_CASES)) == 2 * FEW
 
 
+def test_a_tiny_share_takes_the_fewest_of_each() -> None:
+    taken = sample(CASES, 0.0, "seed")
+
+    assert [len(taken.intersection(cases)) for cases in (CASES[:1], FEW_CASES, MANY_CASES)] == [1, FEWEST, FEWEST]
+
+
 @pytest.mark.parametrize("share", [1.0, 20.0])
 def test_the_full_size_takes_all(share: float) -> None:
     assert sample(CASES, share, "seed") == set(CASES)
@@ -40,9 +46,9 @@ def test_the_seed_tells_which_cases_are_taken() -> None:
 
 @pytest.mark.parametrize(("asked", "run"), [("tests/test_many.py", FEW), ("tests/test_many.py::test_many", 2 * FEW)])
 def test_a_test_that_is_named_runs_with_all_its_cases(asked: str, run: int, tmp_path: Path) -> None:
-    (tmp_path / "tests").mkdir()
-    for name in ("conftest.py", "rounds.py", "oracle.py"):
-        shutil.copy(TESTS / name, tmp_path / "tests")
+    (tmp_path / "tests/support").mkdir(parents=True)
+    for name in ("conftest.py", "support/rounds.py", "support/oracle.py"):
+        shutil.copy(TESTS / name, tmp_path / "tests" / name)
     shutil.copy(TESTS.parent / "pyproject.toml", tmp_path)
     text = f"import pytest\n@pytest.mark.parametrize('x', range({2 * FEW}))\ndef test_many(x): pass\n"
     (tmp_path / "tests/test_many.py").write_text(text, "utf-8")

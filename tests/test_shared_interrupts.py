@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
+import os
+import random
 import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,13 +20,12 @@ import pytest
 from checks import scratch
 from editing import save
 from rounds import rounds
-from test_interrupts import START, TEXT, chosen, executed, interrupt
+from test_interrupts import START, TEXT, Place, Point, chosen, divided, executed, interrupt
 
 import persistedstate
 from persistedstate import PersistedState, plain
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -74,11 +76,13 @@ THEIRS: dict[str, Callable[[Any], object]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _same_way_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def same_way_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing depend on how long something takes: stand in line for each turn, look for a person's hand once."""
     monkeypatch.setattr(persistedstate, "_IN_A_ROW", 0.0)
     monkeypatch.setattr(persistedstate, "_LOOK_EVERY", 1e6)
+
+
+_same_way_each_time = pytest.fixture(autouse=True)(same_way_each_time)
 
 
 @contextlib.contextmanager
@@ -110,40 +114,56 @@ def check(path: Path, state: Any, neighbour: Neighbour, stale: Any, allowed: tup
     assert oracle.read(path, oracle.FASTEST) == expected, where
 
 
+#: Each change behind each of theirs, as records or behind a vacuum.
+CASES = {
+    f"{mine}-{theirs}-{'vacuum' if is_renewed else 'records'}": (CHANGES[mine], THEIRS[theirs], is_renewed)
+    for mine, theirs, is_renewed in itertools.product(CHANGES, THEIRS, [False, True])
+}
+
+
+@contextlib.contextmanager
+def changed_by_neighbour(case: str) -> Iterator[tuple[Path, Any, Neighbour, Callable[[], object]]]:
+    """Give a state behind what another process did, and the change that comes then."""
+    mine, theirs, is_renewed = CASES[case]
+    with opened() as (path, state, neighbour):
+        theirs(neighbour.root)
+        if is_renewed:
+            neighbour.vacuum()
+            neighbour.root["a"] = neighbour.root["a"]
+        yield path, state, neighbour, partial(mine, state)
+
+
+@pytest.fixture(scope="module")
+def own() -> dict[str, frozenset[Place]]:
+    """Return the instructions that each case has to try: most are the same for nearly all."""
+    points: dict[str, list[Point]] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        same_way_each_time(patch)
+        for case in [next(iter(CASES)), *CASES]:  # the first time fills caches
+            with changed_by_neighbour(case) as (*_, action):
+                points[case] = executed(action)
+    return divided(random.Random(os.environ["PERSISTEDSTATE_SEED"]), points)
+
+
 @pytest.mark.leaves("descriptors")
-@pytest.mark.parametrize("is_renewed", [False, True], ids=["records", "vacuum"])
-@pytest.mark.parametrize("theirs", THEIRS.values(), ids=THEIRS)
-@pytest.mark.parametrize("mine", CHANGES.values(), ids=CHANGES)
-@rounds(ci=600, nightly=20_000)
+@pytest.mark.parametrize("case", CASES)
+@rounds(ci=150, nightly=20_000)
 def test_an_interrupt_at_any_instruction_of_a_shared_change(
-    chance: random.Random,
-    rounds: int,
-    mine: Callable[[Any], object],
-    theirs: Callable[[Any], object],
-    is_renewed: bool,
+    chance: random.Random, rounds: int, case: str, own: dict[str, frozenset[Place]]
 ) -> None:
-    before = copy.deepcopy(START)
+    mine, theirs, _ = CASES[case]
     between = copy.deepcopy(START)
     theirs(between)
     after = copy.deepcopy(between)
     mine(after)
 
-    def prepare(neighbour: Neighbour) -> None:
-        theirs(neighbour.root)
-        if is_renewed:
-            neighbour.vacuum()
-            neighbour.root["a"] = neighbour.root["a"]
-
-    for _ in range(2):  # the first time fills caches
-        with opened() as (_, state, neighbour):
-            prepare(neighbour)
-            points = executed(partial(mine, state))
-            assert plain(state) == after
-    for point in chosen(chance, points, rounds, each=False):
-        with opened() as (path, state, neighbour):
-            prepare(neighbour)
-            interrupt(point, partial(mine, state))
-            check(path, state, neighbour, before, (between, after), point)
+    with changed_by_neighbour(case) as (_, state, _, action):
+        points = executed(action)
+        assert plain(state) == after
+    for point in chosen(chance, points, rounds, own[case]):
+        with changed_by_neighbour(case) as (path, state, neighbour, action):
+            interrupt(point, action)
+            check(path, state, neighbour, START, (between, after), point)
 
 
 @pytest.mark.leaves("descriptors", "threads")
@@ -163,7 +183,7 @@ def test_an_interrupt_in_the_merge_of_a_save(chance: random.Random, rounds: int,
         points = executed(partial(CHANGES["set"], state))
         assert plain(state) == after
     unmerged = {**copy.deepcopy(START), "theirs": 1}
-    for point in chosen(chance, points, rounds, each=False):
+    for point in chosen(chance, points, rounds):
         with opened() as (path, state, neighbour), warnings.catch_warnings():
             prepare(path, neighbour)
             interrupt(point, partial(CHANGES["set"], state))
@@ -178,7 +198,7 @@ def test_an_interrupt_in_a_close(chance: random.Random, rounds: int) -> None:
         neighbour.close()
         state["l"].append(1)
         points = executed(state.close)
-    for point in chosen(chance, points, rounds, each=False):
+    for point in chosen(chance, points, rounds):
         with scratch() as path:
             path.write_text(TEXT)
             state = PersistedState(path, _shared=True)

@@ -24,6 +24,7 @@ import pytest
 from checks import run_child, scratch
 from processes import PATIENCE, Child, interrupt_after_call, interrupt_at
 from rounds import rounds as sized
+from rounds import stride
 
 import persistedstate
 from persistedstate import PersistedState, plain
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 STORM = "import runpy, sys; sys.argv[0] = 'storm.py'; runpy.run_path({!r}, run_name='__main__')".format(
-    str(Path(__file__).with_name("storm.py"))
+    str(Path(__file__).parent / "support/storm.py")
 )
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs POSIX signals")
@@ -408,12 +409,12 @@ FILES = [persistedstate.__file__, contextlib.__file__]
     ids=["reverse", "delete", "insert"],
 )
 def test_interrupted_change_of_a_list_is_vacuumed_with_the_comments_of_its_items(
-    path: Path, change: Callable[[Any], object], rest: list[str]
+    path: Path, change: Callable[[Any], object], rest: list[str], chance: random.Random
 ) -> None:
     before = ["1   # a", "2   # b", "3   # c"]
     number, came = 0, True
     while came:
-        number += 1
+        number += chance.randint(1, 2 * stride() - 1)
         path.write_text("l:\n" + "".join(f"- {item}\n" for item in before))
         with PersistedState(path) as state:
             items = state.l
@@ -482,11 +483,11 @@ def test_second_interrupt_while_the_first_is_settled_leaves_memory_and_file_equa
 
 @pytest.mark.leaves("descriptors")
 @pytest.mark.parametrize("interrupt", [interrupt_at, interrupt_after_call], ids=["instructions", "calls"])
-def test_interrupted_close_can_be_made_up_for(interrupt: Callable[..., bool]) -> None:
+def test_interrupted_close_can_be_made_up_for(interrupt: Callable[..., bool], chance: random.Random) -> None:
     """Once a second `close` is done, the file holds the state, and its lock is free for others and for us."""
     files = {"files": FILES} if interrupt is interrupt_at else {}
-    stride = 7 if interrupt is interrupt_at else 1
-    number, came = 1, True
+    step = stride(7 if interrupt is interrupt_at else 1)
+    number, came = chance.randint(1, step), True
     while came:
         with scratch() as mine:
             state = PersistedState(mine, a=1)
@@ -502,18 +503,20 @@ def test_interrupted_close_can_be_made_up_for(interrupt: Callable[..., bool]) ->
             ) as again:  # in this thread: between two instructions `with lock` may keep the lock
                 again.a = 3
             assert oracle.read(mine) == {"a": 3}, number
-        number += stride
-    assert number > stride
+        number += step
+    assert number > step
 
 
 @pytest.mark.leaves("descriptors", "threads")
 @pytest.mark.parametrize("content", [None, "a: 1\n"], ids=["new", "old"])
 @pytest.mark.parametrize("interrupt", [interrupt_at, interrupt_after_call], ids=["instructions", "calls"])
-def test_interrupted_opening_can_be_repeated(content: str | None, interrupt: Callable[..., bool]) -> None:
+def test_interrupted_opening_can_be_repeated(
+    content: str | None, interrupt: Callable[..., bool], chance: random.Random
+) -> None:
     """As in a notebook: the process lives on, and nothing of the first try holds the lock."""
     files = {"files": FILES} if interrupt is interrupt_at else {}
-    stride = 7 if interrupt is interrupt_at else 1
-    number, came = 1, True
+    step = stride(7 if interrupt is interrupt_at else 1)
+    number, came = chance.randint(1, step), True
     while came:
         with scratch() as mine:
             if content is not None:
@@ -525,8 +528,8 @@ def test_interrupted_opening_can_be_repeated(content: str | None, interrupt: Cal
             for state in opened:
                 state.close()
             check_use(mine)
-        number += stride
-    assert number > stride
+        number += step
+    assert number > step
 
 
 def check_use(path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import queue
 import random
 import sys
 import threading
@@ -19,6 +20,7 @@ from checks import reopened, run_child, scratch
 from meeting import WatchedLock, meet
 from processes import PATIENCE, listing
 from rounds import rounds as sized
+from rounds import stride
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, plain
@@ -170,12 +172,17 @@ class Stop(BaseException):
     """What another thread raises in one that works."""
 
 
+class End(BaseException):
+    """What another thread raises to end one."""
+
+
 class Stopped:
     """A thread that works until another one raises an exception in it, as often as that is wanted."""
 
     def __init__(self, step: Callable[[], object]) -> None:
-        self.step, self.steps = step, 0
+        self.step, self.left = step, 0
         self.go, self.stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self.reached: queue.SimpleQueue[None] = queue.SimpleQueue()  # no exception can come within its `put`
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -185,18 +192,19 @@ class Stopped:
             try:
                 while True:
                     self.step()
-                    self.steps += 1
+                    self.left -= 1
+                    if self.left == 0:
+                        self.reached.put(None)
             except Stop:
                 self.stopped.release()
-            except Abort:
+            except End:
                 return
 
     def stop(self, after: int, error: type[BaseException] = Stop) -> None:
         """Let the thread work on, and raise the error in it as soon as it has taken so many steps."""
-        goal = self.steps + after
+        self.left = after
         self.go.release()
-        while self.steps < goal:
-            assert self.thread.is_alive()
+        self.reached.get(timeout=PATIENCE)
         raised = ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(error)
         )
@@ -237,7 +245,7 @@ def test_exception_that_is_raised_in_a_thread_leaves_memory_and_file_equal(
         content = plain(state)
         assert content["pair"][0] == content["pair"][1]
         assert oracle.same(reopened(path), content)
-    worker.stop(1, Abort)
+    worker.stop(1, End)
     content = plain(state)
     state.close()
     assert oracle.read(path) == content
@@ -324,7 +332,12 @@ class Transacting:
 @pytest.mark.parametrize("when", ["around", "within", "before", "twice"])
 @pytest.mark.parametrize(("statement", "same"), STATEMENTS.values(), ids=STATEMENTS)
 def test_change_and_transaction_of_two_threads_do_not_mix_wherever_they_meet(
-    path: Path, statement: Callable[[Any], object], same: Callable[[Any], object], when: str, is_kept: bool
+    path: Path,
+    statement: Callable[[Any], object],
+    same: Callable[[Any], object],
+    when: str,
+    is_kept: bool,
+    chance: random.Random,
 ) -> None:
     with PersistedState(path, plain=0, tx=0, d={"n": 0, "t": 0}, l=[7]) as state:
         other = Transacting(state, is_kept=is_kept)
@@ -336,9 +349,9 @@ def test_change_and_transaction_of_two_threads_do_not_mix_wherever_they_meet(
         }[when]
         before = 1 if when in ("before", "twice") else 0
         expected: dict[str, Any] = {"plain": 0, "tx": 0, "d": {"n": 0, "t": 0}, "l": [7]}
-        times, number, is_reached = 2 if when == "twice" else 1, 0, True
+        times, number, is_reached = 2 if when == "twice" else 1, chance.randint(1 - stride(), 0), True
         while is_reached:
-            number += 1
+            number += stride()
             if number % 4 == 0:
                 state.vacuum()
             for _ in range(2):  # from then on a change takes the short way
@@ -374,7 +387,7 @@ def test_change_and_transaction_of_two_threads_do_not_mix_wherever_they_meet(
     ids=["set", "update", "below", "pop"],
 )
 def test_node_that_another_thread_removes_is_changed_or_removed_wherever_they_meet(
-    path: Path, change: Callable[[Any], object], content: Any, is_kept: bool | None
+    path: Path, change: Callable[[Any], object], content: Any, is_kept: bool | None, chance: random.Random
 ) -> None:
     """A removed node takes changes as a plain dict does; one that comes back with an undone transaction keeps them."""
     with PersistedState(path, jobs={}) as state:
@@ -389,9 +402,9 @@ def test_node_that_another_thread_removes_is_changed_or_removed_wherever_they_me
             remove()
 
         steps = [remove] if is_kept is None else [remove_in_transaction, other.end]
-        number, is_reached = 0, True
+        number, is_reached = chance.randint(1 - stride(), 0), True
         while is_reached:
-            number += 1
+            number += stride()
             if number % 4 == 0:
                 state.vacuum()
             state.jobs["a"] = {"n": {"deep": [0]}}

@@ -19,6 +19,7 @@ from checks import Hand, records, run_child, scratch, without_facts
 from disk import abandon
 from processes import WRITE_CALLS, contents_at_each_moment, count_calls, interrupt_after_call, interrupt_at
 from rounds import rounds as sized
+from rounds import some, stride
 
 import persistedstate
 from persistedstate import PersistedState, StateDict, StateError, StateList, plain
@@ -192,7 +193,7 @@ def test_a_transaction_survives_death_right_after_it(path: Path) -> None:
 def test_a_huge_transaction_opens_again(path: Path, monkeypatch: pytest.MonkeyPatch, is_vacuumed: bool) -> None:
     if not is_vacuumed:
         monkeypatch.setattr(persistedstate, "_VACUUM_FLOOR", 1 << 30)
-    count = 200_000
+    count = some(200_000, 60_000)
     state: Any = PersistedState(path, counter=-1, odd=[])
 
     with state.transaction():
@@ -969,11 +970,16 @@ def _vacuum(state: Any) -> None:
     state.vacuum()
 
 
-def check_interrupts(action: Callable[[Any], None], stride: int, interrupt: Callable[..., bool]) -> None:
-    """Interrupt the action at every `stride`-th point: done or not, in memory and file, and later changes work."""
+def check_interrupts(
+    action: Callable[[Any], None], step: int, interrupt: Callable[..., bool], chance: random.Random
+) -> None:
+    """Interrupt the action at every `step`-th point, in the quick sizes at fewer.
+
+    It is done or not, in memory and file, and later changes work.
+    """
     with scratch() as path:
         state = PersistedState(path, a=0, l=[{"n": 0}], d={})
-        number, came = 1, True
+        number, tried, came = chance.randint(1, stride(step)), 0, True
         while came:
             state.z = number  # gives a vacuum something to do
             state.update(l=["x", {"n": [number]}], d={"k": []})
@@ -989,30 +995,33 @@ def check_interrupts(action: Callable[[Any], None], stride: int, interrupt: Call
             state.z = -number
             assert on_disk(path) == plain(state), number
             hand.check_tracked(path, number)
-            number += stride
-            if number % 16 == 0:
+            number += stride(step)
+            tried += 1
+            if tried % 16 == 0:
                 state.vacuum()  # keeps the journal short
         content = plain(state)
         state.close()
-        assert number > 5 * stride
+        assert number > 5 * step
         assert on_disk(path) == content
 
 
 @pytest.mark.leaves("descriptors")
-@pytest.mark.parametrize(("action", "stride"), [(_set, 1), (_append, 3), (_pop, 3), (_transact, 7), (_fail, 7)])
+@pytest.mark.parametrize(("action", "step"), [(_set, 1), (_append, 3), (_pop, 3), (_transact, 7), (_fail, 7)])
 def test_an_interrupt_at_any_instruction_leaves_memory_and_file_equal(
-    action: Callable[[Any], None], stride: int
+    action: Callable[[Any], None], step: int, chance: random.Random
 ) -> None:
     files = [persistedstate.__file__, contextlib.__file__]
 
-    check_interrupts(action, stride, functools.partial(interrupt_at, files=files))
+    check_interrupts(action, step, functools.partial(interrupt_at, files=files), chance)
 
 
 @pytest.mark.leaves("descriptors")
 @pytest.mark.parametrize("action", [_set, _append, _pop, _transact, _fail, _vacuum])
-def test_an_interrupt_within_any_call_leaves_memory_and_file_equal(action: Callable[[Any], None]) -> None:
+def test_an_interrupt_within_any_call_leaves_memory_and_file_equal(
+    action: Callable[[Any], None], chance: random.Random
+) -> None:
     """Python acts on Ctrl-C after the C function that it came in, such as `os.write` or `os.replace`."""
-    check_interrupts(action, 1, interrupt_after_call)
+    check_interrupts(action, 1, interrupt_after_call, chance)
 
 
 class _Model:

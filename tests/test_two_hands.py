@@ -46,7 +46,7 @@ from editing import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import Child
-from rounds import rounds
+from rounds import rounds, some
 
 import persistedstate
 from persistedstate import PersistedState, plain
@@ -1813,7 +1813,7 @@ ANY_TREES = st.dictionaries(
     st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from("xyz"), v, max_size=3)),
     max_size=4,
 )
-RANDOMLY = settings(max_examples=150, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+RANDOMLY = settings(max_examples=some(150, 20), deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 
 
 def dumped(value: Any) -> str:

@@ -766,3 +766,19 @@ def test_wrong_address_is_refused(text: str, client: str, reason: str) -> None:
 
     with pytest.raises(ValueError, match=reason):
         open_store(text)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nosql://ada:s/secret@host/0",
+        "nosql://ada:s@secret@host/0",
+        "nosql://host/x?api_key=secret&b=1",
+        "sqlite://ada:secret@x",
+    ],
+)
+def test_no_error_shows_what_is_secret_in_an_address(address: str) -> None:
+    with pytest.raises(ValueError, match=r"nosql|sqlite") as caught:
+        open_store(address)
+
+    assert "secret" not in str(caught.value)

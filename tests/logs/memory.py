@@ -37,6 +37,8 @@ class Memory:
 class MemoryLog:
     """One writer's view of a memory. A lost request or reply (with probability `faults`) is an Unknown."""
 
+    path, settings = "memory://", ()
+
     def __init__(self, memory: Memory, chance: random.Random | None = None, faults: float = 0.0) -> None:
         self.memory, self.chance, self.faults = memory, chance, faults
         self._pending: tuple[tuple[bytes, Position, bool], Position] | None = None

@@ -19,10 +19,11 @@ from logs import servers
 from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
 from logs.writers import PATIENCE, Writer, check, turn
 from persistedstate import StateError
-from persistedstate_logs import Contents, News, Overtaken, Unknown
+from persistedstate_logs import Contents, News, Overtaken, Unknown, asking
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
     from pathlib import Path
 
     from logs.servers import Server
@@ -237,8 +238,6 @@ def count_until(is_over: threading.Event, writer: Writer) -> None:
 
 
 def test_a_client_that_sleeps_past_its_turn_is_overtaken(server: Server, name: str) -> None:
-    if "postgres" in server.engine:
-        pytest.skip("open: on PostgreSQL the append of who slept is sometimes not refused")
     code = """
         import sys
         from persistedstate_logs import Overtaken
@@ -255,7 +254,7 @@ def test_a_client_that_sleeps_past_its_turn_is_overtaken(server: Server, name: s
             print("overtaken", overtaken.is_held)
     """
     url = server.url(name, "?lease=0.3")
-    with Child(code, url, server.engine, server.log) as child, opened(server, url) as log:
+    with Child(code, url, server.engine, server.log) as child, opened(server, server.url(name)) as log:
         child.expect("has the turn")
         child.send_signal(signal.SIGSTOP)
         position = log.open(0).position
@@ -267,6 +266,49 @@ def test_a_client_that_sleeps_past_its_turn_is_overtaken(server: Server, name: s
         child.finish()
 
     assert records(server, url) == [b"in time"]
+
+
+@pytest.mark.parametrize("fate", [BEFORE, BEHIND])
+def test_what_belongs_to_a_lost_turn_is_refused_also_when_a_first_try_got_no_answer(
+    server: Server, proxied: Proxy, name: str, fate: str
+) -> None:
+    with (
+        opened(server, server.url(name, "?lease=0.05", port=proxied.port)) as log,
+        opened(server, server.url(name)) as other,
+    ):
+        position = log.open(0).position
+        other.open(0)
+        log.take_turn(0)
+
+        with turn(other):
+            proxied.fate = once(fate)
+            with pytest.raises(Overtaken) as caught:
+                log.append(b"late", position)
+            assert caught.value.is_held
+            other.append(b"in time", position)
+        with pytest.raises(Overtaken):
+            log.append(b"late", position)
+    assert records(server, server.url(name)) == [b"in time"]
+
+
+def once(fate: str) -> Callable[[bytes], str]:
+    """Return a fate that meets the first request of a script, or of a statement, and no other."""
+    fates = iter([fate])
+    return lambda data: next(fates, FORWARD) if of_scripts(fate)(data) == fate else FORWARD
+
+
+def test_a_lost_turn_is_lost_also_when_the_one_who_had_it_next_wrote_nothing(server: Server, name: str) -> None:
+    with opened(server, server.url(name, "?lease=0.05")) as log, opened(server, server.url(name)) as other:
+        position = log.open(0).position
+        other.open(0)
+        log.take_turn(0)
+        with turn(other):
+            pass
+
+        with pytest.raises(Overtaken):
+            log.append(b"late", position)
+
+    assert records(server, server.url(name)) == []
 
 
 def test_the_turn_of_a_killed_process_ends(server: Server, name: str) -> None:
@@ -348,7 +390,7 @@ def test_reading_makes_nothing(server: Server, name: str) -> None:
 def test_an_interrupt_leaves_each_append_whole_or_undone(
     server: Server, name: str, chance: random.Random, rounds: int
 ) -> None:
-    files = [str(importlib.import_module(server.engine).__file__)]
+    files = [asking.__file__, str(importlib.import_module(server.engine).__file__)]
     with opened(server, server.url(name)) as log:
         position = start = log.open(0).position
         for count in range(rounds):
@@ -356,6 +398,7 @@ def test_an_interrupt_leaves_each_append_whole_or_undone(
             interrupt_at(chance.randrange(1, 500), lambda: log.append(record, position), files)  # noqa: B023
             position = log.append(record, position)
             interrupt_at(chance.randrange(1, 620), lambda: take_turn(log), files)
+            log.end_turn()  # again: the interrupt may have come in front of it
         assert log.read(start).records == [b"%d" % count for count in range(rounds)]
 
 

@@ -399,7 +399,9 @@ def test_what_is_no_address_is_refused(url: str) -> None:
     assert "HOST:PORT" in str(caught.value)
 
 
-@pytest.mark.parametrize("option", ["lease=0", "timeout=x", "retries=3", "timeout=nan", "password=secret"])
+@pytest.mark.parametrize(
+    "option", ["lease=0", "timeout=x", "retries=3", "timeout=nan", "password=secret", "passwd=secret"]
+)
 def test_an_unknown_option_is_refused(option: str) -> None:
     with pytest.raises(StateError, match="is no option") as caught:
         PostgresLog(f"postgresql://127.0.0.1:1/db/x?{option}")
@@ -409,8 +411,28 @@ def test_an_unknown_option_is_refused(option: str) -> None:
 def test_no_error_shows_the_password() -> None:
     url = "postgresql://ada:secret@127.0.0.1:1/db/x"
 
-    assert PostgresLog(url).path == "postgresql://ada:…@127.0.0.1:1/db/x"
+    assert PostgresLog(url).path == "postgresql://ada@127.0.0.1:1/db/x"
     assert "secret" not in str(refusal(url))
+
+
+@pytest.mark.parametrize("password", ["s/secret", "12/secret", "s?secret"])
+def test_a_password_that_is_not_quoted_is_not_shown(password: str) -> None:
+    with pytest.raises(StateError, match=r"write / [?] # @ as %2F") as caught:
+        PostgresLog(f"postgresql://ada:{password}@127.0.0.1:1/db/x")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "postgres://me:secret@HOST,::1/db/x?sslmode=prefer&application_name=a",
+        "postgresql://host:5432,[::1]/db/%78?user=me&application_name=a&lease=3&sslmode=prefer",
+        "postgresql:///db/x?host=host,::1&port=5432&application_name=a&user=me&sslmode=prefer",
+    ],
+)
+def test_an_address_has_one_spelling(other: str) -> None:
+    one = "postgresql://me@host:5432,[::1]:5432/db/x?application_name=a&sslmode=prefer"
+    assert PostgresLog(other.replace(",::1/", ",[::1]/")).path == PostgresLog(one).path == one
 
 
 def test_options_of_libpq_and_a_socket_serve_as_well(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from logs import servers
 from logs.proxy import BEHIND, FORWARD, Proxy, of_scripts
 from logs.writers import PATIENCE, turn
-from persistedstate import StateError
+from persistedstate import PersistedState, StateError
 from persistedstate_logs import Contents, Forked, Unknown
 
 if TYPE_CHECKING:
@@ -39,18 +39,6 @@ def records(url: str) -> list[bytes]:
 
 
 # ---- Servers that die ----
-
-
-def test_a_turn_that_expired_while_nobody_else_came_counts(server: Server, name: str) -> None:
-    url = server.url(name, "?lease=0.01")
-    with opened(url) as log:
-        position = log.open(0).position
-        with turn(log, 0):
-            while server.command("EXISTS", f"{{{name}}}:turn"):
-                time.sleep(0.01)
-            log.append(b"a", position)
-
-    assert records(url) == [b"a"]
 
 
 def test_a_turn_costs_no_write_to_the_disk(tmp_path: Path) -> None:
@@ -468,8 +456,36 @@ def test_an_unknown_option_is_refused(option: str) -> None:
 def test_no_error_shows_the_password() -> None:
     log = RedisLog("redis://ada:secret@localhost:1/0/x")
 
-    assert log.path == "redis://ada:…@localhost:1/0/x"
+    assert log.path == "redis://ada@localhost:1/0/x"
     assert "secret" not in str(refusal("redis://ada:secret@127.0.0.1:1/0/x"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://ada:s/secret@127.0.0.1:1/0/x",
+        "redis://ada:12/secret@127.0.0.1:1/0/x",
+        "redis://ada:s?secret@127.0.0.1:1/0/x",
+        "redis://ada:s#secret@127.0.0.1:1/0/x",
+        "redis://ada:s@secret@127.0.0.1:port/0/x",
+        "redis://127.0.0.1:1/0/x?password=secret",
+        "redis://127.0.0.1:1/0/x?lease=0&token=secret",
+        "rediss://127.0.0.1:1/0/x?lease=0&ssl_password=secret",
+        "nosql://ada:secret@127.0.0.1:1/0/x",
+    ],
+)
+def test_no_refusal_of_an_address_shows_what_is_secret(url: str) -> None:
+    with pytest.raises(StateError) as caught:
+        PersistedState(url)
+    assert "secret" not in str(caught.value)
+    assert url.partition(":")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "other", ["redis://HOST/0/x", "valkey://host:6379/0/x?lease=3&timeout=2", "redis://host:/0/%78"]
+)
+def test_an_address_has_one_spelling(other: str) -> None:
+    assert RedisLog(other).path == "redis://host:6379/0/x"
 
 
 def test_a_socket_serves_as_well(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """States in a log: the same objects, and the same rules for several processes, as with a shared file.
 
 The tests of shared files run here, too, with a server behind them; what they read of the file is read from the server
-without the engine. A second spelling of an address gives a second tree in the same process.
+without the engine. Another number of the same server gives a second tree in the same process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import importlib
@@ -13,6 +14,7 @@ import io
 import itertools
 import json
 import os
+import queue
 import signal
 import tempfile
 import threading
@@ -46,6 +48,8 @@ from test_shared import (  # noqa: F401 - they run here, too, with the fixtures 
     test_what_was_not_read_is_not_overwritten,
     test_what_was_removed_by_another_process_can_be_read_and_not_changed,
 )
+from test_tasks import HOLDER, add, until_it_waits
+from test_watching import WRITER
 
 import persistedstate
 from logs import servers
@@ -53,12 +57,15 @@ from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
 from persistedstate import (
     PersistedState,
     StateConflict,
+    StateCorrupt,
     StateError,
     StateForked,
     StateReadOnly,
     StateUnknown,
+    on_change,
     plain,
 )
+from persistedstate_tools import watching
 
 if TYPE_CHECKING:
     import random
@@ -132,8 +139,8 @@ def peer(shared: PersistedState) -> Iterator[test_shared.Peer]:
 
 
 def spelled(url: str, **options: Any) -> PersistedState:
-    """Open a state once more in this process, by an address of its own."""
-    return PersistedState(f"{url}{'&' if '?' in url else '?'}lease={100 + next(_numbers)}", **options)
+    """Open a state once more in this process, by another number of the same server, of which that knows nothing."""
+    return PersistedState(url.replace("127.0.0.1", f"127.0.0.{'0' * (1 + next(_numbers) % 40)}1"), **options)
 
 
 # ---- The object -----------------------------------------------------------------------------------------------------
@@ -174,6 +181,39 @@ def test_a_vacuum_comes_by_itself_and_keeps_comments(url: str, server: Server, m
         assert plain(state) == plain(other) == {"a": 50, "b": 50}
 
 
+def test_all_spellings_of_an_address_are_one_state(url: str, server: Server) -> None:
+    scheme, _, rest = url.partition("://")
+    spellings = {
+        "redis": [f"valkey://{rest}", url.replace("/0/", "/00/"), url.replace("state-", "%73tate-")],
+        "postgresql": [
+            f"postgres://{rest}",
+            url.replace("state-", "%73tate-"),
+            f"postgresql:///postgres/{url.rpartition('/')[2]}?port={server.port}&user=me&host=127.0.0.1",
+        ],
+    }[scheme]
+    local = url.replace("127.0.0.1", "localhost")
+    with PersistedState(url, a=1) as state, PersistedState(local) as other:
+        for number, spelling in enumerate(spellings):
+            with PersistedState(spelling) as same_one:
+                same_one.a = number
+                assert state.a == number
+                assert os.fspath(same_one) == url
+        with PersistedState(local.replace("localhost", "LocalHost")) as same_one:
+            same_one.a = 9
+            assert other.a == 9
+            assert os.fspath(same_one) == local
+
+
+def test_the_options_of_an_address_are_the_same_for_all(url: str) -> None:
+    with PersistedState(f"{url}?lease=9&timeout=4", a=1) as state:
+        with PersistedState(f"{url}?timeout=4.0&lease=9") as same_one:
+            same_one.a = 2
+        assert state.a == 2
+        with pytest.raises(StateError, match="other options in its address"):
+            PersistedState(f"{url}?lease=8&timeout=4")
+        state.a = 3
+
+
 def test_opened_twice_it_is_one_state(url: str) -> None:
     with PersistedState(url, a=1) as state, PersistedState(url) as same_one:
         state.a = 2
@@ -182,9 +222,78 @@ def test_opened_twice_it_is_one_state(url: str) -> None:
             PersistedState(url, _fsync=5)
 
 
+def test_a_task_waits_for_the_turn_of_another_process_while_the_loop_goes_on(url: str) -> None:
+    """The process ends its transaction only when the loop has come round and another task has read the state."""
+
+    async def main() -> None:
+        with Child(HOLDER, url) as child:
+            assert child.line() == "begun"
+            task, given_up = (asyncio.create_task(add(state, name)) for name in "xy")
+            await until_it_waits(state, 2)
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+                assert plain(state.l) == []
+            given_up.cancel()
+            child.tell("")
+            await task
+            assert plain(state) == {"a": 2, "l": ["x"]}
+            assert child.line() == "ended"
+            await add(state, "z")
+
+    with PersistedState(url, a=1, l=[]) as state:
+        asyncio.run(main())
+
+        with PersistedState(url, _readonly=True) as follower:
+            assert plain(follower) == {"a": 2, "l": ["x", "z"]}
+
+
+def test_tasks_and_processes_at_once_lose_nothing(url: str) -> None:
+    async def main() -> None:
+        with contextlib.ExitStack() as stack:
+            children = [stack.enter_context(Child(HASTY, url)) for _ in range(3)]
+            for child in children:
+                assert child.line() == "begun"
+            await asyncio.gather(*[count(state, 20) for _ in range(3)])
+            for child in children:
+                child.tell("")
+                made.append(int(child.line()))
+
+    made: list[int] = []
+    with PersistedState(url, a=0) as state:
+        asyncio.run(main())
+        state.refresh()
+
+        assert state.a == 60 + sum(made)
+
+
+async def count(state: Any, times: int) -> None:
+    for _ in range(times):
+        async with state.transaction():
+            state.a += 1
+
+
+HASTY = """
+    import sys, threading
+    from persistedstate import PersistedState
+
+    is_over = threading.Event()
+    threading.Thread(target=lambda: (input(), is_over.set())).start()
+    made = 0
+    with PersistedState(sys.argv[1]) as state:
+        print("begun")
+        while not is_over.is_set():
+            with state.transaction():
+                state.a += 1
+            made += 1
+    print(made)
+"""
+
+
 def test_permission_bits_are_for_files(url: str) -> None:
     with pytest.raises(StateError, match="_mode is for files"):
         PersistedState(url, _mode=0o600)
+    with pytest.raises(FileNotFoundError):
+        PersistedState(url, _readonly=True)
 
 
 def test_a_follower_follows(url: str) -> None:
@@ -200,6 +309,99 @@ def test_a_follower_follows(url: str) -> None:
         assert plain(follower) == {"a": 2, "c": [3], "b": 2}
         with pytest.raises(StateReadOnly):
             follower.a = 3
+
+
+class Counted(PersistedState):
+    n: int = 0
+
+
+def test_a_follower_tells_again_what_is_not_as_declared(url: str) -> None:
+    with PersistedState(url, n=1) as state, Counted(url, _readonly=True) as follower:
+        state.n = "x"
+        for _ in range(2):
+            with pytest.raises(StateCorrupt, match="expected int"):
+                follower.refresh()
+        state.n = 2
+        assert follower.refresh()
+        assert follower.n == 2
+
+
+@rounds(ci=300, nightly=5000)
+@pytest.mark.leaves("descriptors")  # as long as what an interrupt left is not collected
+def test_a_follower_that_is_interrupted_shows_a_whole_state_after_its_next_refresh(
+    url: str, kind: type[Server], chance: random.Random, rounds: int
+) -> None:
+    from persistedstate_logs import asking, journal
+
+    files = [
+        persistedstate.__file__,
+        *(str(each.__file__) for each in (asking, journal)),
+        str(importlib.import_module(kind.engine).__file__),
+    ]
+    with PersistedState(url, n=0, ids=[]) as state, PersistedState(url, _readonly=True) as follower:
+        for number in range(rounds):
+            both(state, number)
+            interrupt_at(chance.randrange(1, 2000), follower.refresh, files)
+            follower.refresh()
+            assert plain(follower) == plain(state)
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_what_others_write_is_noticed_without_a_touch(
+    url: str, readonly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_PERIOD", 0.05)
+    news: queue.Queue[Any] = queue.Queue()
+    with Child(WRITER, url, {"a": 1, "b": 0}) as writer:
+        writer.expect("open")
+        with PersistedState(url, _watch=True, _readonly=readonly) as state:
+            on_change(state, lambda *change: news.put(change), "a")
+            for number in range(2, 6):
+                writer.tell(f"state.a = {number}; {number} % 2 or state.vacuum()")
+                writer.expect("done")
+                assert news.get(timeout=PATIENCE) == (("a",), number - 1, number)
+                assert state.a == number
+                if not readonly:
+                    state.b = number
+        writer.finish()
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_function_is_called_for_what_others_write(url: str, readonly: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_PERIOD", 0.05)
+    told = threading.Event()
+    with Child(WRITER, url, {"a": 1}) as writer:
+        writer.expect("open")
+        with PersistedState(url, _watch=told.set, _readonly=readonly) as state:
+            for number in range(2, 5):
+                writer.tell(f"state.a = {number}")
+                writer.expect("done")
+                assert told.wait(PATIENCE)
+                told.clear()
+                assert (state.a, state.refresh(), state.a) == (number - 1, True, number)
+        writer.finish()
+
+
+def test_who_watches_waits_for_a_server_that_is_gone(
+    tmp_path: Path, kind: type[Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    news: queue.Queue[Any] = queue.Queue()
+    monkeypatch.setattr(watching, "_PERIOD", 0.05)
+    monkeypatch.setattr(watching, "_warn_afterwards", told.put)
+    with servers.running(tmp_path, *kind.always, kind=kind) as server:
+        url = server.url("state", "?timeout=0.5")
+        with PersistedState(url, _fsync=True, _watch=True, a=1) as state:
+            on_change(state, lambda *change: news.put(change))
+            server.kill()
+            assert os.fspath(state) in told.get(timeout=PATIENCE)
+            server.start()
+            with Child(WRITER, url, {"_fsync": True, "_wait": PATIENCE}) as writer:
+                writer.expect("open")
+                writer.tell("state.a = 2")
+                writer.expect("done")
+                assert news.get(timeout=PATIENCE) == (("a",), 1, 2)
+                writer.finish()
 
 
 def test_an_unknown_scheme_tells_which_are_installed() -> None:
@@ -482,11 +684,12 @@ def test_cut_connections_lose_and_double_nothing(url: str, proxy: Proxy, chance:
 
     def run(hand: PersistedState) -> None:
         while sum(proxy.cuts.values()) < rounds:
-            with contextlib.suppress(StateConflict), hand.transaction():
-                hand.counter += 1
-                hand.ids.append(hand.counter)
-                value = hand.counter
-            acknowledged.append(value)
+            with contextlib.suppress(StateConflict):
+                with hand.transaction():
+                    hand.counter += 1
+                    hand.ids.append(hand.counter)
+                    value = hand.counter
+                acknowledged.append(value)
 
     threads = [threading.Thread(target=run, args=(hand,)) for hand in hands]
     for thread in threads:
@@ -629,6 +832,25 @@ def test_who_sleeps_past_the_turn_is_told_and_changes_nothing(url: str) -> None:
         child.finish()
 
 
+def test_who_sleeps_past_the_turn_goes_on_if_nobody_wrote(url: str) -> None:
+    """Also where others had the turn meanwhile: what was read in it is up to date."""
+    with PersistedState(f"{url}?lease=0.2", a=1) as state, spelled(url) as other:
+        with state.transaction():
+            state.a += 1
+            with other.transaction():  # waits until the other turn is lost
+                assert other.a == 1
+            state.a += 1
+        with state._thread_lock:
+            with other.transaction():
+                pass
+            state.a += 1
+            state.a += 1
+
+        other.refresh()
+        assert other.a == state.a == 5
+    assert len(Place(url).read_text().split("---")) == 4
+
+
 @pytest.mark.parametrize("is_doubtful", [False, True])
 def test_a_server_that_lost_changes_is_told_and_memory_stays(
     tmp_path: Path, kind: type[Server], is_doubtful: bool
@@ -668,9 +890,13 @@ def test_a_server_that_lost_changes_is_told_and_memory_stays(
 def test_an_interrupt_leaves_memory_and_log_equal(
     url: str, kind: type[Server], chance: random.Random, rounds: int
 ) -> None:
-    from persistedstate_logs import journal
+    from persistedstate_logs import asking, journal
 
-    files = [persistedstate.__file__, journal.__file__, str(importlib.import_module(kind.engine).__file__)]
+    files = [
+        persistedstate.__file__,
+        *(str(each.__file__) for each in (asking, journal)),
+        str(importlib.import_module(kind.engine).__file__),
+    ]
     with PersistedState(f"{url}?lease=0.5", n=0, ids=[]) as state, spelled(url) as other:
         for number in range(rounds):
             action = chance.choice([
@@ -695,6 +921,27 @@ def both(state: PersistedState, number: int) -> None:
     with state.transaction():
         state.n = number
         state.ids.append(number)
+
+
+def test_the_thread_lock_holds_the_turn_in_a_child_of_a_fork_too(url: str, server: Server) -> None:
+    with PersistedState(url, a=0) as state:
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                with state._thread_lock, contextlib.closing(servers.log(server, url)) as other:
+                    state.a = 1
+                    other.open(0)
+                    with contextlib.suppress(TimeoutError):
+                        other.take_turn(0.05)
+                        status = 2
+                    state.a = 2
+                    status = status - 1
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert state.refresh()
+        assert state.a == 2
 
 
 def test_children_of_a_fork_go_on_by_themselves(url: str) -> None:

@@ -256,6 +256,11 @@ class Recorder:
         del self._descriptors[descriptor]
         self._appending.discard(descriptor)
 
+    def dup(self, descriptor: int) -> int:
+        twin: int = self._real.dup(descriptor)
+        self._descriptors[twin] = self._descriptors[descriptor]
+        return twin
+
     def write(self, descriptor: int, data: Any) -> int:
         number = self._file(descriptor)
         here = os.lseek(descriptor, 0, os.SEEK_CUR)

@@ -25,7 +25,9 @@ import yaml
 from ruamel.yaml import YAML
 
 FOLDER = Path(__file__).resolve().parent
-MODULES = Path(os.environ.get("PERSISTEDSTATE_NODE_MODULES", FOLDER.parent.joinpath(".venvs", "node", "node_modules")))
+MODULES = Path(
+    os.environ.get("PERSISTEDSTATE_NODE_MODULES", FOLDER.parents[1].joinpath(".venvs", "node", "node_modules"))
+)
 NODE = shutil.which("node")
 #: Why there is no strict reader here, "" if there is one.
 MISSING = "no node" if NODE is None else "" if MODULES.joinpath("yaml").is_dir() else f"no package yaml in {MODULES}"
