@@ -29,8 +29,13 @@ def memory(monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> Memory:
     """What the states at `memory://…` share; a short log, so that some have to read all of it."""
     memory = Memory(kept=10)
 
-    def engine(_url: str, *, fsync: bool | float, readonly: bool = False) -> Callable[..., LogJournal]:
-        return partial(LogJournal, lambda *_, **__: MemoryLog(memory, chance), fsync=fsync, readonly=readonly)
+    def log(url: str, **_: object) -> MemoryLog:
+        log = MemoryLog(memory, chance)
+        log.path = url
+        return log
+
+    def engine(_url: str, *, fsync: bool | float, **_: object) -> Callable[..., LogJournal]:
+        return partial(LogJournal, log, fsync=fsync)
 
     monkeypatch.setattr(persistedstate, "_engine", engine)
     return memory
