@@ -5842,7 +5842,9 @@ class _LiveTree(_Tree):
 
     def _framed(self, record: str, touched: Iterable[Any] = ()) -> bytes:
         """Return what is appended for a record, with what is to be told of the entries that it changes."""
-        told = [self.facts[key] for key in dict.fromkeys(touched) if key in self.facts] if self.facts else []
+        if not self.facts:
+            return f"{self._separator}--- {record}\n".encode()
+        told = [self.facts[key] for key in dict.fromkeys(touched) if key in self.facts]
         return (self._separator + "".join([f"--- {each}\n" for each in [*told, record]])).encode()
 
     def still(self) -> Any:
