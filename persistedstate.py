@@ -5842,7 +5842,9 @@ class _LiveTree(_Tree):
 
     def _framed(self, record: str, touched: Iterable[Any] = ()) -> bytes:
         """Return what is appended for a record, with what is to be told of the entries that it changes."""
-        told = [self.facts[key] for key in dict.fromkeys(touched) if key in self.facts] if self.facts else []
+        if not self.facts:
+            return f"{self._separator}--- {record}\n".encode()
+        told = [self.facts[key] for key in dict.fromkeys(touched) if key in self.facts]
         return (self._separator + "".join([f"--- {each}\n" for each in [*told, record]])).encode()
 
     def still(self) -> Any:
@@ -6462,8 +6464,8 @@ class _LiveTree(_Tree):
         try:
             self._vacuum()
         except Exception as error:
-            is_ours = isinstance(error, (OSError, StateError, *_ANOTHER_TIME))
-            if self.trouble is not None or not (is_ours or self._fails_again()):
+            is_expected = isinstance(error, (OSError, StateError, *_ANOTHER_TIME))
+            if self.trouble is not None or isinstance(error, Warning) or not (is_expected or self._fails_again()):
                 raise
             self.limit = 2 * self.journal.size
             reason = getattr(error, "errno", None) or type(error)
@@ -6475,8 +6477,6 @@ class _LiveTree(_Tree):
         """Tell whether a vacuum fails by itself; if not, a signal handler or another thread had ended it."""
         try:
             self._vacuum()
-        except Warning:  # where warnings are errors
-            return False
         except Exception:  # noqa: BLE001 - told by the caller
             return True
         return False
