@@ -172,6 +172,10 @@ class Stop(BaseException):
     """What another thread raises in one that works."""
 
 
+class End(BaseException):
+    """What ends it. No Exception, which a vacuum takes for a fault of the text section, and goes on without that."""
+
+
 class Stopped:
     """A thread that works until another one raises an exception in it, as often as that is wanted."""
 
@@ -193,7 +197,7 @@ class Stopped:
                         self.reached.put(None)
             except Stop:
                 self.stopped.release()
-            except Abort:
+            except End:
                 return
 
     def stop(self, after: int, error: type[BaseException] = Stop) -> None:
@@ -209,6 +213,7 @@ class Stopped:
             assert self.stopped.acquire(timeout=PATIENCE)
         else:
             self.thread.join(PATIENCE)
+            assert not self.thread.is_alive()
 
 
 @pytest.mark.stress
@@ -241,7 +246,7 @@ def test_exception_that_is_raised_in_a_thread_leaves_memory_and_file_equal(
         content = plain(state)
         assert content["pair"][0] == content["pair"][1]
         assert oracle.same(reopened(path), content)
-    worker.stop(1, Abort)
+    worker.stop(1, End)
     content = plain(state)
     state.close()
     assert oracle.read(path) == content
