@@ -240,7 +240,7 @@ class StateLocked(StateError, TimeoutError):
 
 #: How somebody uses a file, and what else can be done about it.
 _USES = {
-    "": ("", ""),
+    "": ("", "share it with _shared=True in both, "),
     "shared": (", which shares it", "open it with _shared=True here, too, "),
     "alone": (", which has it for itself", "open it with _shared=True there, too, "),
 }
@@ -4856,8 +4856,13 @@ def _stored(convert: Callable[..., Any], value: Any, depth: int, path: Callable[
         raise
 
 
+#: A longer place is told without its middle.
+_MOST_STEPS = 20
+
+
 def _place_of(keys: Iterable[Any]) -> str:
-    return "".join(["STATE", *map(_step, keys)])
+    steps = ["STATE", *map(_step, keys)]
+    return "".join(steps if len(steps) <= _MOST_STEPS else [*steps[:8], "…", *steps[-3:]])
 
 
 def _storable(value: Any, depth: int, below: list[Any]) -> Any:
@@ -8150,8 +8155,8 @@ def _check_options(fsync: object, wait: object, readonly: object, mode: object, 
         raise TypeError(f"_readonly is False or True, not {readonly!r}")
     if not isinstance(shared, bool):
         raise TypeError(f"_shared is False or True, not {shared!r}")
-    if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o7777):
-        raise TypeError(f"_mode is None or permission bits such as 0o600, not {mode!r}")
+    if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o777):
+        raise TypeError(f"_mode is None or permission bits in octal such as 0o600, not {mode!r}")
     if not isinstance(watch, bool) and not callable(watch):
         raise TypeError(f"_watch is False, True or a function, not {watch!r}")
 
