@@ -93,7 +93,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from datetime import date, datetime, timezone
     from threading import Event
-    from typing import Any, AnyStr, NoReturn, Protocol, TypeVar
+    from typing import Any, AnyStr, NoReturn, TypeVar
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
     from typing_extensions import Self
@@ -3805,52 +3805,6 @@ class _Journal:
             return error.errno != errno.EBADF
 
 
-if TYPE_CHECKING:
-
-    class _Log(Protocol):
-        """What a tree needs that is not the only writer: records in one order for all, and turns to add them in."""
-
-        #: How far of it is known here.
-        size: int
-        is_in_turn: bool
-
-        def take_turn(self, wait: float = inf) -> None:
-            """Wait until nobody else may write, until `end_turn`; raises TimeoutError after `wait` seconds."""
-
-        def end_turn(self) -> None:
-            """Let others write; may be called again."""
-
-        def news(self, *, is_doubtful: bool) -> tuple[bytes, bool] | None:
-            """Return what others wrote, records, or, as the second part tells, all there is; None for nothing.
-
-            is_doubtful: what is known here is of no use, so that all there is is wanted.
-            """
-
-        def append(self, data: bytes) -> None:
-            """Add a record; raises OSError, and adds nothing, if that fails."""
-
-        def landed(self, offset: int, data: bytes) -> bool:
-            """After an interrupted `append` in this turn: tell whether the record was added; if not, add nothing."""
-
-        def replace(self, data: bytes, basis: _Glance | None) -> None:
-            """Put a snapshot in the place of all there is; raises _Overtaken if somebody else wrote it meanwhile."""
-
-        def past_texts(self) -> list[tuple[str, str, bool]]:
-            """Return text, first record and `by_person` of older snapshots, the latest first."""
-
-        def become_alone(self) -> bool:
-            """Tell whether nobody else is there; from then on nobody can come, until `close` or `stay`."""
-
-        def stay(self) -> None:
-            """Let others come again."""
-
-        def sync(self) -> None:
-            """Wait until what was added would survive a loss of power."""
-
-        def close(self) -> None:
-            """Let go."""
-
-
 #: What the name of the file ends in that lies beside a shared one; and the bytes with which that begins.
 _BESIDE = ".shared"
 _BESIDE_MARK = b"persistedstate 1 "
@@ -4062,7 +4016,11 @@ class _SharedJournal(_Journal):
             self.is_locked = False
 
     def news(self, *, is_doubtful: bool) -> tuple[bytes, bool] | None:
-        """Return what others wrote; see `_Log`. What a person did makes the file suspicious."""
+        """Return what others wrote, records, or, as the second part tells, all there is; None for nothing.
+
+        is_doubtful: what is known here is of no use, so that all there is is wanted. What a person did makes the file
+        suspicious.
+        """
         device, inode, size, _ = _glance(self.name) or (0, 0, -1, 0)
         path = device, inode
         is_as_left = path == self.inode and size == self.size
@@ -4461,7 +4419,7 @@ class _Tree:
         self.lock = self.lock.anew() if self.watches else RLock()
 
     def turn(self) -> Any:
-        """Return what to hold during a change: the lock, and, in a shared state, the turn of this process."""
+        """Return what to hold during a change: an RLock, or in a shared state the like of it, and with it the turn."""
         return self.still()
 
     def overlooks(self, node: _Node, key: Any, value: Any = _GONE) -> bool:
@@ -4470,10 +4428,6 @@ class _Tree:
         Returns whether the value, a node, was there and was replaced: then there is nothing to do.
         """
         raise NotImplementedError
-
-    def thread_lock(self) -> Any:
-        """Return what users hold to make several changes one; an RLock, or the like of it."""
-        return self.still()
 
     def resume(self) -> None:
         """Do what is in the way of changes, so that they can go on; raises where that cannot be."""
@@ -6737,28 +6691,11 @@ class _History:
         return all(document.text() != saved.text for document in [present, *(past.document for past in self.past)])
 
 
-class _Turn:
-    """What to hold during a change of a shared tree.
-
-    A generator does it: should an interrupt keep `__exit__` from running, it is finished when this goes away.
-    """
-
-    __slots__ = ("steps",)
-
-    def __init__(self, tree: _SharedTree) -> None:
-        self.steps = tree.steps()
-
-    def __enter__(self) -> None:
-        next(self.steps)
-
-    def __exit__(self, *_: object) -> None:
-        next(self.steps, None)
-
-
 class _TurnLock:
-    """The lock of a shared tree as users hold it: as an RLock, and with it the turn of this process.
+    """The lock of a shared tree, and with it the turn of this process; users hold it as an RLock.
 
-    What is entered by `with` is left by the same object; what one object acquires another one may release.
+    What is entered by `with` is left by the same object; what one object acquires another one may release. Generators
+    do it: should an interrupt keep `__exit__` from running, they are finished when this goes away.
     """
 
     __slots__ = ("entered", "tree")
@@ -6827,7 +6764,6 @@ class _SharedTree(_LiveTree):
     def __init__(
         self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None, declaration: Any = None
     ) -> None:
-        self.log: _Log = journal
         #: Memory may differ from the log, so that all of that has to be read.
         self.is_doubtful = False
         #: The turns that `_TurnLock.acquire` began, and `release` ends.
@@ -6844,16 +6780,12 @@ class _SharedTree(_LiveTree):
 
     def turn(self) -> Any:
         self.still()
-        return _Turn(self)
-
-    def thread_lock(self) -> Any:
-        self.still()
         return _TurnLock(self)
 
     def steps(self, wait: float = inf) -> Iterator[None]:
         """Hold the lock and the turn until the next step; TimeoutError if there is none within so many seconds."""
         with self.lock:
-            if self.log.is_in_turn:
+            if self.journal.is_in_turn:
                 self.missed = {}  # what is read from here on is up to date
                 yield
                 return
@@ -6862,15 +6794,15 @@ class _SharedTree(_LiveTree):
                     self._begin_turn(wait)
                     yield
                 finally:
-                    self.log.end_turn()
+                    self.journal.end_turn()
             finally:
-                self.log.end_turn()  # an interrupt may have come in front of the first
+                self.journal.end_turn()  # an interrupt may have come in front of the first
 
     def _begin_turn(self, wait: float = inf) -> None:
         if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
             function, *arguments = self.halted
             function(*arguments)
-        self.log.take_turn(wait)
+        self.journal.take_turn(wait)
         self.catch_up()
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:
@@ -6887,7 +6819,7 @@ class _SharedTree(_LiveTree):
             self.halted, self.is_doubtful = None, True
         is_doubtful, self.is_doubtful = self.is_doubtful, True
         try:
-            news = self.log.news(is_doubtful=is_doubtful)
+            news = self.journal.news(is_doubtful=is_doubtful)
             if news is not None:
                 self._change(self._take_all if news[1] else self._take_records, news[0])
             self.is_doubtful = False
@@ -6921,7 +6853,7 @@ class _SharedTree(_LiveTree):
     def _reload(self) -> None:
         """Make memory what the log is."""
         self.halted = None
-        news = self.log.news(is_doubtful=True)
+        news = self.journal.news(is_doubtful=True)
         if news is not None:
             self._change(self._take_all, news[0])
         self.is_doubtful = False
@@ -7048,7 +6980,7 @@ class _SharedTree(_LiveTree):
         saved: _Saved | None = None,
         beside: Any = None,
     ) -> None:
-        past = [(self.document.text(), self.first_record, value is not _GONE), *self.log.past_texts()]
+        past = [(self.document.text(), self.first_record, value is not _GONE), *self.journal.past_texts()]
         if saved is not None:
             past.insert(0, (saved.original.text(), saved.first_record, False))
         past = [entry for entry in past if entry[0].strip()][:_NEAR]
@@ -7059,7 +6991,7 @@ class _SharedTree(_LiveTree):
 
     def _await_edit(self) -> _Edit:
         self.history = _History()  # of all processes
-        for text, first_record, by_person in self.log.past_texts():
+        for text, first_record, by_person in self.journal.past_texts():
             document: Any = _PastText(text)
             self.history.past.append(_Past(document, first_record, 0, by_person))
         return super()._await_edit()
@@ -7077,12 +7009,12 @@ class _SharedTree(_LiveTree):
     def _save(self) -> None:
         """Vacuum if nobody else has the file: those who do will."""
         is_open = self.halted is None or self.halted[0] not in (self._reopen, self.refuse)
-        if is_open and (self.trouble is not None or self.log.become_alone()):
+        if is_open and (self.trouble is not None or self.journal.become_alone()):
             try:
                 with self.turn():
                     super()._save()
             except BaseException:
-                self.log.stay()
+                self.journal.stay()
                 raise
         elif self.syncer is not None:
             self.syncer.stop()
@@ -7113,7 +7045,7 @@ class _SharedTree(_LiveTree):
         except BaseException:
             journal.close()
             raise
-        self.journal = self.log = journal
+        self.journal = journal
         self.halted, self.is_doubtful = None, True
 
 
@@ -7899,7 +7831,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     @property
     def _thread_lock(self) -> Any:
         """The re-entrant lock that guards every change; hold it to make several of them one for other threads."""
-        return self._tree.thread_lock()
+        return self._tree.turn()
 
     def close(self) -> None:
         """Vacuum, and let the file go; every later use raises StateClosed. A second call does nothing.
