@@ -4519,6 +4519,48 @@ class _Holder:
         shown = self.__rich__()
         (printer.text if type(shown) is str else printer.pretty)(shown)  # as IPython shows it
 
+    def __copy__(self) -> Any:
+        return _copy(self)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return _copy(self)
+
+
+class _Mapping(_Holder, MutableMapping[Any, Any]):
+    """What can be taken for the dict that it holds."""
+
+    __slots__ = ()
+    _items: dict[Any, Any]
+
+    def _ipython_key_completions_(self) -> list[Any]:
+        return list(self._items)
+
+    def __or__(self, other: Any) -> Any:
+        return _copy(self) | _copy(other) if isinstance(_content(other), dict) else NotImplemented
+
+    def __ror__(self, other: Any) -> Any:
+        return _copy(other) | _copy(self) if isinstance(_content(other), dict) else NotImplemented
+
+    def __ior__(self, other: Any) -> Self:
+        self.update(other)
+        return self
+
+    def keys(self) -> KeysView[Any]:
+        """Return the keys, as a dict does."""
+        return self._items.keys()
+
+    def values(self) -> ValuesView[Any]:
+        """Return the values, as a dict does."""
+        return self._items.values()
+
+    def items(self) -> ItemsView[Any, Any]:
+        """Return the pairs of key and value, as a dict does."""
+        return self._items.items()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the value of a key, or the default where there is none."""
+        return self._items.get(key, default)
+
 
 #: What a node knows that is not primed; never changed.
 _NO_HEADS: dict[str | None, str] = {}
@@ -4552,12 +4594,6 @@ class _Node(_Holder):
     def __init__(self, items: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> None:
         self._items, self._tree, self._parent, self._key, self._place = items, tree, parent, key, None
         self._heads = _NO_HEADS
-
-    def __copy__(self) -> Any:
-        return _copy(self)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return _copy(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self._items), (_copy(self),)
@@ -4981,7 +5017,7 @@ class _Probe:
         return bool(other == self.key)
 
 
-class StateDict(_Node, MutableMapping[Any, Any]):
+class StateDict(_Node, _Mapping):
     """A dict in the state: every change of it is in the file before the method returns.
 
     Equal to, and printed as, the dict with the same content; the keys are str, int, float, bool or None, and items, not
@@ -4993,7 +5029,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     """
 
     __slots__ = ()
-    _items: dict[Any, Any]
 
     if sys.version_info >= (3, 12):  # before, it makes each read of an item a third slower
 
@@ -5002,30 +5037,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             reason = f"{type(self).__name__!r} object has no attribute {name!r}{advice}"
             raise AttributeError(reason, name=name, obj=self)
 
-    def _ipython_key_completions_(self) -> list[Any]:
-        return list(self._items)
-
-    def __or__(self, other: Any) -> Any:
-        return _copy(self) | _copy(other) if isinstance(_content(other), dict) else NotImplemented
-
-    def __ror__(self, other: Any) -> Any:
-        return _copy(other) | _copy(self) if isinstance(_content(other), dict) else NotImplemented
-
-    def __ior__(self, other: Any) -> StateDict:
-        self.update(other)
-        return self
-
-    def keys(self) -> KeysView[Any]:
-        return self._items.keys()
-
-    def items(self) -> ItemsView[Any, Any]:
-        return self._items.items()
-
-    def values(self) -> ValuesView[Any]:
-        return self._items.values()
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        return self._items.get(key, default)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         tree = self._tree
@@ -7711,7 +7722,7 @@ class _Together(_GeneratorContextManager[_Shown]):
 _NOWHERE = _Root({}, _Tree())
 
 
-class PersistedState(_Holder, MutableMapping[str, Any]):
+class PersistedState(_Mapping):
     """A YAML file as an object: its top-level keys are attributes and items, and every change is in the file at once.
 
     Args:
@@ -7940,22 +7951,6 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         copied: dict[str, Any] = _copy(self)
         return copied
 
-    def keys(self) -> KeysView[Any]:
-        """Return the keys, as a dict does."""
-        return self._items.keys()
-
-    def values(self) -> ValuesView[Any]:
-        """Return the values, as a dict does."""
-        return self._items.values()
-
-    def items(self) -> ItemsView[Any, Any]:
-        """Return the pairs of key and value, as a dict does."""
-        return self._items.items()
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        """Return the value of a key, or the default where there is none."""
-        return self._items.get(key, default)
-
     def pop(self, key: Any, *default: Any) -> Any:
         """Remove a key and return its value, or the default; raises KeyError where there is neither."""
         return self._root.pop(key, *default)
@@ -7982,15 +7977,6 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     def __delitem__(self, key: Any) -> None:
         del self._root[key]
 
-    def __or__(self, other: Any) -> Any:
-        return self._root | other
-
-    def __ror__(self, other: Any) -> Any:
-        return other | self._root
-
-    def __ior__(self, other: Any) -> Self:
-        self._root.update(other)
-        return self
 
     def __getattr__(self, name: str) -> Any:
         if name in ("_refusal", "_own"):  # not yet made
@@ -8036,9 +8022,6 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         """Return the path of the file, also after `close`; a symbolic link leads to it."""
         return str(self._refusal.path if hasattr(self, "_refusal") else self._tree.path)
 
-    def _ipython_key_completions_(self) -> list[Any]:
-        return list(self._items)
-
     def __enter__(self) -> Self:
         self._items  # noqa: B018 - a closed state raises
         return self
@@ -8046,11 +8029,6 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __copy__(self) -> dict[str, Any]:
-        return self.copy()
-
-    def __deepcopy__(self, memo: Any) -> dict[str, Any]:
-        return self.copy()
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a PersistedState cannot be pickled, it is an open file; pickle its copy()")
