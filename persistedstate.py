@@ -6449,12 +6449,12 @@ class _LiveTree(_Tree):
 
         Raises StateError if it wants other permissions, and OSError if the disk does not take what was written.
         """
-        if mode not in (None, self.mode):
-            present = stat.S_IMODE(_system.fstat(self.journal.descriptor).st_mode)
-            if mode != present:
-                wanted = f"open in this process already, with permissions 0o{present:o} and not 0o{mode:o}"
-                raise StateError(self.path, f"{wanted}; give the same _mode everywhere, or none, or use chmod")
         with self.turn():
+            if mode not in (None, self.mode):
+                present = stat.S_IMODE(_system.fstat(self.journal.descriptor).st_mode)
+                if mode != present:
+                    wanted = f"open in this process already, with permissions 0o{present:o} and not 0o{mode:o}"
+                    raise StateError(self.path, f"{wanted}; give the same _mode everywhere, or none, or use chmod")
             if _lag(fsync) < _lag(self.fsync) and self.journal.descriptor >= 0:
                 before, self.fsync = self.syncer, fsync
                 self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
@@ -7010,12 +7010,6 @@ class _SharedTree(_LiveTree):
     def refresh(self) -> bool:
         is_changed = bool(self.missed)
         return super().refresh() or is_changed
-
-    def join(self, *, fsync: bool | float, mode: int | None) -> None:
-        if self.halted is not None and self.halted[0] == self._reopen:
-            with self.turn():
-                pass
-        super().join(fsync=fsync, mode=mode)
 
     def _save(self) -> None:
         """Vacuum if nobody else has the file: those who do will."""
