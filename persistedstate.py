@@ -3974,32 +3974,26 @@ class _SharedJournal(_Journal):
         while not self.is_in_turn:
             turns, self.is_locked = self.turns, True
             if wait < inf:
-                self._try_lock(_system.now() + wait)
+                if not self._try_lock(wait):
+                    raise TimeoutError
             elif _system.now() >= self.yields_at or not _system.lock(self.beside):
                 self.is_in_line = True
                 _system.lock_byte(self.beside, _QUEUE, "F_WRLCK", wait=True)
-                self._await_lock()
+                # At first so that it costs nothing: to wake somebody at the end of each turn takes as long as the turn.
+                if not self._try_lock(2 * _IN_A_ROW):
+                    _system.await_lock(self.beside)
                 self._leave_line()
                 self.yields_at = _system.now() + _IN_A_ROW
             self.is_in_turn = turns == self.turns
 
-    def _try_lock(self, end: float) -> None:
+    def _try_lock(self, wait: float) -> bool:
+        """Try to take the lock again and again, for so many seconds."""
+        end = _system.now() + wait
         while not _system.lock(self.beside):
             if _system.now() >= end:
-                raise TimeoutError
+                return False
             _system.sleep(_IN_A_ROW / 50)
-
-    def _await_lock(self) -> None:
-        """Wait for the lock, as the first in the line; at first so that it costs the one who has it no time.
-
-        To wake somebody at the end of each turn takes as long as the turn.
-        """
-        end = _system.now() + 2 * _IN_A_ROW
-        while not _system.lock(self.beside):
-            if _system.now() >= end:
-                _system.await_lock(self.beside)
-                return
-            _system.sleep(_IN_A_ROW / 50)
+        return True
 
     def _leave_line(self) -> None:
         if self.is_in_line:
