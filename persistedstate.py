@@ -6747,15 +6747,6 @@ class _TurnLock:
         return bool(lock._is_owned())
 
 
-class _PastText(namedtuple("_PastText", "string")):
-    """Stands for the document of an older snapshot."""
-
-    __slots__ = ()
-    string: str
-
-    def text(self) -> str:
-        return self.string
-
 
 class _SharedTree(_LiveTree):
     """A tree whose file several processes write.
@@ -6997,7 +6988,8 @@ class _SharedTree(_LiveTree):
     def _await_edit(self) -> _Edit:
         self.history = _History()  # of all processes
         for text, first_record, by_person in self.journal.past_texts():
-            document: Any = _PastText(text)
+            document = _Document()
+            document.single = text
             self.history.past.append(_Past(document, first_record, 0, by_person))
         return super()._await_edit()
 
