@@ -540,6 +540,8 @@ def _write_item(value: Any, column: int, style: _Style, out: list[str]) -> None:
 
 def _same(one: Any, other: Any) -> bool:
     """Tell whether two plain values are alike in value, type and order."""
+    if one is other:
+        return True
     if type(one) is not type(other):
         return False
     if type(one) is dict:
@@ -7538,26 +7540,21 @@ class _Watch:
         if self.keys and touched is not None and self.keys[0] not in touched:
             return None
         before, self.known = self.known, self._look(root, touched)
-        if not _differ(before, self.known):
+        if _same(before, self.known):
             return None
         keys, old, new = _narrowed(self.keys, before, self.known)
         return partial(self.function, keys, *[None if value is _GONE else _plain(value) for value in (old, new)])
 
-
-def _differ(one: Any, other: Any) -> bool:
-    if type(one) is dict and type(other) is dict and one is not other:
-        return [*one] != [*other] or any(_differ(one[key], other[key]) for key in one)
-    return one is not other and not _same(one, other)
 
 
 def _narrowed(keys: _Keys, old: Any, new: Any) -> tuple[_Keys, Any, Any]:
     """Return the path to the innermost place that has all differences of two values, and what was and is there."""
     while type(old) is type(new) and type(old) in (dict, list):
         if type(old) is dict:
-            places = [key for key in {**old, **new} if _differ(old.get(key, _GONE), new.get(key, _GONE))]
+            places = [key for key in {**old, **new} if not _same(old.get(key, _GONE), new.get(key, _GONE))]
             following = [(old.get(key, _GONE), new.get(key, _GONE)) for key in places[:1]]
         else:
-            places = [index for index, (one, other) in enumerate(zip(old, new, strict=False)) if _differ(one, other)]
+            places = [index for index, pair in enumerate(zip(old, new, strict=False)) if not _same(*pair)]
             following = [(old[index], new[index]) for index in places[:1]] if len(old) == len(new) else []
         if len(places) != 1 or not following:
             break
