@@ -7051,14 +7051,8 @@ class _LogTree(_SharedTree):
         # The server sees to numbers of seconds.
         super().__init__(journal, fsync=fsync is True, mode=mode, declaration=declaration)
 
-    @property
-    def has_facts(self) -> bool:
-        """Tell that no record tells what the snapshot has: no person edits it, and other processes may renew it."""
-        return False
-
-    @has_facts.setter
-    def has_facts(self, value: bool) -> None:
-        pass
+    def _attest(self, key: Any) -> None:
+        """Let no record tell what the snapshot has: no person edits it, and other processes may renew it."""
 
     def steps(self, wait: float = inf) -> Iterator[None]:
         with self.lock:
