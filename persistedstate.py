@@ -5775,9 +5775,8 @@ class _LiveTree(_Tree):
         return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
 
     def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
-        if self.checks:
-            for check in self.checks:
-                check(keys, node, operation, arguments)
+        for check in self.checks:
+            check(keys, node, operation, arguments)
         touched: Iterable[Any] = ()
         if self.facts or not (keys and keys[0] in self.attested):
             touched = _touched(keys, operation, arguments, self.root._items)
@@ -6021,8 +6020,10 @@ class _LiveTree(_Tree):
 
         Only where `_fsync=True` cannot be kept, this one is not acknowledged.
         """
-        if self.fsync:
-            self._sync()
+        if self.syncer is not None:
+            self.syncer.schedule()
+        elif self.fsync:
+            self.sync()
         if self.journal.size > self.limit:
             self.surely_later(self._vacuum_in_time)
         elif self.journal.is_suspicious:
@@ -6037,11 +6038,6 @@ class _LiveTree(_Tree):
         except (OSError, StateError) as error:
             self._halt(error)
 
-    def _sync(self) -> None:
-        if self.syncer is not None:
-            self.syncer.schedule()
-        else:
-            self.sync()
 
     def sync(self) -> None:
         """Wait until the changes are on the disk; if that fails, on which no second try can be built, by a new file."""
@@ -6472,7 +6468,8 @@ class _LiveTree(_Tree):
 
     def _save(self) -> None:
         try:
-            if self._may_write():
+            is_shut = self.halted is not None and self.halted[0] == self.refuse
+            if not is_shut and not self.levels:
                 self.resume()
                 if not self._look_or_keep() and not self.is_clean:
                     self.vacuum_or_warn()
@@ -6489,9 +6486,6 @@ class _LiveTree(_Tree):
             reason = f"was replaced, and what is there is in use by process {error.pid}; this state is kept in {kept}"
             raise StateError(self.path, reason) from None
 
-    def _may_write(self) -> bool:
-        is_shut = self.halted is not None and self.halted[0] == self.refuse
-        return not is_shut and not self.levels
 
     def shut(self, reason: StateError) -> None:
         """Close the file, without another look at it; every later use raises the reason."""
@@ -6536,11 +6530,7 @@ class _CheckedTree(_LiveTree):
         return (kind is type(value) or fits(value)) and super().assign(node, key, value)
 
 
-def _fits_never(_value: Any) -> bool:
-    return False
-
-
-_NOTHING_FITS = (None, _fits_never)
+_NOTHING_FITS = (None, lambda _value: False)
 
 
 class _Edit:
@@ -6886,8 +6876,7 @@ class _SharedTree(_LiveTree):
     def _take_records(self, data: bytes) -> None:
         self.attested -= self.facts.keys()  # what could not be written is told anew
         self.facts.clear()
-        if self.is_clean or self._separator:
-            self._note_appended(data)
+        self._note_appended(data)
         for line in data.decode().split("\n"):
             if line.startswith("--- ["):
                 record = _own_record(line[4:])
