@@ -6219,6 +6219,7 @@ class _LiveTree(_Tree):
         value: what memory takes over. saved: what a person saved, from which they may go on. beside: what made the new
         file meanwhile, in which there are later changes behind the snapshot.
         """
+        self._hand_down(saved, by_person=value is not _GONE)
         data = document.text().encode() if beside is None else beside.data
         lost = {key: reason for key, reason in document.lost.items() if reason is not self.document.lost.get(key)}
         self.renewal = (document, data, value, saved, beside)
@@ -6239,6 +6240,9 @@ class _LiveTree(_Tree):
         for key, reason in lost.items():
             what = "the file" if key is _GONE else f"the entry {_inline(key)}"
             _warn_afterwards(f"{self.path}: comments and formatting of {what} are lost, no values ({reason!r})")
+
+    def _hand_down(self, saved: _Saved | None, *, by_person: bool) -> None:
+        """Let those who share the file have the text that is about to be replaced, and what a person saved."""
 
     def _finish_renewal(self) -> None:
         """Adopt the new snapshot if the file holds it; where that is open as yet, the next look does."""
@@ -6959,22 +6963,14 @@ class _SharedTree(_LiveTree):
         old = items if image is None else [*items[: image.extent - len(image.kept)], *image.kept[::-1]]
         return tuple(part[index] if -len(part) <= index < len(part) else _GONE for part in (old, items))
 
-    def _renew(
-        self,
-        document: _Document,
-        basis: _Glance | None,
-        value: Any = _GONE,
-        saved: _Saved | None = None,
-        beside: Any = None,
-    ) -> None:
-        past = [(self.document.text(), self.first_record, value is not _GONE), *self.journal.past_texts()]
+    def _hand_down(self, saved: _Saved | None, *, by_person: bool) -> None:
+        past = [(self.document.text(), self.first_record, by_person), *self.journal.past_texts()]
         if saved is not None:
             past.insert(0, (saved.original.text(), saved.first_record, False))
         past = [entry for entry in past if entry[0].strip()][:_NEAR]
         while len(past) > 1 and sum(len(text) for text, _, _ in past) > _HISTORY:
             past.pop()
         self.journal.past = past
-        super()._renew(document, basis, value, saved, beside)
 
     def _await_edit(self) -> _Edit:
         self.history = _History()  # of all processes
