@@ -3304,12 +3304,9 @@ class _Journal:
             with _advised():
                 import portalocker  # noqa: F401 - without it no file shall be made
         try:
-            self._open(mode)
+            status = self._open(mode)
         except FileExistsError:  # another process has made it just now
             return False
-        status = _system.fstat(self.descriptor)
-        self.inode = _seen(status)[:2]
-        _check_regular(status, self.path)
         is_shared = False
         if self._lock(self.descriptor) and self._is_named():
             is_shared = _is_shared(self.path, remove=True)
@@ -3338,7 +3335,7 @@ class _Journal:
         """Tell whether the file was last renewed with this content."""
         return self.known == (len(data), hash(data)) and self.size == len(data)
 
-    def _open(self, mode: int | None) -> None:
+    def _open(self, mode: int | None) -> os.stat_result:
         flags = os.O_RDWR | os.O_APPEND | _NO_LINK | _FLAGS
         self.inode, self.path = None, os.path.realpath(self.name)
         with _registry_lock:
@@ -3350,6 +3347,10 @@ class _Journal:
                 self.is_new = True
         if self.is_new and mode is not None:
             _system.fchmod(self.descriptor, mode)
+        status = _system.fstat(self.descriptor)
+        self.inode = _seen(status)[:2]
+        _check_regular(status, self.path)
+        return status
 
     def _lock(self, descriptor: int) -> bool:
         try:
@@ -3895,12 +3896,9 @@ class _SharedJournal(_Journal):
         self.take_turn()
         note = _Note.read(self.beside)
         try:
-            self._open(mode)
+            status = self._open(mode)
         except FileExistsError:
             return False
-        status = _system.fstat(self.descriptor)
-        self.inode = _seen(status)[:2]
-        _check_regular(status, self.path)
         self._check_names(status)
         if self._join(is_first=note is None) and self._is_named():
             self._begin(note)
@@ -4601,6 +4599,12 @@ class _Node(_Holder):
         """Return a plain, deep copy."""
         return _copy(self)
 
+    def clear(self) -> None:
+        with self._turn():
+            self._enter()
+            if self._length():
+                self._commit("clear")
+
     def _locate(self) -> tuple[str, _Keys]:
         if self._place is not None:
             return self._place
@@ -4712,11 +4716,19 @@ class _Node(_Holder):
 
     def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments of an operation with nodes in the place of plain containers."""
-        raise NotImplementedError
+        if operation in ("set", "insert"):
+            key, value = arguments
+            return key, self._grow(value, key)
+        if operation == "update":
+            return ({key: self._grow(value, key) for key, value in arguments[0].items()},)
+        if operation == "splice":
+            start, stop, values = arguments
+            return start, stop, [self._grow(value, index) for index, value in enumerate(values, start)]
+        return arguments
 
     def _at(self, key: Any) -> Any:
         """Return what stands at a key; None in a mapping that lacks it."""
-        raise NotImplementedError
+        return self._items.get(key) if type(self._items) is dict else self._items[key]
 
     @staticmethod
     def _unshared(operation: str, *arguments: Any) -> tuple[Any, ...]:
@@ -5095,12 +5107,6 @@ class StateDict(_Node, _Mapping):
                 self[key] = default
             return self._items[key]
 
-    def clear(self) -> None:
-        with self._turn():
-            self._enter()
-            if self._length():
-                self._commit("clear")
-
     def update(self, /, *others: Any, **named: Any) -> None:
         with self._turn():
             is_ours = self._enter()
@@ -5145,13 +5151,6 @@ class StateDict(_Node, _Mapping):
     def _take_update(self, items: dict[Any, Any]) -> tuple[Any, ...]:
         return ({self._checked_key(key): self._checked(value, key) for key, value in items.items()},)
 
-    def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
-        if operation == "set":
-            key, value = arguments
-            return key, self._grow(value, key)
-        if operation == "update":
-            return ({key: self._grow(value, key) for key, value in arguments[0].items()},)
-        return arguments
 
     # The operations.
 
@@ -5180,8 +5179,6 @@ class StateDict(_Node, _Mapping):
         self._heads = _NO_HEADS
         self._items.clear()
 
-    def _at(self, key: Any) -> Any:
-        return self._items.get(key)
 
     def _order(self, keys: list[Any], _items: list[Any]) -> None:
         items = self._items
@@ -5469,12 +5466,6 @@ class StateList(_Node, MutableSequence[Any]):
                 self._length()
             self._commit("delete", index)
 
-    def clear(self) -> None:
-        with self._turn():
-            self._enter()
-            if self._length():
-                self._commit("clear")
-
     def reverse(self) -> None:
         with self._turn():
             self._enter()
@@ -5555,14 +5546,6 @@ class StateList(_Node, MutableSequence[Any]):
             raise IndexError("an index stands twice or is negative")
         return indexes, [self._items[index] for index in indexes]
 
-    def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
-        if operation in ("set", "insert"):
-            index, value = arguments
-            return index, self._grow(value, index)
-        if operation == "splice":
-            start, stop, values = arguments
-            return start, stop, [self._grow(value, index) for index, value in enumerate(values, start)]
-        return arguments
 
     # The operations.
 
@@ -5582,8 +5565,6 @@ class StateList(_Node, MutableSequence[Any]):
         self._let_go(self._items[start:stop], values)
         self._items[start:stop] = values
 
-    def _at(self, key: int) -> Any:
-        return self._items[key]
 
     def _order(self, _indexes: list[int], items: list[Any]) -> None:
         self._let_go(self._items, items)
