@@ -5045,7 +5045,6 @@ class StateDict(_Node, _Mapping):
             reason = f"{type(self).__name__!r} object has no attribute {name!r}{advice}"
             raise AttributeError(reason, name=name, obj=self)
 
-
     def __setitem__(self, key: Any, value: Any) -> None:
         tree = self._tree
         if tree is not None and type(key) is str and key in self._heads and tree.assign(self, key, value):
@@ -5151,7 +5150,6 @@ class StateDict(_Node, _Mapping):
     def _take_update(self, items: dict[Any, Any]) -> tuple[Any, ...]:
         return ({self._checked_key(key): self._checked(value, key) for key, value in items.items()},)
 
-
     # The operations.
 
     def _set(self, key: Any, value: Any) -> None:
@@ -5178,7 +5176,6 @@ class StateDict(_Node, _Mapping):
         self._let_go(self._items.values())
         self._heads = _NO_HEADS
         self._items.clear()
-
 
     def _order(self, keys: list[Any], _items: list[Any]) -> None:
         items = self._items
@@ -5546,7 +5543,6 @@ class StateList(_Node, MutableSequence[Any]):
             raise IndexError("an index stands twice or is negative")
         return indexes, [self._items[index] for index in indexes]
 
-
     # The operations.
 
     def _set(self, index: int, value: Any) -> None:
@@ -5564,7 +5560,6 @@ class StateList(_Node, MutableSequence[Any]):
     def _splice(self, start: int, stop: int, values: list[Any]) -> None:
         self._let_go(self._items[start:stop], values)
         self._items[start:stop] = values
-
 
     def _order(self, _indexes: list[int], items: list[Any]) -> None:
         self._let_go(self._items, items)
@@ -6019,7 +6014,6 @@ class _LiveTree(_Tree):
         except (OSError, StateError) as error:
             self._halt(error)
 
-
     def sync(self) -> None:
         """Wait until the changes are on the disk; if that fails, on which no second try can be built, by a new file."""
         try:
@@ -6366,7 +6360,25 @@ class _LiveTree(_Tree):
         self.declarations = [*dict.fromkeys(declaration for declaration, _ in rules)]
         self.checks = [*dict.fromkeys(declaration.check_change for declaration, is_checked in rules if is_checked)]
         self.forget_heads()
-        self.__class__ = _CHECKED[type(self)][bool(self.checks)]
+        vars(self).pop("assign", None)
+        if self.checks:
+            self.assign = self._assign_checked  # type: ignore[method-assign] # others shall pay nothing for a look at it
+
+    def _assign_checked(self, node: _Node, key: str | None, value: Any) -> bool:
+        """Do what `assign` does, in its place, with what fits the class that declares what may be assigned."""
+        fitting = self.fitting.get(node._heads.get(key, ""))
+        is_fit = fitting is not None and (fitting[0] is type(value) or fitting[1](value))
+        return is_fit and type(self).assign(self, node, key, value)
+
+    def prime(self, node: _Node, key: str | None, head: str) -> None:
+        if len(self.checks) <= 1:
+            for check in self.checks:
+                self.fitting[head] = check.__self__.fitting((*node._locate()[1], key))
+            super().prime(node, key, head)
+
+    def forget_heads(self) -> None:
+        super().forget_heads()
+        self.fitting.clear()
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -6471,7 +6483,6 @@ class _LiveTree(_Tree):
             reason = f"was replaced, and what is there is in use by process {error.pid}; this state is kept in {kept}"
             raise StateError(self.path, reason) from None
 
-
     def shut(self, reason: StateError) -> None:
         """Close the file, without another look at it; every later use raises the reason."""
         self.halted = (self.refuse, reason)
@@ -6492,30 +6503,6 @@ class _LiveTree(_Tree):
         self.renew_lock()
         self.journal.leave()
         self.shut(StateError(self.path, reason))
-
-
-class _CheckedTree(_LiveTree):
-    """A tree of a class that declares what may be assigned."""
-
-    __slots__ = ()
-
-    def prime(self, node: _Node, key: str | None, head: str) -> None:
-        assert node._place is not None  # noqa: S101 - for the type checker
-        if len(self.checks) == 1:
-            [check] = self.checks
-            self.fitting[head] = check.__self__.fitting((*node._place[1], key))
-            super().prime(node, key, head)
-
-    def forget_heads(self) -> None:
-        super().forget_heads()
-        self.fitting.clear()
-
-    def assign(self, node: _Node, key: str | None, value: Any) -> bool:
-        kind, fits = self.fitting.get(node._heads.get(key, ""), _NOTHING_FITS)
-        return (kind is type(value) or fits(value)) and super().assign(node, key, value)
-
-
-_NOTHING_FITS = (None, lambda _value: False)
 
 
 class _Edit:
@@ -6722,7 +6709,6 @@ class _TurnLock:
     def _is_owned(self) -> bool:
         lock: Any = self.tree.lock
         return bool(lock._is_owned())
-
 
 
 class _SharedTree(_LiveTree):
@@ -7056,26 +7042,6 @@ def _is_below(node: _Node | None, top: _Node) -> bool:
     while node is not None and node is not top:
         node = node._parent
     return node is not None
-
-
-class _CheckedSharedTree(_CheckedTree, _SharedTree):
-    """A tree of a class that declares what may be assigned, whose file several processes write."""
-
-    __slots__ = ()
-
-
-class _CheckedLogTree(_CheckedTree, _LogTree):
-    """The same, in a log."""
-
-    __slots__ = ()
-
-
-#: The classes of a tree whose changes are not checked, and are; of the same layout: an open tree may become the other.
-_CHECKED = {
-    tree: kinds
-    for kinds in ((_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree))
-    for tree in kinds
-}
 
 
 #: In the place of length and hash: what is shown may be mixed.
@@ -7506,7 +7472,6 @@ class _Watch:
         return partial(self.function, keys, *[None if value is _GONE else _plain(value) for value in (old, new)])
 
 
-
 def _narrowed(keys: _Keys, old: Any, new: Any) -> tuple[_Keys, Any, Any]:
     """Return the path to the innermost place that has all differences of two values, and what was and is there."""
     while type(old) is type(new) and type(old) in (dict, list):
@@ -7914,7 +7879,6 @@ class PersistedState(_Mapping):
     def __delitem__(self, key: Any) -> None:
         del self._root[key]
 
-
     def __getattr__(self, name: str) -> Any:
         if name in ("_refusal", "_own"):  # not yet made
             raise AttributeError(name)
@@ -7965,7 +7929,6 @@ class PersistedState(_Mapping):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a PersistedState cannot be pickled, it is an open file; pickle its copy()")
