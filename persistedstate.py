@@ -4602,7 +4602,7 @@ class _Node(_Holder):
     def clear(self) -> None:
         with self._turn():
             self._enter()
-            if self._length():
+            if self._fix_length():
                 self._commit("clear")
 
     def _locate(self) -> tuple[str, _Keys]:
@@ -4649,8 +4649,8 @@ class _Node(_Holder):
             node = node._parent
         return node
 
-    def _length(self) -> int:
-        """Return the length at the moment from which on nobody may change what the record of a change builds on."""
+    def _fix_length(self) -> int:
+        """Fix what the record of a change builds on, which nobody may change from now on; return the length."""
         if self._tree is not None:
             self._tree.started = self._tree.moment()
         return len(self._items)
@@ -4705,11 +4705,10 @@ class _Node(_Holder):
 
     def _taken(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments that a record has for an operation, if they fit; raises what `_MISFITS` are."""
-        take = getattr(self, f"_take_{operation}", None)
+        take: Callable[..., tuple[Any, ...]] | None = getattr(self, f"_take_{operation}", None)
         if take is None:
             raise ValueError(f"unknown operation {operation!r}")
-        taken: tuple[Any, ...] = take(*arguments)
-        return taken
+        return take(*arguments)
 
     def _take_clear(self) -> tuple[Any, ...]:
         return ()
@@ -5058,7 +5057,7 @@ class StateDict(_Node, _Mapping):
                     return
                 key = self._checked_key(key)
                 value = self._checked(value, key)
-            self._length()
+            self._fix_length()
             self._commit("set", key, value)
 
     def _put(self, _length: int, key: Any, value: Any) -> None:
@@ -5092,7 +5091,7 @@ class StateDict(_Node, _Mapping):
     def popitem(self) -> tuple[Any, Any]:
         with self._turn():
             self._enter()
-            if not self._length():
+            if not self._fix_length():
                 raise KeyError("popitem(): dictionary is empty")
             key = next(reversed(self._items))
             value = self._items[key]
@@ -5114,7 +5113,7 @@ class StateDict(_Node, _Mapping):
             if is_ours:
                 given = {self._checked_key(key): self._checked(value, key) for key, value in given.items()}
             if given:
-                self._length()
+                self._fix_length()
                 self._commit("update", given)
 
     def _held(self, key: Any) -> Any:
@@ -5127,7 +5126,7 @@ class StateDict(_Node, _Mapping):
     def _found(self, key: Any) -> Any:
         """Return what `_held` does, which may run foreign code, as it is behind a look at the length."""
         held = self._held(key)
-        self._length()
+        self._fix_length()
         return held if held in self._items else _GONE
 
     def _checked_key(self, key: Any) -> Any:
@@ -5355,7 +5354,7 @@ class StateList(_Node, MutableSequence[Any]):
         part = _plain_slice(part)
         start, _, step = part.indices(len(self._items))
         checked = self._all_checked(values, start, step)
-        start, stop, step = part.indices(self._length())
+        start, stop, step = part.indices(self._fix_length())
         if step == 1:
             self._change(start, max(start, stop), checked)
             return
@@ -5390,7 +5389,7 @@ class StateList(_Node, MutableSequence[Any]):
             if not isinstance(index, slice):
                 self._commit("delete", self._position(index, "list assignment index out of range"))
                 return
-            start, stop, step = _plain_slice(index).indices(self._length())
+            start, stop, step = _plain_slice(index).indices(self._fix_length())
             if step == 1:
                 self._change(start, stop, [])
                 return
@@ -5404,7 +5403,7 @@ class StateList(_Node, MutableSequence[Any]):
             start, _, _ = slice(_index(index), None).indices(len(self._items))
             if is_ours:
                 value = self._checked(value, start)
-            start, _, _ = slice(_index(index), None).indices(self._length())  # the check may run foreign code
+            start, _, _ = slice(_index(index), None).indices(self._fix_length())  # the check may run foreign code
             self._commit("insert", start, value)
 
     def append(self, value: Any) -> None:
@@ -5426,7 +5425,7 @@ class StateList(_Node, MutableSequence[Any]):
         with self._turn():
             self._enter()
             added = self._all_checked(values, len(self._items))
-            end = self._length()
+            end = self._fix_length()
             self._change(end, end, added)
 
     def __iadd__(self, values: Iterable[Any]) -> StateList:  # type: ignore[misc]
@@ -5456,18 +5455,18 @@ class StateList(_Node, MutableSequence[Any]):
             self._enter()
             if value not in self._items:
                 raise ValueError("list.remove(x): x not in list")
-            self._length()
+            self._fix_length()
             index = self._items.index(value)
             if self._tree is not None and self._tree.started != self._tree.moment():
                 index = self._items.index(value)  # a signal handler, or what compares the value, changed the state
-                self._length()
+                self._fix_length()
             self._commit("delete", index)
 
     def reverse(self) -> None:
         with self._turn():
             self._enter()
             if len(self._items) > 1:
-                self._reorder(list(range(self._length() - 1, -1, -1)))
+                self._reorder(list(range(self._fix_length() - 1, -1, -1)))
 
     def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
         """Sort in place, as a list does; the items stay the same objects."""
@@ -5476,7 +5475,7 @@ class StateList(_Node, MutableSequence[Any]):
             before = list(self._items)
             ranks = before if key is None else [key(item) for item in before]
             indexes = sorted(range(len(before)), key=ranks.__getitem__, reverse=reverse)
-            if self._length() != len(before):
+            if self._fix_length() != len(before):
                 raise ValueError("list modified during sort")
             if indexes != list(range(len(before))):
                 self._reorder(indexes)
@@ -5485,7 +5484,7 @@ class StateList(_Node, MutableSequence[Any]):
         """Return a valid, not negative index."""
         if not hasattr(type(index), "__index__"):
             raise TypeError(f"list indices must be integers or slices, not {type(index).__name__}")
-        position, length = _index(index), self._length()
+        position, length = _index(index), self._fix_length()
         position += length if position < 0 else 0
         if not 0 <= position < length:
             raise IndexError(error)
