@@ -2331,9 +2331,8 @@ class _Document:
     def _cut_block(self, text: str, loader: _Loader) -> bool:
         """Cut the text at the lines where the root's keys stand; False where those are not lines of their own."""
         root, head = loader.root, 0
-        for mark in re.finditer(
-            r"^---.*\n", text[: _line_start(text, root.value[0][0].start_mark.index)], re.MULTILINE
-        ):
+        above = text[: _line_start(text, root.value[0][0].start_mark.index)]
+        for mark in re.finditer(r"^---.*\n", above, re.MULTILINE):
             head = mark.end()
         body = text[head:]
         self.column = _column(body) if text[root.start_mark.index] in "!&" else root.start_mark.column
@@ -3307,18 +3306,15 @@ class _Journal:
             status = self._open(mode)
         except FileExistsError:  # another process has made it just now
             return False
-        is_shared = False
         if self._lock(self.descriptor) and self._is_named():
-            is_shared = _is_shared(self.path, remove=True)
-            if not is_shared:
+            if not _is_shared(self.path, remove=True):
                 self._remove_leftovers()
                 self.data = _read_all(self.descriptor)
                 self._know(self.data)
                 return True
             _system.unlock(self.descriptor)  # so that it is not us whom the system names
         if _system.now() >= deadline and self._is_named():
-            how = "shared" if is_shared or _is_shared(self.path) else ""
-            raise StateLocked(self.path, _holder(status), how)
+            raise StateLocked(self.path, _holder(status), "shared" if _is_shared(self.path) else "")
         self.close()
         return False
 
@@ -4918,9 +4914,8 @@ def _storable_sequence(value: Sequence[Any], depth: int, below: list[Any]) -> li
 
 def _check_depth(depth: int) -> None:
     if depth > _MAX_DEPTH:
-        raise _Unstorable(
-            ValueError, f"a container that contains itself, or more than {_MAX_DEPTH} levels, is not storable"
-        )
+        reason = f"a container that contains itself, or more than {_MAX_DEPTH} levels, is not storable"
+        raise _Unstorable(ValueError, reason)
 
 
 def _storable_key(key: Any) -> Any:
@@ -5360,9 +5355,8 @@ class StateList(_Node, MutableSequence[Any]):
             return
         indexes = range(start, stop, step)
         if len(checked) != len(indexes):
-            raise ValueError(
-                f"attempt to assign sequence of size {len(checked)} to extended slice of size {len(indexes)}"
-            )
+            sizes = f"sequence of size {len(checked)} to extended slice of size {len(indexes)}"
+            raise ValueError(f"attempt to assign {sizes}")
         if checked:
             self._scatter(indexes, checked)
 
@@ -5949,9 +5943,8 @@ class _LiveTree(_Tree):
         while self.halted is not None:
             function, *arguments = self.halted
             if function not in (self.refuse, self._undo_abandoned) and self._is_changing():
-                raise RuntimeError(
-                    f"{self.path}: a signal handler or finalizer came in the middle of a change; it may read"
-                )
+                reason = "a signal handler or finalizer came in the middle of a change; it may read"
+                raise RuntimeError(f"{self.path}: {reason}")
             function(*arguments)
 
     def _is_changing(self) -> bool:
@@ -5975,9 +5968,8 @@ class _LiveTree(_Tree):
     def _rescue(self) -> None:
         """Write all that memory holds to a new file; raises OSError or StateLocked while that cannot be."""
         if self.levels:
-            raise StateError(
-                self.path, f"the disk failed ({self.trouble}); leave the transaction, then it is tried again"
-            )
+            reason = f"the disk failed ({self.trouble}); leave the transaction, then it is tried again"
+            raise StateError(self.path, reason)
         self.document.doubt()
         try:
             self.halted = None
@@ -6068,9 +6060,8 @@ class _LiveTree(_Tree):
     def _check_task(self) -> None:
         """Refuse a task to take part in the transaction of another one, which may undo it."""
         if not self._is_in_task():
-            raise StateError(
-                self.path, "a transaction of another task is open; wait for it: `async with STATE.transaction()`"
-            )
+            reason = "a transaction of another task is open; wait for it: `async with STATE.transaction()`"
+            raise StateError(self.path, reason)
 
     def end(self, level: _Level) -> None:
         """Leave a transaction; the outermost end writes one record."""
