@@ -4470,8 +4470,6 @@ class _Holder:
     _items: Any
     _tree: _Tree | None
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __getitem__(self, key: Any) -> Any:
         return self._items[key]
 
@@ -4587,9 +4585,6 @@ class _Node(_Holder):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self._items), (_copy(self),)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return self.__reduce__()
 
     def copy(self) -> Any:
         """Return a plain, deep copy."""
