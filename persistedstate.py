@@ -5766,7 +5766,9 @@ class _LiveTree(_Tree):
 
     def _framed(self, record: str, touched: Iterable[Any] = ()) -> bytes:
         """Return what is appended for a record, with what is to be told of the entries that it changes."""
-        told = [self.facts[key] for key in dict.fromkeys(touched) if key in self.facts] if self.facts else []
+        if not self.facts:
+            return f"{self._separator}--- {record}\n".encode()
+        told = [self.facts[key] for key in dict.fromkeys(touched) if key in self.facts]
         return (self._separator + "".join([f"--- {each}\n" for each in [*told, record]])).encode()
 
     def still(self) -> Any:
@@ -6847,13 +6849,12 @@ class _SharedTree(_LiveTree):
             for inner in path:
                 self._take_record(*inner)
             return
-        record = [name, path, *arguments]
-        if name in ("was", "hash") and _is_fact(record):
+        if name in ("was", "hash") and _is_fact([name, path, *arguments]):
             self.attested.add(path[0])
             return
         node = _target(self.root, path)
         if not self._is_put(node, name, *arguments):
-            _apply(self.root, record)
+            _apply(self.root, [name, path, *arguments])
             if all(type(key) is str for key in path):  # to find the way from a list takes long
                 node._locate()
                 node._prime(name, *arguments)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
+import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import oracle
 import pytest
+import test_conformance
 from oracle import same
 from rounds import rounds
+from test_conformance import ListNodes, MappingNodes, MappingRoot
 
 import persistedstate
 from logs.memory import Memory, MemoryLog
@@ -24,15 +29,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def engine_of(memory_of: Callable[[str], Memory], chance: random.Random | None = None) -> Callable[..., Any]:
+    """Return what finds the engine of `memory://…`."""
+
+    def log(url: str, **_: object) -> MemoryLog:
+        log = MemoryLog(memory_of(url), chance)
+        log.path = url
+        return log
+
+    def engine(_url: str, *, fsync: bool | float, **_: object) -> Callable[..., LogJournal]:
+        return partial(LogJournal, log, fsync=fsync)
+
+    return engine
+
+
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> Memory:
     """What the states at `memory://…` share; a short log, so that some have to read all of it."""
     memory = Memory(kept=10)
-
-    def engine(_url: str, *, fsync: bool | float, readonly: bool = False) -> Callable[..., LogJournal]:
-        return partial(LogJournal, lambda *_, **__: MemoryLog(memory, chance), fsync=fsync, readonly=readonly)
-
-    monkeypatch.setattr(persistedstate, "_engine", engine)
+    monkeypatch.setattr(persistedstate, "_engine", engine_of(lambda _: memory, chance))
     return memory
 
 
@@ -95,3 +110,66 @@ def test_hands_and_a_model_agree_whatever_the_log_loses(
     for hand in hands:
         hand._tree.journal.log.faults = 0
         hand.close()
+
+
+# ---- CPython's own suites -------------------------------------------------------------------------------------------
+
+
+class OnMemory:
+    """Opens the states of a suite in logs in memory."""
+
+    def setUp(self) -> None:
+        self.memories: dict[str, Memory] = collections.defaultdict(Memory)
+        self.numbers = itertools.count()
+        patch = mock.patch.object(persistedstate, "_engine", engine_of(self.memories.__getitem__))
+        patch.start()
+        self.addCleanup(patch.stop)  # type: ignore[attr-defined]
+        super().setUp()  # type: ignore[misc]
+
+    def open(self) -> PersistedState:
+        url = f"memory://suite-{next(self.numbers)}"
+        state = PersistedState(url)
+        self.followers: list[Any]
+        self.followers.append((state, Follower(self.memories[url])))
+        return state
+
+    def tearDown(self) -> None:
+        self.compare()  # type: ignore[attr-defined]
+        for state, follower in self.followers:
+            url = state._tree.path
+            state.close()
+            with PersistedState(url) as again:
+                assert same(plain(again), follower.read())
+
+
+class Follower:
+    """What a log in memory holds, in the eyes of PyYAML, which reads only what is new since the last look."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory, self.text, self.read_to = memory, b"", memory.at
+        self.value: dict[Any, Any] = {}
+
+    def read(self) -> dict[Any, Any]:
+        memory, documents = self.memory, oracle.READERS[test_conformance.READER]
+        if self.text is not memory.text:
+            self.text, self.read_to = memory.text, memory.at
+            self.value = oracle.replay({}, list(documents(memory.text.decode())))
+        news = b"".join(memory.behind(self.read_to))
+        self.value = oracle.replay(self.value, [one for one in documents(news.decode()) if one is not None])
+        self.read_to = memory.last
+        return self.value
+
+
+class TestListNodes(OnMemory, ListNodes):
+    pass
+
+
+class TestMappingNodes(OnMemory, MappingNodes):
+    pass
+
+
+class TestMappingRoot(OnMemory, MappingRoot):
+    pass
+
+
+del ListNodes, MappingNodes, MappingRoot  # else pytest runs them again on files
