@@ -93,7 +93,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from datetime import date, datetime, timezone
     from threading import Event
-    from typing import Any, AnyStr, NoReturn, Protocol, TypeVar
+    from typing import Any, AnyStr, NoReturn, TypeVar
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
     from typing_extensions import Self
@@ -540,6 +540,8 @@ def _write_item(value: Any, column: int, style: _Style, out: list[str]) -> None:
 
 def _same(one: Any, other: Any) -> bool:
     """Tell whether two plain values are alike in value, type and order."""
+    if one is other:
+        return True
     if type(one) is not type(other):
         return False
     if type(one) is dict:
@@ -2329,9 +2331,8 @@ class _Document:
     def _cut_block(self, text: str, loader: _Loader) -> bool:
         """Cut the text at the lines where the root's keys stand; False where those are not lines of their own."""
         root, head = loader.root, 0
-        for mark in re.finditer(
-            r"^---.*\n", text[: _line_start(text, root.value[0][0].start_mark.index)], re.MULTILINE
-        ):
+        above = text[: _line_start(text, root.value[0][0].start_mark.index)]
+        for mark in re.finditer(r"^---.*\n", above, re.MULTILINE):
             head = mark.end()
         body = text[head:]
         self.column = _column(body) if text[root.start_mark.index] in "!&" else root.start_mark.column
@@ -3330,24 +3331,18 @@ class _Journal:
             with _advised():
                 import portalocker  # noqa: F401 - without it no file shall be made
         try:
-            self._open(mode)
+            status = self._open(mode)
         except FileExistsError:  # another process has made it just now
             return False
-        status = _system.fstat(self.descriptor)
-        self.inode = _seen(status)[:2]
-        _check_regular(status, self.path)
-        is_shared = False
         if self._lock(self.descriptor) and self._is_named():
-            is_shared = _is_shared(self.path, remove=True)
-            if not is_shared:
+            if not _is_shared(self.path, remove=True):
                 self._remove_leftovers()
                 self.data = _read_all(self.descriptor)
                 self._know(self.data)
                 return True
             _system.unlock(self.descriptor)  # so that it is not us whom the system names
         if _system.now() >= deadline and self._is_named():
-            how = "shared" if is_shared or _is_shared(self.path) else ""
-            raise StateLocked(self.path, _holder(status), how)
+            raise StateLocked(self.path, _holder(status), "shared" if _is_shared(self.path) else "")
         self.close()
         return False
 
@@ -3364,7 +3359,7 @@ class _Journal:
         """Tell whether the file was last renewed with this content."""
         return self.known == (len(data), hash(data)) and self.size == len(data)
 
-    def _open(self, mode: int | None) -> None:
+    def _open(self, mode: int | None) -> os.stat_result:
         flags = os.O_RDWR | os.O_APPEND | _NO_LINK | _FLAGS
         self.inode, self.path = None, os.path.realpath(self.name)
         with _registry_lock:
@@ -3376,6 +3371,10 @@ class _Journal:
                 self.is_new = True
         if self.is_new and mode is not None:
             _system.fchmod(self.descriptor, mode)
+        status = _system.fstat(self.descriptor)
+        self.inode = _seen(status)[:2]
+        _check_regular(status, self.path)
+        return status
 
     def _lock(self, descriptor: int) -> bool:
         try:
@@ -3833,52 +3832,6 @@ class _Journal:
             return error.errno != errno.EBADF
 
 
-if TYPE_CHECKING:
-
-    class _Log(Protocol):
-        """What a tree needs that is not the only writer: records in one order for all, and turns to add them in."""
-
-        #: How far of it is known here.
-        size: int
-        is_in_turn: bool
-
-        def take_turn(self, wait: float = inf) -> None:
-            """Wait until nobody else may write, until `end_turn`; raises TimeoutError after `wait` seconds."""
-
-        def end_turn(self) -> None:
-            """Let others write; may be called again."""
-
-        def news(self, *, is_doubtful: bool) -> tuple[bytes, bool] | None:
-            """Return what others wrote, records, or, as the second part tells, all there is; None for nothing.
-
-            is_doubtful: what is known here is of no use, so that all there is is wanted.
-            """
-
-        def append(self, data: bytes) -> None:
-            """Add a record; raises OSError, and adds nothing, if that fails."""
-
-        def landed(self, offset: int, data: bytes) -> bool:
-            """After an interrupted `append` in this turn: tell whether the record was added; if not, add nothing."""
-
-        def replace(self, data: bytes, basis: _Glance | None) -> None:
-            """Put a snapshot in the place of all there is; raises _Overtaken if somebody else wrote it meanwhile."""
-
-        def past_texts(self) -> list[tuple[str, str, bool]]:
-            """Return text, first record and `by_person` of older snapshots, the latest first."""
-
-        def become_alone(self) -> bool:
-            """Tell whether nobody else is there; from then on nobody can come, until `close` or `stay`."""
-
-        def stay(self) -> None:
-            """Let others come again."""
-
-        def sync(self) -> None:
-            """Wait until what was added would survive a loss of power."""
-
-        def close(self) -> None:
-            """Let go."""
-
-
 #: What the name of the file ends in that lies beside a shared one; and the bytes with which that begins.
 _BESIDE = ".shared"
 _BESIDE_MARK = b"persistedstate 1 "
@@ -3967,12 +3920,9 @@ class _SharedJournal(_Journal):
         self.take_turn()
         note = _Note.read(self.beside)
         try:
-            self._open(mode)
+            status = self._open(mode)
         except FileExistsError:
             return False
-        status = _system.fstat(self.descriptor)
-        self.inode = _seen(status)[:2]
-        _check_regular(status, self.path)
         self._check_names(status)
         if self._join(is_first=note is None) and self._is_named():
             self._begin(note)
@@ -4048,32 +3998,26 @@ class _SharedJournal(_Journal):
         while not self.is_in_turn:
             turns, self.is_locked = self.turns, True
             if wait < inf:
-                self._try_lock(_system.now() + wait)
+                if not self._try_lock(wait):
+                    raise TimeoutError
             elif _system.now() >= self.yields_at or not _system.lock(self.beside):
                 self.is_in_line = True
                 _system.lock_byte(self.beside, _QUEUE, "F_WRLCK", wait=True)
-                self._await_lock()
+                # At first so that it costs nothing: to wake somebody at the end of each turn takes as long as the turn.
+                if not self._try_lock(2 * _IN_A_ROW):
+                    _system.await_lock(self.beside)
                 self._leave_line()
                 self.yields_at = _system.now() + _IN_A_ROW
             self.is_in_turn = turns == self.turns
 
-    def _try_lock(self, end: float) -> None:
+    def _try_lock(self, wait: float) -> bool:
+        """Try to take the lock again and again, for so many seconds."""
+        end = _system.now() + wait
         while not _system.lock(self.beside):
             if _system.now() >= end:
-                raise TimeoutError
+                return False
             _system.sleep(_IN_A_ROW / 50)
-
-    def _await_lock(self) -> None:
-        """Wait for the lock, as the first in the line; at first so that it costs the one who has it no time.
-
-        To wake somebody at the end of each turn takes as long as the turn.
-        """
-        end = _system.now() + 2 * _IN_A_ROW
-        while not _system.lock(self.beside):
-            if _system.now() >= end:
-                _system.await_lock(self.beside)
-                return
-            _system.sleep(_IN_A_ROW / 50)
+        return True
 
     def _leave_line(self) -> None:
         if self.is_in_line:
@@ -4090,7 +4034,11 @@ class _SharedJournal(_Journal):
             self.is_locked = False
 
     def news(self, *, is_doubtful: bool) -> tuple[bytes, bool] | None:
-        """Return what others wrote; see `_Log`. What a person did makes the file suspicious."""
+        """Return what others wrote, records, or, as the second part tells, all there is; None for nothing.
+
+        is_doubtful: what is known here is of no use, so that all there is is wanted. What a person did makes the file
+        suspicious.
+        """
         device, inode, size, _ = _glance(self.name) or (0, 0, -1, 0)
         path = device, inode
         is_as_left = path == self.inode and size == self.size
@@ -4491,7 +4439,7 @@ class _Tree:
         self.lock = self.lock.anew() if self.watches else RLock()
 
     def turn(self) -> Any:
-        """Return what to hold during a change: the lock, and, in a shared state, the turn of this process."""
+        """Return what to hold during a change: an RLock, or in a shared state the like of it, and with it the turn."""
         return self.still()
 
     def overlooks(self, node: _Node, key: Any, value: Any = _GONE) -> bool:
@@ -4500,10 +4448,6 @@ class _Tree:
         Returns whether the value, a node, was there and was replaced: then there is nothing to do.
         """
         raise NotImplementedError
-
-    def thread_lock(self) -> Any:
-        """Return what users hold to make several changes one; an RLock, or the like of it."""
-        return self.still()
 
     def resume(self) -> None:
         """Do what is in the way of changes, so that they can go on; raises where that cannot be."""
@@ -4556,8 +4500,6 @@ class _Holder:
     _items: Any
     _tree: _Tree | None
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __getitem__(self, key: Any) -> Any:
         return self._items[key]
 
@@ -4595,6 +4537,48 @@ class _Holder:
         shown = self.__rich__()
         (printer.text if type(shown) is str else printer.pretty)(shown)  # as IPython shows it
 
+    def __copy__(self) -> Any:
+        return _copy(self)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return _copy(self)
+
+
+class _Mapping(_Holder, MutableMapping[Any, Any]):
+    """What can be taken for the dict that it holds."""
+
+    __slots__ = ()
+    _items: dict[Any, Any]
+
+    def _ipython_key_completions_(self) -> list[Any]:
+        return list(self._items)
+
+    def __or__(self, other: Any) -> Any:
+        return _copy(self) | _copy(other) if isinstance(_content(other), dict) else NotImplemented
+
+    def __ror__(self, other: Any) -> Any:
+        return _copy(other) | _copy(self) if isinstance(_content(other), dict) else NotImplemented
+
+    def __ior__(self, other: Any) -> Self:
+        self.update(other)
+        return self
+
+    def keys(self) -> KeysView[Any]:
+        """Return the keys, as a dict does."""
+        return self._items.keys()
+
+    def values(self) -> ValuesView[Any]:
+        """Return the values, as a dict does."""
+        return self._items.values()
+
+    def items(self) -> ItemsView[Any, Any]:
+        """Return the pairs of key and value, as a dict does."""
+        return self._items.items()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the value of a key, or the default where there is none."""
+        return self._items.get(key, default)
+
 
 #: What a node knows that is not primed; never changed.
 _NO_HEADS: dict[str | None, str] = {}
@@ -4629,21 +4613,18 @@ class _Node(_Holder):
         self._items, self._tree, self._parent, self._key, self._place = items, tree, parent, key, None
         self._heads = _NO_HEADS
 
-    def __copy__(self) -> Any:
-        return _copy(self)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return _copy(self)
-
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self._items), (_copy(self),)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return self.__reduce__()
 
     def copy(self) -> Any:
         """Return a plain, deep copy."""
         return _copy(self)
+
+    def clear(self) -> None:
+        with self._turn():
+            self._enter()
+            if self._fix_length():
+                self._commit("clear")
 
     def _locate(self) -> tuple[str, _Keys]:
         if self._place is not None:
@@ -4689,8 +4670,8 @@ class _Node(_Holder):
             node = node._parent
         return node
 
-    def _length(self) -> int:
-        """Return the length at the moment from which on nobody may change what the record of a change builds on."""
+    def _fix_length(self) -> int:
+        """Fix what the record of a change builds on, which nobody may change from now on; return the length."""
         if self._tree is not None:
             self._tree.started = self._tree.moment()
         return len(self._items)
@@ -4745,22 +4726,29 @@ class _Node(_Holder):
 
     def _taken(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments that a record has for an operation, if they fit; raises what `_MISFITS` are."""
-        take = getattr(self, f"_take_{operation}", None)
+        take: Callable[..., tuple[Any, ...]] | None = getattr(self, f"_take_{operation}", None)
         if take is None:
             raise ValueError(f"unknown operation {operation!r}")
-        taken: tuple[Any, ...] = take(*arguments)
-        return taken
+        return take(*arguments)
 
     def _take_clear(self) -> tuple[Any, ...]:
         return ()
 
     def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments of an operation with nodes in the place of plain containers."""
-        raise NotImplementedError
+        if operation in ("set", "insert"):
+            key, value = arguments
+            return key, self._grow(value, key)
+        if operation == "update":
+            return ({key: self._grow(value, key) for key, value in arguments[0].items()},)
+        if operation == "splice":
+            start, stop, values = arguments
+            return start, stop, [self._grow(value, index) for index, value in enumerate(values, start)]
+        return arguments
 
     def _at(self, key: Any) -> Any:
         """Return what stands at a key; None in a mapping that lacks it."""
-        raise NotImplementedError
+        return self._items.get(key) if type(self._items) is dict else self._items[key]
 
     @staticmethod
     def _unshared(operation: str, *arguments: Any) -> tuple[Any, ...]:
@@ -4956,9 +4944,8 @@ def _storable_sequence(value: Sequence[Any], depth: int, below: list[Any]) -> li
 
 def _check_depth(depth: int) -> None:
     if depth > _MAX_DEPTH:
-        raise _Unstorable(
-            ValueError, f"a container that contains itself, or more than {_MAX_DEPTH} levels, is not storable"
-        )
+        reason = f"a container that contains itself, or more than {_MAX_DEPTH} levels, is not storable"
+        raise _Unstorable(ValueError, reason)
 
 
 def _storable_key(key: Any) -> Any:
@@ -5062,7 +5049,7 @@ class _Probe:
         return bool(other == self.key)
 
 
-class StateDict(_Node, MutableMapping[Any, Any]):
+class StateDict(_Node, _Mapping):
     """A dict in the state: every change of it is in the file before the method returns.
 
     Equal to, and printed as, the dict with the same content; the keys are str, int, float, bool or None, and items, not
@@ -5074,7 +5061,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     """
 
     __slots__ = ()
-    _items: dict[Any, Any]
 
     if sys.version_info >= (3, 12):  # before, it makes each read of an item a third slower
 
@@ -5082,31 +5068,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             advice = f'; keys are items, use ["{name}"]' if name[:1] != "_" and name in self._items else ""
             reason = f"{type(self).__name__!r} object has no attribute {name!r}{advice}"
             raise AttributeError(reason, name=name, obj=self)
-
-    def _ipython_key_completions_(self) -> list[Any]:
-        return list(self._items)
-
-    def __or__(self, other: Any) -> Any:
-        return _copy(self) | _copy(other) if isinstance(_content(other), dict) else NotImplemented
-
-    def __ror__(self, other: Any) -> Any:
-        return _copy(other) | _copy(self) if isinstance(_content(other), dict) else NotImplemented
-
-    def __ior__(self, other: Any) -> StateDict:
-        self.update(other)
-        return self
-
-    def keys(self) -> KeysView[Any]:
-        return self._items.keys()
-
-    def items(self) -> ItemsView[Any, Any]:
-        return self._items.items()
-
-    def values(self) -> ValuesView[Any]:
-        return self._items.values()
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        return self._items.get(key, default)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         tree = self._tree
@@ -5121,7 +5082,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
                     return
                 key = self._checked_key(key)
                 value = self._checked(value, key)
-            self._length()
+            self._fix_length()
             self._commit("set", key, value)
 
     def _put(self, _length: int, key: Any, value: Any) -> None:
@@ -5155,7 +5116,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     def popitem(self) -> tuple[Any, Any]:
         with self._turn():
             self._enter()
-            if not self._length():
+            if not self._fix_length():
                 raise KeyError("popitem(): dictionary is empty")
             key = next(reversed(self._items))
             value = self._items[key]
@@ -5169,12 +5130,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
                 self[key] = default
             return self._items[key]
 
-    def clear(self) -> None:
-        with self._turn():
-            self._enter()
-            if self._length():
-                self._commit("clear")
-
     def update(self, /, *others: Any, **named: Any) -> None:
         with self._turn():
             is_ours = self._enter()
@@ -5183,7 +5138,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             if is_ours:
                 given = {self._checked_key(key): self._checked(value, key) for key, value in given.items()}
             if given:
-                self._length()
+                self._fix_length()
                 self._commit("update", given)
 
     def _held(self, key: Any) -> Any:
@@ -5196,7 +5151,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     def _found(self, key: Any) -> Any:
         """Return what `_held` does, which may run foreign code, as it is behind a look at the length."""
         held = self._held(key)
-        self._length()
+        self._fix_length()
         return held if held in self._items else _GONE
 
     def _checked_key(self, key: Any) -> Any:
@@ -5218,14 +5173,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
 
     def _take_update(self, items: dict[Any, Any]) -> tuple[Any, ...]:
         return ({self._checked_key(key): self._checked(value, key) for key, value in items.items()},)
-
-    def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
-        if operation == "set":
-            key, value = arguments
-            return key, self._grow(value, key)
-        if operation == "update":
-            return ({key: self._grow(value, key) for key, value in arguments[0].items()},)
-        return arguments
 
     # The operations.
 
@@ -5253,9 +5200,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
         self._let_go(self._items.values())
         self._heads = _NO_HEADS
         self._items.clear()
-
-    def _at(self, key: Any) -> Any:
-        return self._items.get(key)
 
     def _order(self, keys: list[Any], _items: list[Any]) -> None:
         items = self._items
@@ -5435,15 +5379,14 @@ class StateList(_Node, MutableSequence[Any]):
         part = _plain_slice(part)
         start, _, step = part.indices(len(self._items))
         checked = self._all_checked(values, start, step)
-        start, stop, step = part.indices(self._length())
+        start, stop, step = part.indices(self._fix_length())
         if step == 1:
             self._change(start, max(start, stop), checked)
             return
         indexes = range(start, stop, step)
         if len(checked) != len(indexes):
-            raise ValueError(
-                f"attempt to assign sequence of size {len(checked)} to extended slice of size {len(indexes)}"
-            )
+            sizes = f"sequence of size {len(checked)} to extended slice of size {len(indexes)}"
+            raise ValueError(f"attempt to assign {sizes}")
         if checked:
             self._scatter(indexes, checked)
 
@@ -5470,7 +5413,7 @@ class StateList(_Node, MutableSequence[Any]):
             if not isinstance(index, slice):
                 self._commit("delete", self._position(index, "list assignment index out of range"))
                 return
-            start, stop, step = _plain_slice(index).indices(self._length())
+            start, stop, step = _plain_slice(index).indices(self._fix_length())
             if step == 1:
                 self._change(start, stop, [])
                 return
@@ -5484,7 +5427,7 @@ class StateList(_Node, MutableSequence[Any]):
             start, _, _ = slice(_index(index), None).indices(len(self._items))
             if is_ours:
                 value = self._checked(value, start)
-            start, _, _ = slice(_index(index), None).indices(self._length())  # the check may run foreign code
+            start, _, _ = slice(_index(index), None).indices(self._fix_length())  # the check may run foreign code
             self._commit("insert", start, value)
 
     def append(self, value: Any) -> None:
@@ -5506,7 +5449,7 @@ class StateList(_Node, MutableSequence[Any]):
         with self._turn():
             self._enter()
             added = self._all_checked(values, len(self._items))
-            end = self._length()
+            end = self._fix_length()
             self._change(end, end, added)
 
     def __iadd__(self, values: Iterable[Any]) -> StateList:  # type: ignore[misc]
@@ -5536,24 +5479,18 @@ class StateList(_Node, MutableSequence[Any]):
             self._enter()
             if value not in self._items:
                 raise ValueError("list.remove(x): x not in list")
-            self._length()
+            self._fix_length()
             index = self._items.index(value)
             if self._tree is not None and self._tree.started != self._tree.moment():
                 index = self._items.index(value)  # a signal handler, or what compares the value, changed the state
-                self._length()
+                self._fix_length()
             self._commit("delete", index)
-
-    def clear(self) -> None:
-        with self._turn():
-            self._enter()
-            if self._length():
-                self._commit("clear")
 
     def reverse(self) -> None:
         with self._turn():
             self._enter()
             if len(self._items) > 1:
-                self._reorder(list(range(self._length() - 1, -1, -1)))
+                self._reorder(list(range(self._fix_length() - 1, -1, -1)))
 
     def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
         """Sort in place, as a list does; the items stay the same objects."""
@@ -5562,7 +5499,7 @@ class StateList(_Node, MutableSequence[Any]):
             before = list(self._items)
             ranks = before if key is None else [key(item) for item in before]
             indexes = sorted(range(len(before)), key=ranks.__getitem__, reverse=reverse)
-            if self._length() != len(before):
+            if self._fix_length() != len(before):
                 raise ValueError("list modified during sort")
             if indexes != list(range(len(before))):
                 self._reorder(indexes)
@@ -5571,7 +5508,7 @@ class StateList(_Node, MutableSequence[Any]):
         """Return a valid, not negative index."""
         if not hasattr(type(index), "__index__"):
             raise TypeError(f"list indices must be integers or slices, not {type(index).__name__}")
-        position, length = _index(index), self._length()
+        position, length = _index(index), self._fix_length()
         position += length if position < 0 else 0
         if not 0 <= position < length:
             raise IndexError(error)
@@ -5629,15 +5566,6 @@ class StateList(_Node, MutableSequence[Any]):
             raise IndexError("an index stands twice or is negative")
         return indexes, [self._items[index] for index in indexes]
 
-    def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
-        if operation in ("set", "insert"):
-            index, value = arguments
-            return index, self._grow(value, index)
-        if operation == "splice":
-            start, stop, values = arguments
-            return start, stop, [self._grow(value, index) for index, value in enumerate(values, start)]
-        return arguments
-
     # The operations.
 
     def _set(self, index: int, value: Any) -> None:
@@ -5655,9 +5583,6 @@ class StateList(_Node, MutableSequence[Any]):
     def _splice(self, start: int, stop: int, values: list[Any]) -> None:
         self._let_go(self._items[start:stop], values)
         self._items[start:stop] = values
-
-    def _at(self, key: int) -> Any:
-        return self._items[key]
 
     def _order(self, _indexes: list[int], items: list[Any]) -> None:
         self._let_go(self._items, items)
@@ -5849,9 +5774,8 @@ class _LiveTree(_Tree):
         return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
 
     def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
-        if self.checks:
-            for check in self.checks:
-                check(keys, node, operation, arguments)
+        for check in self.checks:
+            check(keys, node, operation, arguments)
         touched: Iterable[Any] = ()
         if self.facts or not (keys and keys[0] in self.attested):
             touched = _touched(keys, operation, arguments, self.root._items)
@@ -6051,9 +5975,8 @@ class _LiveTree(_Tree):
         while self.halted is not None:
             function, *arguments = self.halted
             if function not in (self.refuse, self._undo_abandoned) and self._is_changing():
-                raise RuntimeError(
-                    f"{self.path}: a signal handler or finalizer came in the middle of a change; it may read"
-                )
+                reason = "a signal handler or finalizer came in the middle of a change; it may read"
+                raise RuntimeError(f"{self.path}: {reason}")
             function(*arguments)
 
     def _is_changing(self) -> bool:
@@ -6077,9 +6000,8 @@ class _LiveTree(_Tree):
     def _rescue(self) -> None:
         """Write all that memory holds to a new file; raises OSError or StateLocked while that cannot be."""
         if self.levels:
-            raise StateError(
-                self.path, f"the disk failed ({self.trouble}); leave the transaction, then it is tried again"
-            )
+            reason = f"the disk failed ({self.trouble}); leave the transaction, then it is tried again"
+            raise StateError(self.path, reason)
         self.document.doubt()
         try:
             self.halted = None
@@ -6097,8 +6019,10 @@ class _LiveTree(_Tree):
 
         Only where `_fsync=True` cannot be kept, this one is not acknowledged.
         """
-        if self.fsync:
-            self._sync()
+        if self.syncer is not None:
+            self.syncer.schedule()
+        elif self.fsync:
+            self.sync()
         if self.journal.is_suspicious:
             self.surely_later(self.look)
         if self.journal.size > self.limit and self.halted is None:
@@ -6112,12 +6036,6 @@ class _LiveTree(_Tree):
             self.halted = (self._tell, warning) if self.trouble is None else (self._rescue,)
         except (OSError, StateError) as error:
             self._halt(error)
-
-    def _sync(self) -> None:
-        if self.syncer is not None:
-            self.syncer.schedule()
-        else:
-            self.sync()
 
     def sync(self) -> None:
         """Wait until the changes are on the disk; if that fails, on which no second try can be built, by a new file."""
@@ -6173,9 +6091,8 @@ class _LiveTree(_Tree):
     def _check_task(self) -> None:
         """Refuse a task to take part in the transaction of another one, which may undo it."""
         if not self._is_in_task():
-            raise StateError(
-                self.path, "a transaction of another task is open; wait for it: `async with STATE.transaction()`"
-            )
+            reason = "a transaction of another task is open; wait for it: `async with STATE.transaction()`"
+            raise StateError(self.path, reason)
 
     def end(self, level: _Level) -> None:
         """Leave a transaction; the outermost end writes one record."""
@@ -6298,6 +6215,7 @@ class _LiveTree(_Tree):
         value: what memory takes over. saved: what a person saved, from which they may go on. beside: what made the new
         file meanwhile, in which there are later changes behind the snapshot.
         """
+        self._hand_down(saved, by_person=value is not _GONE)
         data = document.text().encode() if beside is None else beside.data
         lost = {key: reason for key, reason in document.lost.items() if reason is not self.document.lost.get(key)}
         self.renewal = (document, data, value, saved, beside)
@@ -6318,6 +6236,9 @@ class _LiveTree(_Tree):
         for key, reason in lost.items():
             what = "the file" if key is _GONE else f"the entry {_inline(key)}"
             _warn_afterwards(f"{self.path}: comments and formatting of {what} are lost, no values ({reason!r})")
+
+    def _hand_down(self, saved: _Saved | None, *, by_person: bool) -> None:
+        """Let those who share the file have the text that is about to be replaced, and what a person saved."""
 
     def _finish_renewal(self) -> None:
         """Adopt the new snapshot if the file holds it; where that is open as yet, the next look does."""
@@ -6460,7 +6381,25 @@ class _LiveTree(_Tree):
         self.declarations = [*dict.fromkeys(declaration for declaration, _ in rules)]
         self.checks = [*dict.fromkeys(declaration.check_change for declaration, is_checked in rules if is_checked)]
         self.forget_heads()
-        self.__class__ = _CHECKED[type(self)][bool(self.checks)]
+        vars(self).pop("assign", None)
+        if self.checks:
+            self.assign = self._assign_checked  # type: ignore[method-assign] # others shall pay nothing for a look at it
+
+    def _assign_checked(self, node: _Node, key: str | None, value: Any) -> bool:
+        """Do what `assign` does, in its place, with what fits the class that declares what may be assigned."""
+        fitting = self.fitting.get(node._heads.get(key, ""))
+        is_fit = fitting is not None and (fitting[0] is type(value) or fitting[1](value))
+        return is_fit and type(self).assign(self, node, key, value)
+
+    def prime(self, node: _Node, key: str | None, head: str) -> None:
+        if len(self.checks) <= 1:
+            for check in self.checks:
+                self.fitting[head] = check.__self__.fitting((*node._locate()[1], key))
+            super().prime(node, key, head)
+
+    def forget_heads(self) -> None:
+        super().forget_heads()
+        self.fitting.clear()
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -6520,12 +6459,12 @@ class _LiveTree(_Tree):
 
         Raises StateError if it wants other permissions, and OSError if the disk does not take what was written.
         """
-        if mode not in (None, self.mode):
-            present = stat.S_IMODE(_system.fstat(self.journal.descriptor).st_mode)
-            if mode != present:
-                wanted = f"open in this process already, with permissions 0o{present:o} and not 0o{mode:o}"
-                raise StateError(self.path, f"{wanted}; give the same _mode everywhere, or none, or use chmod")
         with self.turn():
+            if mode not in (None, self.mode):
+                present = stat.S_IMODE(_system.fstat(self.journal.descriptor).st_mode)
+                if mode != present:
+                    wanted = f"open in this process already, with permissions 0o{present:o} and not 0o{mode:o}"
+                    raise StateError(self.path, f"{wanted}; give the same _mode everywhere, or none, or use chmod")
             if _lag(fsync) < _lag(self.fsync) and self.journal.descriptor >= 0:
                 before, self.fsync = self.syncer, fsync
                 self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
@@ -6547,7 +6486,8 @@ class _LiveTree(_Tree):
 
     def _save(self) -> None:
         try:
-            if self._may_write():
+            is_shut = self.halted is not None and self.halted[0] == self.refuse
+            if not is_shut and not self.levels:
                 self.resume()
                 if not self._look_or_keep() and not self.is_clean:
                     self.vacuum_or_warn()
@@ -6563,10 +6503,6 @@ class _LiveTree(_Tree):
             kept = self.journal.keep_aside(self._renewed().text().encode(), "kept")
             reason = f"was replaced, and what is there is in use by process {error.pid}; this state is kept in {kept}"
             raise StateError(self.path, reason) from None
-
-    def _may_write(self) -> bool:
-        is_shut = self.halted is not None and self.halted[0] == self.refuse
-        return not is_shut and not self.levels
 
     def shut(self, reason: StateError) -> None:
         """Close the file, without another look at it; every later use raises the reason."""
@@ -6588,34 +6524,6 @@ class _LiveTree(_Tree):
         self.renew_lock()
         self.journal.leave()
         self.shut(StateError(self.path, reason))
-
-
-class _CheckedTree(_LiveTree):
-    """A tree of a class that declares what may be assigned."""
-
-    __slots__ = ()
-
-    def prime(self, node: _Node, key: str | None, head: str) -> None:
-        assert node._place is not None  # noqa: S101 - for the type checker
-        if len(self.checks) == 1:
-            [check] = self.checks
-            self.fitting[head] = check.__self__.fitting((*node._place[1], key))
-            super().prime(node, key, head)
-
-    def forget_heads(self) -> None:
-        super().forget_heads()
-        self.fitting.clear()
-
-    def assign(self, node: _Node, key: str | None, value: Any) -> bool:
-        kind, fits = self.fitting.get(node._heads.get(key, ""), _NOTHING_FITS)
-        return (kind is type(value) or fits(value)) and super().assign(node, key, value)
-
-
-def _fits_never(_value: Any) -> bool:
-    return False
-
-
-_NOTHING_FITS = (None, _fits_never)
 
 
 class _Edit:
@@ -6773,28 +6681,11 @@ class _History:
         return all(document.text() != saved.text for document in [present, *(past.document for past in self.past)])
 
 
-class _Turn:
-    """What to hold during a change of a shared tree.
-
-    A generator does it: should an interrupt keep `__exit__` from running, it is finished when this goes away.
-    """
-
-    __slots__ = ("steps",)
-
-    def __init__(self, tree: _SharedTree) -> None:
-        self.steps = tree.steps()
-
-    def __enter__(self) -> None:
-        next(self.steps)
-
-    def __exit__(self, *_: object) -> None:
-        next(self.steps, None)
-
-
 class _TurnLock:
-    """The lock of a shared tree as users hold it: as an RLock, and with it the turn of this process.
+    """The lock of a shared tree, and with it the turn of this process; users hold it as an RLock.
 
-    What is entered by `with` is left by the same object; what one object acquires another one may release.
+    What is entered by `with` is left by the same object; what one object acquires another one may release. Generators
+    do it: should an interrupt keep `__exit__` from running, they are finished when this goes away.
     """
 
     __slots__ = ("entered", "tree")
@@ -6841,16 +6732,6 @@ class _TurnLock:
         return bool(lock._is_owned())
 
 
-class _PastText(namedtuple("_PastText", "string")):
-    """Stands for the document of an older snapshot."""
-
-    __slots__ = ()
-    string: str
-
-    def text(self) -> str:
-        return self.string
-
-
 class _SharedTree(_LiveTree):
     """A tree whose file several processes write.
 
@@ -6863,7 +6744,6 @@ class _SharedTree(_LiveTree):
     def __init__(
         self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None, declaration: Any = None
     ) -> None:
-        self.log: _Log = journal
         #: Memory may differ from the log, so that all of that has to be read.
         self.is_doubtful = False
         #: The turns that `_TurnLock.acquire` began, and `release` ends.
@@ -6880,16 +6760,12 @@ class _SharedTree(_LiveTree):
 
     def turn(self) -> Any:
         self.still()
-        return _Turn(self)
-
-    def thread_lock(self) -> Any:
-        self.still()
         return _TurnLock(self)
 
     def steps(self, wait: float = inf) -> Iterator[None]:
         """Hold the lock and the turn until the next step; TimeoutError if there is none within so many seconds."""
         with self.lock:
-            if self.log.is_in_turn:
+            if self.journal.is_in_turn:
                 self.missed = self.unread  # what is read from here on is up to date
                 self._leave_unread()
                 yield
@@ -6900,9 +6776,9 @@ class _SharedTree(_LiveTree):
                     self._leave_unread()
                     yield
                 finally:
-                    self.log.end_turn()
+                    self.journal.end_turn()
             finally:
-                self.log.end_turn()  # an interrupt may have come in front of the first
+                self.journal.end_turn()  # an interrupt may have come in front of the first
 
     def _leave_unread(self) -> None:
         """Let a statement begin with what there is in `missed`; a helper leaves that for the one under way."""
@@ -6913,7 +6789,7 @@ class _SharedTree(_LiveTree):
         if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
             function, *arguments = self.halted
             function(*arguments)
-        self.log.take_turn(wait)
+        self.journal.take_turn(wait)
         self.catch_up()
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:
@@ -6930,7 +6806,7 @@ class _SharedTree(_LiveTree):
             self.halted, self.is_doubtful = None, True
         is_doubtful, self.is_doubtful = self.is_doubtful, True
         try:
-            news = self.log.news(is_doubtful=is_doubtful)
+            news = self.journal.news(is_doubtful=is_doubtful)
             if news is not None:
                 self._change(self._take_all if news[1] else self._take_records, news[0])
             self.is_doubtful = False
@@ -6964,7 +6840,7 @@ class _SharedTree(_LiveTree):
     def _reload(self) -> None:
         """Make memory what the log is."""
         self.halted = None
-        news = self.log.news(is_doubtful=True)
+        news = self.journal.news(is_doubtful=True)
         if news is not None:
             self._change(self._take_all, news[0])
         self.is_doubtful = False
@@ -7004,8 +6880,7 @@ class _SharedTree(_LiveTree):
     def _take_records(self, data: bytes) -> None:
         self.attested -= self.facts.keys()  # what could not be written is told anew
         self.facts.clear()
-        if self.is_clean or self._separator:
-            self._note_appended(data)
+        self._note_appended(data)
         for line in data.decode().split("\n"):
             if line.startswith("--- ["):
                 record = _own_record(line[4:])
@@ -7087,27 +6962,20 @@ class _SharedTree(_LiveTree):
         old = items if image is None else [*items[: image.extent - len(image.kept)], *image.kept[::-1]]
         return tuple(part[index] if -len(part) <= index < len(part) else _GONE for part in (old, items))
 
-    def _renew(
-        self,
-        document: _Document,
-        basis: _Glance | None,
-        value: Any = _GONE,
-        saved: _Saved | None = None,
-        beside: Any = None,
-    ) -> None:
-        past = [(self.document.text(), self.first_record, value is not _GONE), *self.log.past_texts()]
+    def _hand_down(self, saved: _Saved | None, *, by_person: bool) -> None:
+        past = [(self.document.text(), self.first_record, by_person), *self.journal.past_texts()]
         if saved is not None:
             past.insert(0, (saved.original.text(), saved.first_record, False))
         past = [entry for entry in past if entry[0].strip()][:_NEAR]
         while len(past) > 1 and sum(len(text) for text, _, _ in past) > _HISTORY:
             past.pop()
         self.journal.past = past
-        super()._renew(document, basis, value, saved, beside)
 
     def _await_edit(self) -> _Edit:
         self.history = _History()  # of all processes
-        for text, first_record, by_person in self.log.past_texts():
-            document: Any = _PastText(text)
+        for text, first_record, by_person in self.journal.past_texts():
+            document = _Document()
+            document.single = text
             self.history.past.append(_Past(document, first_record, 0, by_person))
         return super()._await_edit()
 
@@ -7115,21 +6983,15 @@ class _SharedTree(_LiveTree):
         is_changed = bool(self.missed)
         return super().refresh() or is_changed
 
-    def join(self, *, fsync: bool | float, mode: int | None) -> None:
-        if self.halted is not None and self.halted[0] == self._reopen:
-            with self.turn():
-                pass
-        super().join(fsync=fsync, mode=mode)
-
     def _save(self) -> None:
         """Vacuum if nobody else has the file: those who do will."""
         is_open = self.halted is None or self.halted[0] not in (self._reopen, self.refuse)
-        if is_open and (self.trouble is not None or self.log.become_alone()):
+        if is_open and (self.trouble is not None or self.journal.become_alone()):
             try:
                 with self.turn():
                     super()._save()
             except BaseException:
-                self.log.stay()
+                self.journal.stay()
                 raise
         elif self.syncer is not None:
             self.syncer.stop()
@@ -7160,7 +7022,7 @@ class _SharedTree(_LiveTree):
         except BaseException:
             journal.close()
             raise
-        self.journal = self.log = journal
+        self.journal = journal
         self.halted, self.is_doubtful = None, True
 
 
@@ -7169,18 +7031,8 @@ class _LogTree(_SharedTree):
 
     journal: Any
 
-    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
-        # The server sees to numbers of seconds.
-        super().__init__(journal, fsync=fsync is True, mode=mode, declaration=declaration)
-
-    @property
-    def has_facts(self) -> bool:
-        """Tell that no record tells what the snapshot has: no person edits it, and other processes may renew it."""
-        return False
-
-    @has_facts.setter
-    def has_facts(self, value: bool) -> None:
-        pass
+    def _attest(self, key: Any) -> None:
+        """Let no record tell what the snapshot has: no person edits it, and other processes may renew it."""
 
     def steps(self, wait: float = inf) -> Iterator[None]:
         with self.lock:
@@ -7210,34 +7062,11 @@ class _LogTree(_SharedTree):
     def _look_around(self) -> None:
         """Nobody writes a log but by a log."""
 
-    def join(self, *, fsync: bool | float, mode: int | None) -> None:  # noqa: ARG002 - all have the same
-        super().join(fsync=self.fsync, mode=mode)
-
 
 def _is_below(node: _Node | None, top: _Node) -> bool:
     while node is not None and node is not top:
         node = node._parent
     return node is not None
-
-
-class _CheckedSharedTree(_CheckedTree, _SharedTree):
-    """A tree of a class that declares what may be assigned, whose file several processes write."""
-
-    __slots__ = ()
-
-
-class _CheckedLogTree(_CheckedTree, _LogTree):
-    """The same, in a log."""
-
-    __slots__ = ()
-
-
-#: The classes of a tree whose changes are not checked, and are; of the same layout: an open tree may become the other.
-_CHECKED = {
-    tree: kinds
-    for kinds in ((_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree))
-    for tree in kinds
-}
 
 
 #: In the place of length and hash: what is shown may be mixed.
@@ -7662,26 +7491,20 @@ class _Watch:
         if self.keys and touched is not None and self.keys[0] not in touched:
             return None
         before, self.known = self.known, self._look(root, touched)
-        if not _differ(before, self.known):
+        if _same(before, self.known):
             return None
         keys, old, new = _narrowed(self.keys, before, self.known)
         return partial(self.function, keys, *[None if value is _GONE else _plain(value) for value in (old, new)])
-
-
-def _differ(one: Any, other: Any) -> bool:
-    if type(one) is dict and type(other) is dict and one is not other:
-        return [*one] != [*other] or any(_differ(one[key], other[key]) for key in one)
-    return one is not other and not _same(one, other)
 
 
 def _narrowed(keys: _Keys, old: Any, new: Any) -> tuple[_Keys, Any, Any]:
     """Return the path to the innermost place that has all differences of two values, and what was and is there."""
     while type(old) is type(new) and type(old) in (dict, list):
         if type(old) is dict:
-            places = [key for key in {**old, **new} if _differ(old.get(key, _GONE), new.get(key, _GONE))]
+            places = [key for key in {**old, **new} if not _same(old.get(key, _GONE), new.get(key, _GONE))]
             following = [(old.get(key, _GONE), new.get(key, _GONE)) for key in places[:1]]
         else:
-            places = [index for index, (one, other) in enumerate(zip(old, new, strict=False)) if _differ(one, other)]
+            places = [index for index, pair in enumerate(zip(old, new, strict=False)) if not _same(*pair)]
             following = [(old[index], new[index]) for index in places[:1]] if len(old) == len(new) else []
         if len(places) != 1 or not following:
             break
@@ -7827,7 +7650,7 @@ class _Together(_GeneratorContextManager[_Shown]):
 _NOWHERE = _Root({}, _Tree())
 
 
-class PersistedState(_Holder, MutableMapping[str, Any]):
+class PersistedState(_Mapping):
     """A YAML file as an object: its top-level keys are attributes and items, and every change is in the file at once.
 
     Args:
@@ -7924,7 +7747,9 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
             tree = _follower(text, defaults, declared)
             tree.facades[id(self)] = self
         else:
-            kind = _engine(text, fsync=_fsync, mode=_mode) or (_SharedJournal if _shared else _Journal)
+            engine = _engine(text, fsync=_fsync, mode=_mode)
+            _fsync = _fsync if engine is None else _fsync is True  # a server sees to numbers of seconds
+            kind = engine or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
         self._show(tree, (declared, _check))
         try:
@@ -7947,7 +7772,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     @property
     def _thread_lock(self) -> Any:
         """The re-entrant lock that guards every change; hold it to make several of them one for other threads."""
-        return self._tree.thread_lock()
+        return self._tree.turn()
 
     def close(self) -> None:
         """Vacuum, and let the file go; every later use raises StateClosed. A second call does nothing.
@@ -8056,22 +7881,6 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         copied: dict[str, Any] = _copy(self)
         return copied
 
-    def keys(self) -> KeysView[Any]:
-        """Return the keys, as a dict does."""
-        return self._items.keys()
-
-    def values(self) -> ValuesView[Any]:
-        """Return the values, as a dict does."""
-        return self._items.values()
-
-    def items(self) -> ItemsView[Any, Any]:
-        """Return the pairs of key and value, as a dict does."""
-        return self._items.items()
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        """Return the value of a key, or the default where there is none."""
-        return self._items.get(key, default)
-
     def pop(self, key: Any, *default: Any) -> Any:
         """Remove a key and return its value, or the default; raises KeyError where there is neither."""
         return self._root.pop(key, *default)
@@ -8097,16 +7906,6 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
 
     def __delitem__(self, key: Any) -> None:
         del self._root[key]
-
-    def __or__(self, other: Any) -> Any:
-        return self._root | other
-
-    def __ror__(self, other: Any) -> Any:
-        return other | self._root
-
-    def __ior__(self, other: Any) -> Self:
-        self._root.update(other)
-        return self
 
     def __getattr__(self, name: str) -> Any:
         if name in ("_refusal", "_own"):  # not yet made
@@ -8152,21 +7951,12 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         """Return the path of the file, also after `close`; a symbolic link leads to it."""
         return str(self._refusal.path if hasattr(self, "_refusal") else self._tree.path)
 
-    def _ipython_key_completions_(self) -> list[Any]:
-        return list(self._items)
-
     def __enter__(self) -> Self:
         self._items  # noqa: B018 - a closed state raises
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def __copy__(self) -> dict[str, Any]:
-        return self.copy()
-
-    def __deepcopy__(self, memo: Any) -> dict[str, Any]:
-        return self.copy()
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a PersistedState cannot be pickled, it is an open file; pickle its copy()")

@@ -171,7 +171,7 @@ class _Hold:
                 raise
         finally:
             if not self.is_here:
-                tree.log.end_turn()
+                tree.journal.end_turn()
             tree.lock.release()
         return not self.is_here
 
@@ -189,7 +189,7 @@ class _Hold:
         """Leave the turn to others; the caller has the lock."""
         if self.is_here:
             self.is_here = False
-            self.tree.log.end_turn()
+            self.tree.journal.end_turn()
 
 
 def _is_of_another_task(tree: Any) -> bool:

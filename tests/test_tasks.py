@@ -270,7 +270,7 @@ def test_a_process_is_waited_for_while_the_loop_goes_on(path: Path) -> None:
         asyncio.run(main())
 
         assert plain(state) == {"a": 2, "l": ["x"]}
-        assert state._tree.log.is_in_turn is False
+        assert state._tree.journal.is_in_turn is False
 
 
 def test_a_change_behind_a_task_that_waits_for_a_process_gets_its_turn(path: Path) -> None:
