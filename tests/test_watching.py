@@ -670,6 +670,7 @@ def test_a_forked_child_that_may_not_go_on_has_none(path: Path) -> None:
         os._exit(0)
     os.waitpid(child, 0)
     on_change(state, lambda *change: print(*change, flush=True))
+    print("ready", flush=True)
     sys.stdin.read()
     state.close()
 """
@@ -684,6 +685,7 @@ def test_a_forked_child_that_may_not_go_on_has_none(path: Path) -> None:
     )
     with Child(script, path) as parent:
         parent.expect("1 []")
+        parent.expect("ready")
         save(path, START.replace("n: 1", "n: 2"))
         parent.expect("('n',) 1 2")
         parent.finish()
