@@ -101,8 +101,9 @@ if TYPE_CHECKING:
     #: What leads from the root to a node.
     _Keys = tuple[Any, ...]
     _Shown = TypeVar("_Shown")
+    _Key = TypeVar("_Key")
 else:
-    Any = _RuamelScanner = _Shown = object  # until they are needed
+    Any = _RuamelScanner = _Shown = _Key = object  # until they are needed
     try:  # 0.7 ms less than what is around it (CPython 3.10, 3.11)
         from _datetime import date, datetime, timezone
     except ImportError:
@@ -4514,7 +4515,7 @@ class _Holder:
         return _copy(self)
 
 
-class _Mapping(_Holder, MutableMapping[Any, Any]):
+class _Mapping(_Holder, MutableMapping[_Key, Any]):
     """What can be taken for the dict that it holds."""
 
     __slots__ = ()
@@ -5014,7 +5015,7 @@ class _Probe:
         return bool(other == self.key)
 
 
-class StateDict(_Node, _Mapping):
+class StateDict(_Node, _Mapping[Any]):
     """A dict in the state: every change of it is in the file before the method returns.
 
     Equal to, and printed as, the dict with the same content; the keys are str, int, float, bool or None, and items, not
@@ -7610,7 +7611,7 @@ class _Together(_GeneratorContextManager[_Shown]):
 _NOWHERE = _Root({}, _Tree())
 
 
-class PersistedState(_Mapping):
+class PersistedState(_Mapping[str]):
     """A YAML file as an object: its top-level keys are attributes and items, and every change is in the file at once.
 
     Args:
