@@ -79,7 +79,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from contextlib import _GeneratorContextManager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, _GeneratorContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from itertools import islice, pairwise, takewhile
@@ -241,7 +241,7 @@ class StateLocked(StateError, TimeoutError):
 
 #: How somebody uses a file, and what else can be done about it.
 _USES = {
-    "": ("", ""),
+    "": ("", "share it with _shared=True in both, "),
     "shared": (", which shares it", "open it with _shared=True here, too, "),
     "alone": (", which has it for itself", "open it with _shared=True there, too, "),
 }
@@ -3114,6 +3114,10 @@ def _lock_by_portalocker(descriptor: int) -> bool:
 _system: type[_System] | _System = _System
 #: Guards what is noted of open files, for moments. A fork waits for it: its child knows of every descriptor then.
 _registry_lock = RLock()
+#: Descriptors of threads, which a forked child closes because it lacks those: locks would last as long as it does.
+_lent: set[int] = set()
+#: The threads that do for the script what keeps it waiting: what they find is told, and in its way, in its own thread.
+_helpers: set[int] = set()
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 #: For a file that is to take the place of another one.
@@ -3208,6 +3212,30 @@ def _await_quiet(look: Callable[[], _Glance | None], deadline: float) -> tuple[_
             glance, since = again, now
         if now - since >= _QUIET or now >= deadline:
             return glance, now - since >= _QUIET
+
+
+@contextmanager
+def _helping() -> Iterator[None]:
+    """Be a helper."""
+    _helpers.add(get_ident())
+    try:
+        yield
+    finally:
+        _helpers.discard(get_ident())
+
+
+@contextmanager
+def _lent_descriptor(make: Callable[..., int], *arguments: Any) -> Iterator[int]:
+    """Have a descriptor for a thread that does not hold the lock."""
+    with _registry_lock:
+        descriptor = make(*arguments)
+        _lent.add(descriptor)
+    try:
+        yield descriptor
+    finally:
+        with _registry_lock:
+            _lent.discard(descriptor)
+            _system.close(descriptor)
 
 
 def _surely(function: Callable[..., None], *arguments: Any) -> None:
@@ -4357,7 +4385,7 @@ class _Tree:
 
     __slots__ = (
         *("__dict__", "__weakref__", "attributes", "edits", "halted", "levels"),
-        *("lines", "lock", "missed", "root", "watcher"),
+        *("lines", "lock", "missed", "root", "unread", "watcher"),
     )
 
     root: _Root
@@ -4371,6 +4399,8 @@ class _Tree:
         self.halted: tuple[Any, ...] | None = None
         #: What the nodes were that other processes changed, by their ids, when the statement under way began.
         self.missed: dict[int, _Image] = {}
+        #: The same, as far as the statement under way may have begun before helpers found that.
+        self.unread: dict[int, _Image] = {}
         #: How many snapshots there have been.
         self.generation = 0
         #: What the text of the latest snapshot has to follow: paths, operations and what matters of their arguments.
@@ -4845,8 +4875,13 @@ def _stored(convert: Callable[..., Any], value: Any, depth: int, path: Callable[
         raise
 
 
+#: A longer place is told without its middle.
+_MOST_STEPS = 20
+
+
 def _place_of(keys: Iterable[Any]) -> str:
-    return "".join(["STATE", *map(_step, keys)])
+    steps = ["STATE", *map(_step, keys)]
+    return "".join(steps if len(steps) <= _MOST_STEPS else [*steps[:8], "…", *steps[-3:]])
 
 
 def _storable(value: Any, depth: int, below: list[Any]) -> Any:
@@ -5989,10 +6024,10 @@ class _LiveTree(_Tree):
             self.syncer.schedule()
         elif self.fsync:
             self.sync()
-        if self.journal.size > self.limit:
-            self.surely_later(self._vacuum_in_time)
-        elif self.journal.is_suspicious:
+        if self.journal.is_suspicious:
             self.surely_later(self.look)
+        if self.journal.size > self.limit and self.halted is None:
+            self.surely_later(self._vacuum_in_time)
 
     def surely_later(self, function: Callable[[], object]) -> None:
         """Do what is due; what fails is raised by the next change."""
@@ -6013,22 +6048,21 @@ class _LiveTree(_Tree):
 
     def sync_outside(self) -> None:
         """Do what `sync` does, for a thread that does not hold the lock: it is left to others meanwhile."""
-        with self.lock:
-            if self.journal.descriptor < 0:  # the state was closed, which has seen to it
-                return
+        with ExitStack() as stack:
+            with self.lock:
+                if self.journal.descriptor < 0:  # the state was closed, which has seen to it
+                    return
+                try:
+                    descriptor = stack.enter_context(_lent_descriptor(_system.dup, self.journal.descriptor))
+                except OSError:
+                    self.sync()
+                    return
             try:
-                descriptor = _system.dup(self.journal.descriptor)
-            except OSError:
-                self.sync()
-                return
-        try:
-            self.journal.sync(descriptor)
-        except OSError as error:
-            with self.turn():
-                self._halt(error)
-                self._rescue()
-        finally:
-            _system.close(descriptor)
+                self.journal.sync(descriptor)
+            except OSError as error:
+                with _helping(), self.turn():
+                    self._halt(error)
+                    self._rescue()
 
     def begin(self) -> _Level:
         """Enter a transaction; inside another one it joins that."""
@@ -6733,17 +6767,24 @@ class _SharedTree(_LiveTree):
         """Hold the lock and the turn until the next step; TimeoutError if there is none within so many seconds."""
         with self.lock:
             if self.journal.is_in_turn:
-                self.missed = {}  # what is read from here on is up to date
+                self.missed = self.unread  # what is read from here on is up to date
+                self._leave_unread()
                 yield
                 return
             try:
                 try:
                     self._begin_turn(wait)
+                    self._leave_unread()
                     yield
                 finally:
                     self.journal.end_turn()
             finally:
                 self.journal.end_turn()  # an interrupt may have come in front of the first
+
+    def _leave_unread(self) -> None:
+        """Let a statement begin with what there is in `missed`; a helper leaves that for the one under way."""
+        if get_ident() not in _helpers:
+            self.unread = {}
 
     def _begin_turn(self, wait: float = inf) -> None:
         if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
@@ -6761,7 +6802,7 @@ class _SharedTree(_LiveTree):
 
     def catch_up(self) -> None:
         """Apply what other processes wrote, merge what a person did, and note in `missed` what that changed."""
-        self.missed = {}
+        self.missed = self.unread
         if self.halted is not None and self.halted[0] == self._finish:
             self.halted, self.is_doubtful = None, True
         is_doubtful, self.is_doubtful = self.is_doubtful, True
@@ -6777,7 +6818,7 @@ class _SharedTree(_LiveTree):
             with suppress(Exception):  # is told by the next turn
                 _surely(self._reload)
             raise
-        for declaration in self.declarations if self.missed else ():
+        for declaration in self.declarations if self.missed and news is not None else ():
             self._tell_undeclared(declaration)
         self._look_around()
 
@@ -6808,21 +6849,26 @@ class _SharedTree(_LiveTree):
     def _change(self, function: Callable[..., None], *arguments: Any) -> None:
         """Change memory by a function, with nobody in between, and note what that changed; no transaction is open."""
         before, level = self.halted, _Level(0, 0)
+        if self.missed is self.unread:  # else the script may have changed the nodes in this turn
+            level.images = self.missed
+        orphans = {number for number, image in level.images.items() if image.node._parent is None}
         try:
             try:
                 self.halted, self.owner = (self._reload,), get_ident()
                 self.levels.append(level)  # so that the nodes keep what they were
                 function(*arguments)
             finally:
-                self._note_missed(level)
+                self._note_missed(level, orphans)
         finally:
             self.levels.clear()
             self.halted = before
 
-    def _note_missed(self, level: _Level) -> None:
+    def _note_missed(self, level: _Level, orphans: set[int]) -> None:
+        """Note what nodes were, and let nobody change those that are removed; orphans: those that were before."""
         self.levels.clear()
-        self.missed = {**level.images, **self.missed}
-        gone: list[Any] = [image.node for image in level.images.values()]
+        if level.images is not self.missed:
+            self.missed = {**level.images, **self.missed}
+        gone: list[Any] = [image.node for number, image in level.images.items() if number not in orphans]
         gone = [node for node in gone if node._parent is None and node is not self.root]
         for node in gone:
             node._tree, node._heads = self.grave, _NO_HEADS
@@ -6986,10 +7032,6 @@ class _LogTree(_SharedTree):
 
     journal: Any
 
-    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
-        # The server sees to numbers of seconds.
-        super().__init__(journal, fsync=fsync is True, mode=mode, declaration=declaration)
-
     def _attest(self, key: Any) -> None:
         """Let no record tell what the snapshot has: no person edits it, and other processes may renew it."""
 
@@ -7020,9 +7062,6 @@ class _LogTree(_SharedTree):
 
     def _look_around(self) -> None:
         """Nobody writes a log but by a log."""
-
-    def join(self, *, fsync: bool | float, mode: int | None) -> None:  # noqa: ARG002 - all have the same
-        super().join(fsync=self.fsync, mode=mode)
 
 
 def _is_below(node: _Node | None, top: _Node) -> bool:
@@ -7511,7 +7550,8 @@ class _TellingLock:
 
     def release(self) -> None:
         try:
-            if self.tree.lock is self and not self.tree.levels and not self._is_up_to_date():
+            is_helper = get_ident() in _helpers
+            if self.tree.lock is self and not (is_helper or self.tree.levels or self._is_up_to_date()):
                 self._gather()
         finally:
             self.lock.release()
@@ -7708,7 +7748,9 @@ class PersistedState(_Mapping[str]):
             tree = _follower(text, defaults, declared)
             tree.facades[id(self)] = self
         else:
-            kind = _engine(text, fsync=_fsync, mode=_mode) or (_SharedJournal if _shared else _Journal)
+            engine = _engine(text, fsync=_fsync, mode=_mode)
+            _fsync = _fsync if engine is None else _fsync is True  # a server sees to numbers of seconds
+            kind = engine or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
         self._show(tree, (declared, _check))
         try:
@@ -7946,8 +7988,8 @@ def _check_options(fsync: object, wait: object, readonly: object, mode: object, 
         raise TypeError(f"_readonly is False or True, not {readonly!r}")
     if not isinstance(shared, bool):
         raise TypeError(f"_shared is False or True, not {shared!r}")
-    if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o7777):
-        raise TypeError(f"_mode is None or permission bits such as 0o600, not {mode!r}")
+    if mode is not None and (isinstance(mode, bool) or not isinstance(mode, int) or mode & ~0o777):
+        raise TypeError(f"_mode is None or permission bits in octal such as 0o600, not {mode!r}")
     if not isinstance(watch, bool) and not callable(watch):
         raise TypeError(f"_watch is False, True or a function, not {watch!r}")
 
@@ -8162,6 +8204,10 @@ def _mend_in_child() -> None:
     for journal in list(_opening):
         journal.leave()
     _opening.clear()
+    for descriptor in _lent:
+        _system.close(descriptor)
+    _lent.clear()
+    _helpers.clear()
 
 
 if not _before_reload:

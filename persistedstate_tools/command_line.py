@@ -80,7 +80,7 @@ _COMMANDS = {
     ),
     "repair": _Command(
         "commands", "FILE --dry-run --wait",
-        "make a damaged file open again; keep what can be kept, and the rest beside it",
+        "make a damaged file (none on a server) open again; keep what can be kept, and the rest beside it",
         "persistedstate repair --dry-run example.state",
     ),
     "vacuum": _Command(
@@ -123,7 +123,7 @@ def _seconds(text: str) -> float:
 
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "FILE": {"metavar": "FILE", "help": "a state file, or the address of a state on a server (but for repair)"},
+    "FILE": {"metavar": "FILE", "help": "a state file, or the address of a state on a server"},
     "OTHER": {"metavar": "OTHER", "help": "another one"},
     "SOURCE": {"metavar": "SOURCE", "help": "a state file, or the address of a state on a server"},
     "TARGET": {"metavar": "TARGET", "help": "another one, which must hold nothing"},
@@ -159,7 +159,11 @@ def _parser(words: Sequence[str] = ()) -> ArgumentParser:
 
     class Parser(ArgumentParser):
         def error(self, message: str) -> NoReturn:
-            self.exit(ERROR, f"persistedstate: {message}; see {self.prog} --help\n")
+            prog, (problem, _, extra) = self.prog, message.partition("unrecognized arguments: ")
+            if not problem and words and words[0] in _COMMANDS:  # it is told by the parser of all commands
+                prog += f" {words[0]}"
+                message += "; a VALUE with blanks needs quotes" * ("VALUE" in command.arguments and extra[:1] != "-")
+            self.exit(ERROR, f"persistedstate: {message}; see {prog} --help\n")
 
     def layout(prog: str) -> RawDescriptionHelpFormatter:
         return RawDescriptionHelpFormatter(prog, width=100)  # to ask for the terminal's costs 5 ms each time

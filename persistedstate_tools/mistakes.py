@@ -121,9 +121,11 @@ def _tag(spot: Spot, match: re.Match[str]) -> _BadText:
 
 
 def _escape(spot: Spot, _match: re.Match[str]) -> _BadText:
-    offset = spot.text.rfind("\\", spot.start, spot.offset + 1)
+    offset = spot.text.rfind("\\", spot.start, spot.offset)  # there may stand one in the place of a digit
     shown = spot.text[offset : offset + 2]
-    reason = rf"{shown} has no meaning in double quotes; write \\ for a backslash, or use single quotes"
+    count = {"x": 2, "u": 4, "U": 8}.get(shown[1:])
+    lack = f" without {count} hex digits" if count else ""
+    reason = rf"{shown}{lack} has no meaning in double quotes; write \\ for a backslash, or use single quotes"
     return spot.says(reason, offset)
 
 

@@ -106,7 +106,8 @@ def key_in(node: Any, step: Step, above: list[Any]) -> Any:
         found = [index % len(items) for index in indexes if -len(items) <= index < len(items)]
         shown = (indexes or step)[0]
         count = f"{len(items)} item{'s' * (len(items) != 1)}"
-        within = f": {path_text([*above, 0])} to {path_text([*above, len(items) - 1])}" if items else ""
+        ends = [path_text([*above, index]) for index in (0, len(items) - 1)]
+        within = f": {' to '.join(dict.fromkeys(ends))}" if items else ""
         reason = f"{path_text(above)} is a list of {count}{within}"
     else:
         found, reason = [], f"{path_text(above)} is {shown_line(_flow_text(items, quoted=False))}, which has no parts"

@@ -7,7 +7,8 @@ import os
 import sys
 import time
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +141,11 @@ class _Hold:
 
     def _fetch(self) -> None:
         try:
-            while self.is_wanted and not self.is_here:
-                with _line(self.tree):
-                    while self.is_wanted and self._take():
-                        time.sleep(_SHORT)
+            with module._helping():
+                while self.is_wanted and not self.is_here:
+                    with _line(self.tree):
+                        while self.is_wanted and self._take():
+                            time.sleep(_SHORT)
         except BaseException as error:  # noqa: BLE001 - handed on
             self.error = error
         self.is_fetching = False
@@ -199,19 +201,17 @@ def _is_of_another_task(tree: Any) -> bool:
 def _line(tree: Any) -> Iterator[None]:
     """Stand in the line of the processes that share a file, by a descriptor of its own: the lock stays free."""
     is_file = not isinstance(tree, module._LogTree) and _HAS_LINES
-    with tree.lock, module._registry_lock:
-        if not is_file or tree.journal.beside < 0:
-            descriptor = -1
-        else:
-            descriptor = os.open(f"/proc/self/fd/{tree.journal.beside}", os.O_RDWR | os.O_CLOEXEC)
-    if descriptor < 0:
+    with ExitStack() as stack:
+        with tree.lock:
+            beside = tree.journal.beside if is_file else -1
+            if beside >= 0:
+                flags = os.O_RDWR | os.O_CLOEXEC
+                descriptor = stack.enter_context(module._lent_descriptor(os.open, f"/proc/self/fd/{beside}", flags))
+        if beside >= 0:
+            move = partial(module._system.lock_byte, descriptor, module._QUEUE)
+            stack.callback(move, "F_UNLCK", wait=False)  # a child that was forked meanwhile may still have it open
+            move("F_WRLCK", wait=True)
         yield
-        return
-    try:
-        module._system.lock_byte(descriptor, module._QUEUE, "F_WRLCK", wait=True)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 async def enter(block: Any, state: Any) -> Any:

@@ -1163,6 +1163,7 @@ def test_a_relative_path_keeps_its_meaning_when_the_folder_changes(
         {"_wait": [1]},
         {"_readonly": "no"},
         {"_mode": "600"},
+        {"_mode": 600},
         {"_mode": 0.5},
     ],
     ids=str,

@@ -412,6 +412,12 @@ def test_get_tells_what_is_missing(part: str, said: str, config: Path) -> None:
     assert complaint("get", config, part, code=1) == f"persistedstate: {said}\n"
 
 
+def test_get_names_the_only_item_of_a_list_once(path: Path) -> None:
+    path.write_text("jobs: [a]\n", encoding="utf-8")
+
+    assert complaint("get", path, "jobs[1]", code=1) == "persistedstate: jobs[1]: jobs is a list of 1 item: jobs[0]\n"
+
+
 @pytest.mark.parametrize(
     ("key", "other"),
     [("true", "[1]"), ("1", "[true]"), ("1", "[1.0]"), ("'1'", "[true]"), ("0", "[false]"), ("0.0", "[0]")],
@@ -504,9 +510,11 @@ def test_text_of_a_shell_variable_that_is_empty(config: Path, on_disk: Callable[
     ("arguments", "said", "code"),
     [
         (["set", "X", "--string", "a"], "the following arguments are required: VALUE", 2),
-        (["set", "X", "--str", "a", "1"], "unrecognized arguments: --str", 2),
+        (["set", "X", "--str", "a", "1"], "unrecognized arguments: --str; see persistedstate set --help", 2),
+        (["set", "X", "a", "b", "c"], "unrecognized arguments: c; a VALUE with blanks needs quotes; see", 2),
         (["set", "X", "a", "-x", "--string"], "the following arguments are required: VALUE", 2),
         (["get", "X", "--string", "-x"], "unrecognized arguments: --string", 2),
+        (["check", "X", "Y"], "unrecognized arguments: Y; see persistedstate check --help", 2),
         (["set", "X", "a.b.c", "1"], "a: there is no such key, only retry, hosts, jobs, 'a.b'", 1),
         (["set", "X", "retry.x", "1"], "retry.x: retry is 30, which has no parts", 1),
         (["set", "X", "jobs[2]", "1"], "jobs[2]: jobs is a list of 2 items: jobs[0] to jobs[1]", 1),

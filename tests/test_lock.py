@@ -70,7 +70,10 @@ def test_a_second_process_is_refused_with_the_pid_of_the_holder(path: Path, hold
     error = caught.value
     assert error.pid == holder.pid
     assert os.fspath(error.path) == str(path)
-    assert str(path) in str(error)
+    assert str(error) == (
+        f"{path}: in use by process {holder.pid}; share it with _shared=True in both, end it, wait with _wait=seconds, "
+        "or read with _readonly=True"
+    )
     assert isinstance(error, TimeoutError)
     assert isinstance(error, StateError)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before

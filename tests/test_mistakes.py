@@ -79,6 +79,7 @@ MISTAKES: dict[str, dict[str, str | bytes]] = {
         "An apostrophe within quotes": "name: 'it's'\n",
         "Text behind a quote": 'name: "alpha" beta\n',
         "A backslash in double quotes": 'path: "C:\\Users\\x"\n',
+        "A backslash in double quotes, and one in the place of a digit": 'path: "C:\\x\\temp"\n',
         "Typographic quotes": "name: \u201calpha: beta\u201d\n",
     },
     "Brackets": {

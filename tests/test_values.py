@@ -881,6 +881,11 @@ def test_refused_everywhere(name: str, state: PersistedState, path: Path) -> Non
     assert reopened(path)["l"] == [1, {"a": 2}, "tracked"]
 
 
+def test_the_middle_of_a_long_place_is_left_out(state: PersistedState) -> None:
+    with pytest.raises(ValueError, match=r"^STATE\.new(\[1\]){6}…(\[1\]){3}: a container that contains itself"):
+        state.new = cycle_of_lists()
+
+
 @pytest.mark.parametrize("name", REFUSALS)
 def test_refused_as_default(name: str, path: Path) -> None:
     refusal = REFUSALS[name]
