@@ -7032,6 +7032,10 @@ class _LogTree(_SharedTree):
 
     journal: Any
 
+    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
+        # The server sees to numbers of seconds.
+        super().__init__(journal, fsync=fsync is True, mode=mode, declaration=declaration)
+
     def _attest(self, key: Any) -> None:
         """Let no record tell what the snapshot has: no person edits it, and other processes may renew it."""
 
@@ -7062,6 +7066,9 @@ class _LogTree(_SharedTree):
 
     def _look_around(self) -> None:
         """Nobody writes a log but by a log."""
+
+    def join(self, *, fsync: bool | float, mode: int | None) -> None:  # noqa: ARG002 - all have the same
+        super().join(fsync=self.fsync, mode=mode)
 
 
 def _is_below(node: _Node | None, top: _Node) -> bool:
@@ -7748,9 +7755,7 @@ class PersistedState(_Mapping[str]):
             tree = _follower(text, defaults, declared)
             tree.facades[id(self)] = self
         else:
-            engine = _engine(text, fsync=_fsync, mode=_mode)
-            _fsync = _fsync if engine is None else _fsync is True  # a server sees to numbers of seconds
-            kind = engine or (_SharedJournal if _shared else _Journal)
+            kind = _engine(text, fsync=_fsync, mode=_mode) or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
         self._show(tree, (declared, _check))
         try:
