@@ -4622,6 +4622,7 @@ class _Node(_Holder):
         return _copy(self)
 
     def clear(self) -> None:
+        """Remove every item, in one record."""
         with self._turn():
             self._enter()
             if self._fix_length():
