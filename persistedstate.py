@@ -101,8 +101,9 @@ if TYPE_CHECKING:
     #: What leads from the root to a node.
     _Keys = tuple[Any, ...]
     _Shown = TypeVar("_Shown")
+    _Key = TypeVar("_Key")
 else:
-    Any = _RuamelScanner = _Shown = object  # until they are needed
+    Any = _RuamelScanner = _Shown = _Key = object  # until they are needed
     try:  # 0.7 ms less than what is around it (CPython 3.10, 3.11)
         from _datetime import date, datetime, timezone
     except ImportError:
@@ -4544,7 +4545,7 @@ class _Holder:
         return _copy(self)
 
 
-class _Mapping(_Holder, MutableMapping[Any, Any]):
+class _Mapping(_Holder, MutableMapping[_Key, Any]):
     """What can be taken for the dict that it holds."""
 
     __slots__ = ()
@@ -4621,6 +4622,7 @@ class _Node(_Holder):
         return _copy(self)
 
     def clear(self) -> None:
+        """Remove every item, in one record."""
         with self._turn():
             self._enter()
             if self._fix_length():
@@ -5049,7 +5051,7 @@ class _Probe:
         return bool(other == self.key)
 
 
-class StateDict(_Node, _Mapping):
+class StateDict(_Node, _Mapping[Any]):
     """A dict in the state: every change of it is in the file before the method returns.
 
     Equal to, and printed as, the dict with the same content; the keys are str, int, float, bool or None, and items, not
@@ -7031,6 +7033,10 @@ class _LogTree(_SharedTree):
 
     journal: Any
 
+    def __init__(self, journal: Any, *, fsync: bool | float, mode: int | None, declaration: Any = None) -> None:
+        # The server sees to numbers of seconds.
+        super().__init__(journal, fsync=fsync is True, mode=mode, declaration=declaration)
+
     def _attest(self, key: Any) -> None:
         """Let no record tell what the snapshot has: no person edits it, and other processes may renew it."""
 
@@ -7061,6 +7067,9 @@ class _LogTree(_SharedTree):
 
     def _look_around(self) -> None:
         """Nobody writes a log but by a log."""
+
+    def join(self, *, fsync: bool | float, mode: int | None) -> None:  # noqa: ARG002 - all have the same
+        super().join(fsync=self.fsync, mode=mode)
 
 
 def _is_below(node: _Node | None, top: _Node) -> bool:
@@ -7650,7 +7659,7 @@ class _Together(_GeneratorContextManager[_Shown]):
 _NOWHERE = _Root({}, _Tree())
 
 
-class PersistedState(_Mapping):
+class PersistedState(_Mapping[str]):
     """A YAML file as an object: its top-level keys are attributes and items, and every change is in the file at once.
 
     Args:
@@ -7747,9 +7756,7 @@ class PersistedState(_Mapping):
             tree = _follower(text, defaults, declared)
             tree.facades[id(self)] = self
         else:
-            engine = _engine(text, fsync=_fsync, mode=_mode)
-            _fsync = _fsync if engine is None else _fsync is True  # a server sees to numbers of seconds
-            kind = engine or (_SharedJournal if _shared else _Journal)
+            kind = _engine(text, fsync=_fsync, mode=_mode) or (_SharedJournal if _shared else _Journal)
             tree = _live_tree(kind, text, self, fsync=_fsync, wait=_wait, mode=_mode)
         self._show(tree, (declared, _check))
         try:
