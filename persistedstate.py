@@ -5647,11 +5647,14 @@ _HISTORY = 1 << 20
 
 
 class _Task(namedtuple("_Task", "scheduler task")):
-    """A task, and the module of what scheduled it: asyncio's, trio's, or a greenlet."""
+    """A task, and the module of what scheduled it: asyncio's, trio's, or a greenlet.
+
+    What nobody else keeps ends, and thereby its transaction.
+    """
 
     __slots__ = ()
     scheduler: str
-    task: Any
+    task: weakref.ref[Any]
 
 
 def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
@@ -6088,7 +6091,7 @@ class _LiveTree(_Tree):
 
     def _is_in_task(self) -> bool:
         """Tell whether the task runs that opened the transaction."""
-        return self.task is None or _ask(self.task.scheduler) is self.task.task
+        return self.task is None or _ask(self.task.scheduler) is (self.task.task() or self.task)
 
     def _check_task(self) -> None:
         """Refuse a task to take part in the transaction of another one, which may undo it."""
@@ -7651,7 +7654,10 @@ class _Together(_GeneratorContextManager[_Shown]):
         return shown
 
     async def __aexit__(self, *exception: object) -> bool:
-        is_caught: bool = await _tool("tasks").leave(self, *exception)
+        try:
+            is_caught: bool = await _tool("tasks").leave(self, *exception)
+        finally:
+            self.gen.close()  # undoes what an interrupt in front of the end left open
         return is_caught
 
 
@@ -8170,7 +8176,7 @@ _SCHEDULERS = {"asyncio": "current_task", "trio.lowlevel": "current_task", "gree
 def _current_task() -> _Task | None:
     for scheduler in _SCHEDULERS:
         if scheduler in sys.modules and (task := _ask(scheduler)) is not None:
-            return _Task(scheduler, task)
+            return _Task(scheduler, weakref.ref(task))
     return None
 
 

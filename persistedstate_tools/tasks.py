@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import deque
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -264,17 +264,20 @@ async def leave(block: Any, *exception: Any) -> bool:
     if hold is None:
         return bool(block.__exit__(*exception))
     tree, later = hold.tree, _Later()
-    tree.lock.acquire()
-    before = tree.syncer
+    is_ours = tree.owner == _thread.get_ident()  # else the loop was given up, and its thread may hold the lock for ever
     try:
-        if tree.fsync is True:
-            tree.syncer = later
-        is_caught = bool(block.__exit__(*exception))
+        with tree.lock if is_ours else nullcontext():
+            before = tree.syncer
+            try:
+                if tree.fsync is True:
+                    tree.syncer = later
+                is_caught = bool(block.__exit__(*exception))
+            finally:
+                if tree.syncer is later:
+                    tree.syncer = before
+                hold.end()
     finally:
-        if tree.syncer is later:
-            tree.syncer = before
-        hold.end()
-        tree.lock.release()
+        hold.end()  # an interrupt may have come in front of the first
     if later.is_needed:
         await _elsewhere(hold.waiter, tree.sync_outside)
     return is_caught

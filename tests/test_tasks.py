@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import threading
@@ -21,7 +22,7 @@ from rounds import rounds as sized
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateConflict, StateError, StateReadOnly, on_change, plain
-from persistedstate_tools import beside
+from persistedstate_tools import beside, tasks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -524,6 +525,57 @@ def test_a_state_that_is_read_only_says_so(path: Path) -> None:
     path.write_text("a: 1\n")
     with PersistedState(path, _readonly=True) as state, pytest.raises(StateReadOnly):
         asyncio.run(never(state))
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_an_interrupt_in_front_of_the_end_undoes_the_block(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_shared: bool
+) -> None:
+    async def leave(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "leave", leave)
+    with PersistedState(path, l=[], _shared=is_shared) as state, contextlib.closing(asyncio.new_event_loop()) as loop:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            loop.run_until_complete(add(state, "x"))
+
+        assert plain(state) == {"l": []}
+        state.l.append("y")
+        assert oracle.read(path) == {"l": ["y"]}
+        assert caught.value is not None
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_task_of_a_loop_that_is_given_up_leaves_its_block_when_it_is_destroyed(path: Path, is_shared: bool) -> None:
+    """Its thread has ended with the lock."""
+    loops: list[Any] = []
+    begun = threading.Event()
+
+    async def hold() -> None:
+        async with state.transaction():
+            state.l.append("x")
+            begun.set()
+            await asyncio.get_running_loop().create_future()
+
+    def run() -> None:
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)  # it tells that the task is destroyed
+        loops.extend((loop, loop.create_task(hold())))
+        loop.run_forever()
+
+    with PersistedState(path, l=[], _shared=is_shared) as state:
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert begun.wait(PATIENCE)
+        loops[0].call_soon_threadsafe(loops[0].stop)
+        thread.join(PATIENCE)
+        loops.pop()
+        gc.collect()
+
+        assert plain(state) == {"l": []}
+        state.l.append("y")
+        assert oracle.read(path) == {"l": ["y"]}
+    loops[0].close()
 
 
 def test_outside_of_a_task_it_says_what_to_use(path: Path) -> None:
