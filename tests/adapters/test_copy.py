@@ -452,7 +452,7 @@ def test_server_that_goes_down_in_the_middle_is_named(source: Path, tmp_path: Pa
                 client.shutdown(nosave=True)
                 client.close()
 
-        with pytest.raises(CopyError, match=r"^redis://….* does not answer: ConnectionError"):
+        with pytest.raises(CopyError, match=r"^redis://:….* does not answer: ConnectionError"):
             run(copy(source, address, progress=end))
 
 
