@@ -79,7 +79,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
-from contextlib import _GeneratorContextManager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, _GeneratorContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache, partial
 from itertools import islice, pairwise, takewhile
@@ -93,7 +93,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from datetime import date, datetime, timezone
     from threading import Event
-    from typing import Any, AnyStr, NoReturn, Protocol, TypeVar
+    from typing import Any, AnyStr, NoReturn, TypeVar
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
     from typing_extensions import Self
@@ -101,8 +101,9 @@ if TYPE_CHECKING:
     #: What leads from the root to a node.
     _Keys = tuple[Any, ...]
     _Shown = TypeVar("_Shown")
+    _Key = TypeVar("_Key")
 else:
-    Any = _RuamelScanner = _Shown = object  # until they are needed
+    Any = _RuamelScanner = _Shown = _Key = object  # until they are needed
     try:  # 0.7 ms less than what is around it (CPython 3.10, 3.11)
         from _datetime import date, datetime, timezone
     except ImportError:
@@ -540,6 +541,8 @@ def _write_item(value: Any, column: int, style: _Style, out: list[str]) -> None:
 
 def _same(one: Any, other: Any) -> bool:
     """Tell whether two plain values are alike in value, type and order."""
+    if one is other:
+        return True
     if type(one) is not type(other):
         return False
     if type(one) is dict:
@@ -2329,9 +2332,8 @@ class _Document:
     def _cut_block(self, text: str, loader: _Loader) -> bool:
         """Cut the text at the lines where the root's keys stand; False where those are not lines of their own."""
         root, head = loader.root, 0
-        for mark in re.finditer(
-            r"^---.*\n", text[: _line_start(text, root.value[0][0].start_mark.index)], re.MULTILINE
-        ):
+        above = text[: _line_start(text, root.value[0][0].start_mark.index)]
+        for mark in re.finditer(r"^---.*\n", above, re.MULTILINE):
             head = mark.end()
         body = text[head:]
         self.column = _column(body) if text[root.start_mark.index] in "!&" else root.start_mark.column
@@ -3112,6 +3114,10 @@ def _lock_by_portalocker(descriptor: int) -> bool:
 _system: type[_System] | _System = _System
 #: Guards what is noted of open files, for moments. A fork waits for it: its child knows of every descriptor then.
 _registry_lock = RLock()
+#: Descriptors of threads, which a forked child closes because it lacks those: locks would last as long as it does.
+_lent: set[int] = set()
+#: The threads that do for the script what keeps it waiting: what they find is told, and in its way, in its own thread.
+_helpers: set[int] = set()
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOCTTY", "O_NONBLOCK"))
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 #: For a file that is to take the place of another one.
@@ -3208,6 +3214,30 @@ def _await_quiet(look: Callable[[], _Glance | None], deadline: float) -> tuple[_
             return glance, now - since >= _QUIET
 
 
+@contextmanager
+def _helping() -> Iterator[None]:
+    """Be a helper."""
+    _helpers.add(get_ident())
+    try:
+        yield
+    finally:
+        _helpers.discard(get_ident())
+
+
+@contextmanager
+def _lent_descriptor(make: Callable[..., int], *arguments: Any) -> Iterator[int]:
+    """Have a descriptor for a thread that does not hold the lock."""
+    with _registry_lock:
+        descriptor = make(*arguments)
+        _lent.add(descriptor)
+    try:
+        yield descriptor
+    finally:
+        with _registry_lock:
+            _lent.discard(descriptor)
+            _system.close(descriptor)
+
+
 def _surely(function: Callable[..., None], *arguments: Any) -> None:
     """After an interrupt or error: call a function that may be called twice; a further interrupt changes nothing."""
     while True:
@@ -3302,24 +3332,18 @@ class _Journal:
             with _advised():
                 import portalocker  # noqa: F401 - without it no file shall be made
         try:
-            self._open(mode)
+            status = self._open(mode)
         except FileExistsError:  # another process has made it just now
             return False
-        status = _system.fstat(self.descriptor)
-        self.inode = _seen(status)[:2]
-        _check_regular(status, self.path)
-        is_shared = False
         if self._lock(self.descriptor) and self._is_named():
-            is_shared = _is_shared(self.path, remove=True)
-            if not is_shared:
+            if not _is_shared(self.path, remove=True):
                 self._remove_leftovers()
                 self.data = _read_all(self.descriptor)
                 self._know(self.data)
                 return True
             _system.unlock(self.descriptor)  # so that it is not us whom the system names
         if _system.now() >= deadline and self._is_named():
-            how = "shared" if is_shared or _is_shared(self.path) else ""
-            raise StateLocked(self.path, _holder(status), how)
+            raise StateLocked(self.path, _holder(status), "shared" if _is_shared(self.path) else "")
         self.close()
         return False
 
@@ -3336,7 +3360,7 @@ class _Journal:
         """Tell whether the file was last renewed with this content."""
         return self.known == (len(data), hash(data)) and self.size == len(data)
 
-    def _open(self, mode: int | None) -> None:
+    def _open(self, mode: int | None) -> os.stat_result:
         flags = os.O_RDWR | os.O_APPEND | _NO_LINK | _FLAGS
         self.inode, self.path = None, os.path.realpath(self.name)
         with _registry_lock:
@@ -3348,6 +3372,10 @@ class _Journal:
                 self.is_new = True
         if self.is_new and mode is not None:
             _system.fchmod(self.descriptor, mode)
+        status = _system.fstat(self.descriptor)
+        self.inode = _seen(status)[:2]
+        _check_regular(status, self.path)
+        return status
 
     def _lock(self, descriptor: int) -> bool:
         try:
@@ -3805,52 +3833,6 @@ class _Journal:
             return error.errno != errno.EBADF
 
 
-if TYPE_CHECKING:
-
-    class _Log(Protocol):
-        """What a tree needs that is not the only writer: records in one order for all, and turns to add them in."""
-
-        #: How far of it is known here.
-        size: int
-        is_in_turn: bool
-
-        def take_turn(self, wait: float = inf) -> None:
-            """Wait until nobody else may write, until `end_turn`; raises TimeoutError after `wait` seconds."""
-
-        def end_turn(self) -> None:
-            """Let others write; may be called again."""
-
-        def news(self, *, is_doubtful: bool) -> tuple[bytes, bool] | None:
-            """Return what others wrote, records, or, as the second part tells, all there is; None for nothing.
-
-            is_doubtful: what is known here is of no use, so that all there is is wanted.
-            """
-
-        def append(self, data: bytes) -> None:
-            """Add a record; raises OSError, and adds nothing, if that fails."""
-
-        def landed(self, offset: int, data: bytes) -> bool:
-            """After an interrupted `append` in this turn: tell whether the record was added; if not, add nothing."""
-
-        def replace(self, data: bytes, basis: _Glance | None) -> None:
-            """Put a snapshot in the place of all there is; raises _Overtaken if somebody else wrote it meanwhile."""
-
-        def past_texts(self) -> list[tuple[str, str, bool]]:
-            """Return text, first record and `by_person` of older snapshots, the latest first."""
-
-        def become_alone(self) -> bool:
-            """Tell whether nobody else is there; from then on nobody can come, until `close` or `stay`."""
-
-        def stay(self) -> None:
-            """Let others come again."""
-
-        def sync(self) -> None:
-            """Wait until what was added would survive a loss of power."""
-
-        def close(self) -> None:
-            """Let go."""
-
-
 #: What the name of the file ends in that lies beside a shared one; and the bytes with which that begins.
 _BESIDE = ".shared"
 _BESIDE_MARK = b"persistedstate 1 "
@@ -3939,12 +3921,9 @@ class _SharedJournal(_Journal):
         self.take_turn()
         note = _Note.read(self.beside)
         try:
-            self._open(mode)
+            status = self._open(mode)
         except FileExistsError:
             return False
-        status = _system.fstat(self.descriptor)
-        self.inode = _seen(status)[:2]
-        _check_regular(status, self.path)
         self._check_names(status)
         if self._join(is_first=note is None) and self._is_named():
             self._begin(note)
@@ -4020,32 +3999,26 @@ class _SharedJournal(_Journal):
         while not self.is_in_turn:
             turns, self.is_locked = self.turns, True
             if wait < inf:
-                self._try_lock(_system.now() + wait)
+                if not self._try_lock(wait):
+                    raise TimeoutError
             elif _system.now() >= self.yields_at or not _system.lock(self.beside):
                 self.is_in_line = True
                 _system.lock_byte(self.beside, _QUEUE, "F_WRLCK", wait=True)
-                self._await_lock()
+                # At first so that it costs nothing: to wake somebody at the end of each turn takes as long as the turn.
+                if not self._try_lock(2 * _IN_A_ROW):
+                    _system.await_lock(self.beside)
                 self._leave_line()
                 self.yields_at = _system.now() + _IN_A_ROW
             self.is_in_turn = turns == self.turns
 
-    def _try_lock(self, end: float) -> None:
+    def _try_lock(self, wait: float) -> bool:
+        """Try to take the lock again and again, for so many seconds."""
+        end = _system.now() + wait
         while not _system.lock(self.beside):
             if _system.now() >= end:
-                raise TimeoutError
+                return False
             _system.sleep(_IN_A_ROW / 50)
-
-    def _await_lock(self) -> None:
-        """Wait for the lock, as the first in the line; at first so that it costs the one who has it no time.
-
-        To wake somebody at the end of each turn takes as long as the turn.
-        """
-        end = _system.now() + 2 * _IN_A_ROW
-        while not _system.lock(self.beside):
-            if _system.now() >= end:
-                _system.await_lock(self.beside)
-                return
-            _system.sleep(_IN_A_ROW / 50)
+        return True
 
     def _leave_line(self) -> None:
         if self.is_in_line:
@@ -4062,7 +4035,11 @@ class _SharedJournal(_Journal):
             self.is_locked = False
 
     def news(self, *, is_doubtful: bool) -> tuple[bytes, bool] | None:
-        """Return what others wrote; see `_Log`. What a person did makes the file suspicious."""
+        """Return what others wrote, records, or, as the second part tells, all there is; None for nothing.
+
+        is_doubtful: what is known here is of no use, so that all there is is wanted. What a person did makes the file
+        suspicious.
+        """
         device, inode, size, _ = _glance(self.name) or (0, 0, -1, 0)
         path = device, inode
         is_as_left = path == self.inode and size == self.size
@@ -4408,7 +4385,7 @@ class _Tree:
 
     __slots__ = (
         *("__dict__", "__weakref__", "attributes", "edits", "halted", "levels"),
-        *("lines", "lock", "missed", "root", "watcher"),
+        *("lines", "lock", "missed", "root", "unread", "watcher"),
     )
 
     root: _Root
@@ -4422,6 +4399,8 @@ class _Tree:
         self.halted: tuple[Any, ...] | None = None
         #: What the nodes were that other processes changed, by their ids, when the statement under way began.
         self.missed: dict[int, _Image] = {}
+        #: The same, as far as the statement under way may have begun before helpers found that.
+        self.unread: dict[int, _Image] = {}
         #: How many snapshots there have been.
         self.generation = 0
         #: What the text of the latest snapshot has to follow: paths, operations and what matters of their arguments.
@@ -4461,7 +4440,7 @@ class _Tree:
         self.lock = self.lock.anew() if self.watches else RLock()
 
     def turn(self) -> Any:
-        """Return what to hold during a change: the lock, and, in a shared state, the turn of this process."""
+        """Return what to hold during a change: an RLock, or in a shared state the like of it, and with it the turn."""
         return self.still()
 
     def overlooks(self, node: _Node, key: Any, value: Any = _GONE) -> bool:
@@ -4470,10 +4449,6 @@ class _Tree:
         Returns whether the value, a node, was there and was replaced: then there is nothing to do.
         """
         raise NotImplementedError
-
-    def thread_lock(self) -> Any:
-        """Return what users hold to make several changes one; an RLock, or the like of it."""
-        return self.still()
 
     def resume(self) -> None:
         """Do what is in the way of changes, so that they can go on; raises where that cannot be."""
@@ -4526,8 +4501,6 @@ class _Holder:
     _items: Any
     _tree: _Tree | None
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __getitem__(self, key: Any) -> Any:
         return self._items[key]
 
@@ -4565,6 +4538,48 @@ class _Holder:
         shown = self.__rich__()
         (printer.text if type(shown) is str else printer.pretty)(shown)  # as IPython shows it
 
+    def __copy__(self) -> Any:
+        return _copy(self)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return _copy(self)
+
+
+class _Mapping(_Holder, MutableMapping[_Key, Any]):
+    """What can be taken for the dict that it holds."""
+
+    __slots__ = ()
+    _items: dict[Any, Any]
+
+    def _ipython_key_completions_(self) -> list[Any]:
+        return list(self._items)
+
+    def __or__(self, other: Any) -> Any:
+        return _copy(self) | _copy(other) if isinstance(_content(other), dict) else NotImplemented
+
+    def __ror__(self, other: Any) -> Any:
+        return _copy(other) | _copy(self) if isinstance(_content(other), dict) else NotImplemented
+
+    def __ior__(self, other: Any) -> Self:
+        self.update(other)
+        return self
+
+    def keys(self) -> KeysView[Any]:
+        """Return the keys, as a dict does."""
+        return self._items.keys()
+
+    def values(self) -> ValuesView[Any]:
+        """Return the values, as a dict does."""
+        return self._items.values()
+
+    def items(self) -> ItemsView[Any, Any]:
+        """Return the pairs of key and value, as a dict does."""
+        return self._items.items()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return the value of a key, or the default where there is none."""
+        return self._items.get(key, default)
+
 
 #: What a node knows that is not primed; never changed.
 _NO_HEADS: dict[str | None, str] = {}
@@ -4599,21 +4614,19 @@ class _Node(_Holder):
         self._items, self._tree, self._parent, self._key, self._place = items, tree, parent, key, None
         self._heads = _NO_HEADS
 
-    def __copy__(self) -> Any:
-        return _copy(self)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return _copy(self)
-
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self._items), (_copy(self),)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return self.__reduce__()
 
     def copy(self) -> Any:
         """Return a plain, deep copy."""
         return _copy(self)
+
+    def clear(self) -> None:
+        """Remove every item, in one record."""
+        with self._turn():
+            self._enter()
+            if self._fix_length():
+                self._commit("clear")
 
     def _locate(self) -> tuple[str, _Keys]:
         if self._place is not None:
@@ -4659,8 +4672,8 @@ class _Node(_Holder):
             node = node._parent
         return node
 
-    def _length(self) -> int:
-        """Return the length at the moment from which on nobody may change what the record of a change builds on."""
+    def _fix_length(self) -> int:
+        """Fix what the record of a change builds on, which nobody may change from now on; return the length."""
         if self._tree is not None:
             self._tree.started = self._tree.moment()
         return len(self._items)
@@ -4715,22 +4728,29 @@ class _Node(_Holder):
 
     def _taken(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments that a record has for an operation, if they fit; raises what `_MISFITS` are."""
-        take = getattr(self, f"_take_{operation}", None)
+        take: Callable[..., tuple[Any, ...]] | None = getattr(self, f"_take_{operation}", None)
         if take is None:
             raise ValueError(f"unknown operation {operation!r}")
-        taken: tuple[Any, ...] = take(*arguments)
-        return taken
+        return take(*arguments)
 
     def _take_clear(self) -> tuple[Any, ...]:
         return ()
 
     def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments of an operation with nodes in the place of plain containers."""
-        raise NotImplementedError
+        if operation in ("set", "insert"):
+            key, value = arguments
+            return key, self._grow(value, key)
+        if operation == "update":
+            return ({key: self._grow(value, key) for key, value in arguments[0].items()},)
+        if operation == "splice":
+            start, stop, values = arguments
+            return start, stop, [self._grow(value, index) for index, value in enumerate(values, start)]
+        return arguments
 
     def _at(self, key: Any) -> Any:
         """Return what stands at a key; None in a mapping that lacks it."""
-        raise NotImplementedError
+        return self._items.get(key) if type(self._items) is dict else self._items[key]
 
     @staticmethod
     def _unshared(operation: str, *arguments: Any) -> tuple[Any, ...]:
@@ -4926,9 +4946,8 @@ def _storable_sequence(value: Sequence[Any], depth: int, below: list[Any]) -> li
 
 def _check_depth(depth: int) -> None:
     if depth > _MAX_DEPTH:
-        raise _Unstorable(
-            ValueError, f"a container that contains itself, or more than {_MAX_DEPTH} levels, is not storable"
-        )
+        reason = f"a container that contains itself, or more than {_MAX_DEPTH} levels, is not storable"
+        raise _Unstorable(ValueError, reason)
 
 
 def _storable_key(key: Any) -> Any:
@@ -5032,7 +5051,7 @@ class _Probe:
         return bool(other == self.key)
 
 
-class StateDict(_Node, MutableMapping[Any, Any]):
+class StateDict(_Node, _Mapping[Any]):
     """A dict in the state: every change of it is in the file before the method returns.
 
     Equal to, and printed as, the dict with the same content; the keys are str, int, float, bool or None, and items, not
@@ -5044,7 +5063,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     """
 
     __slots__ = ()
-    _items: dict[Any, Any]
 
     if sys.version_info >= (3, 12):  # before, it makes each read of an item a third slower
 
@@ -5052,31 +5070,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             advice = f'; keys are items, use ["{name}"]' if name[:1] != "_" and name in self._items else ""
             reason = f"{type(self).__name__!r} object has no attribute {name!r}{advice}"
             raise AttributeError(reason, name=name, obj=self)
-
-    def _ipython_key_completions_(self) -> list[Any]:
-        return list(self._items)
-
-    def __or__(self, other: Any) -> Any:
-        return _copy(self) | _copy(other) if isinstance(_content(other), dict) else NotImplemented
-
-    def __ror__(self, other: Any) -> Any:
-        return _copy(other) | _copy(self) if isinstance(_content(other), dict) else NotImplemented
-
-    def __ior__(self, other: Any) -> StateDict:
-        self.update(other)
-        return self
-
-    def keys(self) -> KeysView[Any]:
-        return self._items.keys()
-
-    def items(self) -> ItemsView[Any, Any]:
-        return self._items.items()
-
-    def values(self) -> ValuesView[Any]:
-        return self._items.values()
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        return self._items.get(key, default)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         tree = self._tree
@@ -5091,7 +5084,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
                     return
                 key = self._checked_key(key)
                 value = self._checked(value, key)
-            self._length()
+            self._fix_length()
             self._commit("set", key, value)
 
     def _put(self, _length: int, key: Any, value: Any) -> None:
@@ -5125,7 +5118,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     def popitem(self) -> tuple[Any, Any]:
         with self._turn():
             self._enter()
-            if not self._length():
+            if not self._fix_length():
                 raise KeyError("popitem(): dictionary is empty")
             key = next(reversed(self._items))
             value = self._items[key]
@@ -5139,12 +5132,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
                 self[key] = default
             return self._items[key]
 
-    def clear(self) -> None:
-        with self._turn():
-            self._enter()
-            if self._length():
-                self._commit("clear")
-
     def update(self, /, *others: Any, **named: Any) -> None:
         with self._turn():
             is_ours = self._enter()
@@ -5153,7 +5140,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
             if is_ours:
                 given = {self._checked_key(key): self._checked(value, key) for key, value in given.items()}
             if given:
-                self._length()
+                self._fix_length()
                 self._commit("update", given)
 
     def _held(self, key: Any) -> Any:
@@ -5166,7 +5153,7 @@ class StateDict(_Node, MutableMapping[Any, Any]):
     def _found(self, key: Any) -> Any:
         """Return what `_held` does, which may run foreign code, as it is behind a look at the length."""
         held = self._held(key)
-        self._length()
+        self._fix_length()
         return held if held in self._items else _GONE
 
     def _checked_key(self, key: Any) -> Any:
@@ -5188,14 +5175,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
 
     def _take_update(self, items: dict[Any, Any]) -> tuple[Any, ...]:
         return ({self._checked_key(key): self._checked(value, key) for key, value in items.items()},)
-
-    def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
-        if operation == "set":
-            key, value = arguments
-            return key, self._grow(value, key)
-        if operation == "update":
-            return ({key: self._grow(value, key) for key, value in arguments[0].items()},)
-        return arguments
 
     # The operations.
 
@@ -5223,9 +5202,6 @@ class StateDict(_Node, MutableMapping[Any, Any]):
         self._let_go(self._items.values())
         self._heads = _NO_HEADS
         self._items.clear()
-
-    def _at(self, key: Any) -> Any:
-        return self._items.get(key)
 
     def _order(self, keys: list[Any], _items: list[Any]) -> None:
         items = self._items
@@ -5405,15 +5381,14 @@ class StateList(_Node, MutableSequence[Any]):
         part = _plain_slice(part)
         start, _, step = part.indices(len(self._items))
         checked = self._all_checked(values, start, step)
-        start, stop, step = part.indices(self._length())
+        start, stop, step = part.indices(self._fix_length())
         if step == 1:
             self._change(start, max(start, stop), checked)
             return
         indexes = range(start, stop, step)
         if len(checked) != len(indexes):
-            raise ValueError(
-                f"attempt to assign sequence of size {len(checked)} to extended slice of size {len(indexes)}"
-            )
+            sizes = f"sequence of size {len(checked)} to extended slice of size {len(indexes)}"
+            raise ValueError(f"attempt to assign {sizes}")
         if checked:
             self._scatter(indexes, checked)
 
@@ -5440,7 +5415,7 @@ class StateList(_Node, MutableSequence[Any]):
             if not isinstance(index, slice):
                 self._commit("delete", self._position(index, "list assignment index out of range"))
                 return
-            start, stop, step = _plain_slice(index).indices(self._length())
+            start, stop, step = _plain_slice(index).indices(self._fix_length())
             if step == 1:
                 self._change(start, stop, [])
                 return
@@ -5454,7 +5429,7 @@ class StateList(_Node, MutableSequence[Any]):
             start, _, _ = slice(_index(index), None).indices(len(self._items))
             if is_ours:
                 value = self._checked(value, start)
-            start, _, _ = slice(_index(index), None).indices(self._length())  # the check may run foreign code
+            start, _, _ = slice(_index(index), None).indices(self._fix_length())  # the check may run foreign code
             self._commit("insert", start, value)
 
     def append(self, value: Any) -> None:
@@ -5476,7 +5451,7 @@ class StateList(_Node, MutableSequence[Any]):
         with self._turn():
             self._enter()
             added = self._all_checked(values, len(self._items))
-            end = self._length()
+            end = self._fix_length()
             self._change(end, end, added)
 
     def __iadd__(self, values: Iterable[Any]) -> StateList:  # type: ignore[misc]
@@ -5506,24 +5481,18 @@ class StateList(_Node, MutableSequence[Any]):
             self._enter()
             if value not in self._items:
                 raise ValueError("list.remove(x): x not in list")
-            self._length()
+            self._fix_length()
             index = self._items.index(value)
             if self._tree is not None and self._tree.started != self._tree.moment():
                 index = self._items.index(value)  # a signal handler, or what compares the value, changed the state
-                self._length()
+                self._fix_length()
             self._commit("delete", index)
-
-    def clear(self) -> None:
-        with self._turn():
-            self._enter()
-            if self._length():
-                self._commit("clear")
 
     def reverse(self) -> None:
         with self._turn():
             self._enter()
             if len(self._items) > 1:
-                self._reorder(list(range(self._length() - 1, -1, -1)))
+                self._reorder(list(range(self._fix_length() - 1, -1, -1)))
 
     def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
         """Sort in place, as a list does; the items stay the same objects."""
@@ -5532,7 +5501,7 @@ class StateList(_Node, MutableSequence[Any]):
             before = list(self._items)
             ranks = before if key is None else [key(item) for item in before]
             indexes = sorted(range(len(before)), key=ranks.__getitem__, reverse=reverse)
-            if self._length() != len(before):
+            if self._fix_length() != len(before):
                 raise ValueError("list modified during sort")
             if indexes != list(range(len(before))):
                 self._reorder(indexes)
@@ -5541,7 +5510,7 @@ class StateList(_Node, MutableSequence[Any]):
         """Return a valid, not negative index."""
         if not hasattr(type(index), "__index__"):
             raise TypeError(f"list indices must be integers or slices, not {type(index).__name__}")
-        position, length = _index(index), self._length()
+        position, length = _index(index), self._fix_length()
         position += length if position < 0 else 0
         if not 0 <= position < length:
             raise IndexError(error)
@@ -5599,15 +5568,6 @@ class StateList(_Node, MutableSequence[Any]):
             raise IndexError("an index stands twice or is negative")
         return indexes, [self._items[index] for index in indexes]
 
-    def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
-        if operation in ("set", "insert"):
-            index, value = arguments
-            return index, self._grow(value, index)
-        if operation == "splice":
-            start, stop, values = arguments
-            return start, stop, [self._grow(value, index) for index, value in enumerate(values, start)]
-        return arguments
-
     # The operations.
 
     def _set(self, index: int, value: Any) -> None:
@@ -5625,9 +5585,6 @@ class StateList(_Node, MutableSequence[Any]):
     def _splice(self, start: int, stop: int, values: list[Any]) -> None:
         self._let_go(self._items[start:stop], values)
         self._items[start:stop] = values
-
-    def _at(self, key: int) -> Any:
-        return self._items[key]
 
     def _order(self, _indexes: list[int], items: list[Any]) -> None:
         self._let_go(self._items, items)
@@ -5690,11 +5647,14 @@ _HISTORY = 1 << 20
 
 
 class _Task(namedtuple("_Task", "scheduler task")):
-    """A task, and the module of what scheduled it: asyncio's, trio's, or a greenlet."""
+    """A task, and the module of what scheduled it: asyncio's, trio's, or a greenlet.
+
+    What nobody else keeps ends, and thereby its transaction.
+    """
 
     __slots__ = ()
     scheduler: str
-    task: Any
+    task: weakref.ref[Any]
 
 
 def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
@@ -5819,9 +5779,8 @@ class _LiveTree(_Tree):
         return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
 
     def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
-        if self.checks:
-            for check in self.checks:
-                check(keys, node, operation, arguments)
+        for check in self.checks:
+            check(keys, node, operation, arguments)
         touched: Iterable[Any] = ()
         if self.facts or not (keys and keys[0] in self.attested):
             touched = _touched(keys, operation, arguments, self.root._items)
@@ -6021,9 +5980,8 @@ class _LiveTree(_Tree):
         while self.halted is not None:
             function, *arguments = self.halted
             if function not in (self.refuse, self._undo_abandoned) and self._is_changing():
-                raise RuntimeError(
-                    f"{self.path}: a signal handler or finalizer came in the middle of a change; it may read"
-                )
+                reason = "a signal handler or finalizer came in the middle of a change; it may read"
+                raise RuntimeError(f"{self.path}: {reason}")
             function(*arguments)
 
     def _is_changing(self) -> bool:
@@ -6047,9 +6005,8 @@ class _LiveTree(_Tree):
     def _rescue(self) -> None:
         """Write all that memory holds to a new file; raises OSError or StateLocked while that cannot be."""
         if self.levels:
-            raise StateError(
-                self.path, f"the disk failed ({self.trouble}); leave the transaction, then it is tried again"
-            )
+            reason = f"the disk failed ({self.trouble}); leave the transaction, then it is tried again"
+            raise StateError(self.path, reason)
         self.document.doubt()
         try:
             self.halted = None
@@ -6067,12 +6024,14 @@ class _LiveTree(_Tree):
 
         Only where `_fsync=True` cannot be kept, this one is not acknowledged.
         """
-        if self.fsync:
-            self._sync()
-        if self.journal.size > self.limit:
-            self.surely_later(self._vacuum_in_time)
-        elif self.journal.is_suspicious:
+        if self.syncer is not None:
+            self.syncer.schedule()
+        elif self.fsync:
+            self.sync()
+        if self.journal.is_suspicious:
             self.surely_later(self.look)
+        if self.journal.size > self.limit and self.halted is None:
+            self.surely_later(self._vacuum_in_time)
 
     def surely_later(self, function: Callable[[], object]) -> None:
         """Do what is due; what fails is raised by the next change."""
@@ -6082,12 +6041,6 @@ class _LiveTree(_Tree):
             self.halted = (self._tell, warning) if self.trouble is None else (self._rescue,)
         except (OSError, StateError) as error:
             self._halt(error)
-
-    def _sync(self) -> None:
-        if self.syncer is not None:
-            self.syncer.schedule()
-        else:
-            self.sync()
 
     def sync(self) -> None:
         """Wait until the changes are on the disk; if that fails, on which no second try can be built, by a new file."""
@@ -6099,22 +6052,21 @@ class _LiveTree(_Tree):
 
     def sync_outside(self) -> None:
         """Do what `sync` does, for a thread that does not hold the lock: it is left to others meanwhile."""
-        with self.lock:
-            if self.journal.descriptor < 0:  # the state was closed, which has seen to it
-                return
+        with ExitStack() as stack:
+            with self.lock:
+                if self.journal.descriptor < 0:  # the state was closed, which has seen to it
+                    return
+                try:
+                    descriptor = stack.enter_context(_lent_descriptor(_system.dup, self.journal.descriptor))
+                except OSError:
+                    self.sync()
+                    return
             try:
-                descriptor = _system.dup(self.journal.descriptor)
-            except OSError:
-                self.sync()
-                return
-        try:
-            self.journal.sync(descriptor)
-        except OSError as error:
-            with self.turn():
-                self._halt(error)
-                self._rescue()
-        finally:
-            _system.close(descriptor)
+                self.journal.sync(descriptor)
+            except OSError as error:
+                with _helping(), self.turn():
+                    self._halt(error)
+                    self._rescue()
 
     def begin(self) -> _Level:
         """Enter a transaction; inside another one it joins that."""
@@ -6139,14 +6091,13 @@ class _LiveTree(_Tree):
 
     def _is_in_task(self) -> bool:
         """Tell whether the task runs that opened the transaction."""
-        return self.task is None or _ask(self.task.scheduler) is self.task.task
+        return self.task is None or _ask(self.task.scheduler) is (self.task.task() or self.task)
 
     def _check_task(self) -> None:
         """Refuse a task to take part in the transaction of another one, which may undo it."""
         if not self._is_in_task():
-            raise StateError(
-                self.path, "a transaction of another task is open; wait for it: `async with STATE.transaction()`"
-            )
+            reason = "a transaction of another task is open; wait for it: `async with STATE.transaction()`"
+            raise StateError(self.path, reason)
 
     def end(self, level: _Level) -> None:
         """Leave a transaction; the outermost end writes one record."""
@@ -6269,6 +6220,7 @@ class _LiveTree(_Tree):
         value: what memory takes over. saved: what a person saved, from which they may go on. beside: what made the new
         file meanwhile, in which there are later changes behind the snapshot.
         """
+        self._hand_down(saved, by_person=value is not _GONE)
         data = document.text().encode() if beside is None else beside.data
         lost = {key: reason for key, reason in document.lost.items() if reason is not self.document.lost.get(key)}
         self.renewal = (document, data, value, saved, beside)
@@ -6289,6 +6241,9 @@ class _LiveTree(_Tree):
         for key, reason in lost.items():
             what = "the file" if key is _GONE else f"the entry {_inline(key)}"
             _warn_afterwards(f"{self.path}: comments and formatting of {what} are lost, no values ({reason!r})")
+
+    def _hand_down(self, saved: _Saved | None, *, by_person: bool) -> None:
+        """Let those who share the file have the text that is about to be replaced, and what a person saved."""
 
     def _finish_renewal(self) -> None:
         """Adopt the new snapshot if the file holds it; where that is open as yet, the next look does."""
@@ -6431,7 +6386,25 @@ class _LiveTree(_Tree):
         self.declarations = [*dict.fromkeys(declaration for declaration, _ in rules)]
         self.checks = [*dict.fromkeys(declaration.check_change for declaration, is_checked in rules if is_checked)]
         self.forget_heads()
-        self.__class__ = _CHECKED[type(self)][bool(self.checks)]
+        vars(self).pop("assign", None)
+        if self.checks:
+            self.assign = self._assign_checked  # type: ignore[method-assign] # others shall pay nothing for a look at it
+
+    def _assign_checked(self, node: _Node, key: str | None, value: Any) -> bool:
+        """Do what `assign` does, in its place, with what fits the class that declares what may be assigned."""
+        fitting = self.fitting.get(node._heads.get(key, ""))
+        is_fit = fitting is not None and (fitting[0] is type(value) or fitting[1](value))
+        return is_fit and type(self).assign(self, node, key, value)
+
+    def prime(self, node: _Node, key: str | None, head: str) -> None:
+        if len(self.checks) <= 1:
+            for check in self.checks:
+                self.fitting[head] = check.__self__.fitting((*node._locate()[1], key))
+            super().prime(node, key, head)
+
+    def forget_heads(self) -> None:
+        super().forget_heads()
+        self.fitting.clear()
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -6491,12 +6464,12 @@ class _LiveTree(_Tree):
 
         Raises StateError if it wants other permissions, and OSError if the disk does not take what was written.
         """
-        if mode not in (None, self.mode):
-            present = stat.S_IMODE(_system.fstat(self.journal.descriptor).st_mode)
-            if mode != present:
-                wanted = f"open in this process already, with permissions 0o{present:o} and not 0o{mode:o}"
-                raise StateError(self.path, f"{wanted}; give the same _mode everywhere, or none, or use chmod")
         with self.turn():
+            if mode not in (None, self.mode):
+                present = stat.S_IMODE(_system.fstat(self.journal.descriptor).st_mode)
+                if mode != present:
+                    wanted = f"open in this process already, with permissions 0o{present:o} and not 0o{mode:o}"
+                    raise StateError(self.path, f"{wanted}; give the same _mode everywhere, or none, or use chmod")
             if _lag(fsync) < _lag(self.fsync) and self.journal.descriptor >= 0:
                 before, self.fsync = self.syncer, fsync
                 self.syncer = None if isinstance(fsync, bool) else _Syncer(self, fsync)
@@ -6518,7 +6491,8 @@ class _LiveTree(_Tree):
 
     def _save(self) -> None:
         try:
-            if self._may_write():
+            is_shut = self.halted is not None and self.halted[0] == self.refuse
+            if not is_shut and not self.levels:
                 self.resume()
                 if not self._look_or_keep() and not self.is_clean:
                     self.vacuum_or_warn()
@@ -6534,10 +6508,6 @@ class _LiveTree(_Tree):
             kept = self.journal.keep_aside(self._renewed().text().encode(), "kept")
             reason = f"was replaced, and what is there is in use by process {error.pid}; this state is kept in {kept}"
             raise StateError(self.path, reason) from None
-
-    def _may_write(self) -> bool:
-        is_shut = self.halted is not None and self.halted[0] == self.refuse
-        return not is_shut and not self.levels
 
     def shut(self, reason: StateError) -> None:
         """Close the file, without another look at it; every later use raises the reason."""
@@ -6559,34 +6529,6 @@ class _LiveTree(_Tree):
         self.renew_lock()
         self.journal.leave()
         self.shut(StateError(self.path, reason))
-
-
-class _CheckedTree(_LiveTree):
-    """A tree of a class that declares what may be assigned."""
-
-    __slots__ = ()
-
-    def prime(self, node: _Node, key: str | None, head: str) -> None:
-        assert node._place is not None  # noqa: S101 - for the type checker
-        if len(self.checks) == 1:
-            [check] = self.checks
-            self.fitting[head] = check.__self__.fitting((*node._place[1], key))
-            super().prime(node, key, head)
-
-    def forget_heads(self) -> None:
-        super().forget_heads()
-        self.fitting.clear()
-
-    def assign(self, node: _Node, key: str | None, value: Any) -> bool:
-        kind, fits = self.fitting.get(node._heads.get(key, ""), _NOTHING_FITS)
-        return (kind is type(value) or fits(value)) and super().assign(node, key, value)
-
-
-def _fits_never(_value: Any) -> bool:
-    return False
-
-
-_NOTHING_FITS = (None, _fits_never)
 
 
 class _Edit:
@@ -6744,28 +6686,11 @@ class _History:
         return all(document.text() != saved.text for document in [present, *(past.document for past in self.past)])
 
 
-class _Turn:
-    """What to hold during a change of a shared tree.
-
-    A generator does it: should an interrupt keep `__exit__` from running, it is finished when this goes away.
-    """
-
-    __slots__ = ("steps",)
-
-    def __init__(self, tree: _SharedTree) -> None:
-        self.steps = tree.steps()
-
-    def __enter__(self) -> None:
-        next(self.steps)
-
-    def __exit__(self, *_: object) -> None:
-        next(self.steps, None)
-
-
 class _TurnLock:
-    """The lock of a shared tree as users hold it: as an RLock, and with it the turn of this process.
+    """The lock of a shared tree, and with it the turn of this process; users hold it as an RLock.
 
-    What is entered by `with` is left by the same object; what one object acquires another one may release.
+    What is entered by `with` is left by the same object; what one object acquires another one may release. Generators
+    do it: should an interrupt keep `__exit__` from running, they are finished when this goes away.
     """
 
     __slots__ = ("entered", "tree")
@@ -6812,16 +6737,6 @@ class _TurnLock:
         return bool(lock._is_owned())
 
 
-class _PastText(namedtuple("_PastText", "string")):
-    """Stands for the document of an older snapshot."""
-
-    __slots__ = ()
-    string: str
-
-    def text(self) -> str:
-        return self.string
-
-
 class _SharedTree(_LiveTree):
     """A tree whose file several processes write.
 
@@ -6834,7 +6749,6 @@ class _SharedTree(_LiveTree):
     def __init__(
         self, journal: _SharedJournal, *, fsync: bool | float, mode: int | None, declaration: Any = None
     ) -> None:
-        self.log: _Log = journal
         #: Memory may differ from the log, so that all of that has to be read.
         self.is_doubtful = False
         #: The turns that `_TurnLock.acquire` began, and `release` ends.
@@ -6851,33 +6765,36 @@ class _SharedTree(_LiveTree):
 
     def turn(self) -> Any:
         self.still()
-        return _Turn(self)
-
-    def thread_lock(self) -> Any:
-        self.still()
         return _TurnLock(self)
 
     def steps(self, wait: float = inf) -> Iterator[None]:
         """Hold the lock and the turn until the next step; TimeoutError if there is none within so many seconds."""
         with self.lock:
-            if self.log.is_in_turn:
-                self.missed = {}  # what is read from here on is up to date
+            if self.journal.is_in_turn:
+                self.missed = self.unread  # what is read from here on is up to date
+                self._leave_unread()
                 yield
                 return
             try:
                 try:
                     self._begin_turn(wait)
+                    self._leave_unread()
                     yield
                 finally:
-                    self.log.end_turn()
+                    self.journal.end_turn()
             finally:
-                self.log.end_turn()  # an interrupt may have come in front of the first
+                self.journal.end_turn()  # an interrupt may have come in front of the first
+
+    def _leave_unread(self) -> None:
+        """Let a statement begin with what there is in `missed`; a helper leaves that for the one under way."""
+        if get_ident() not in _helpers:
+            self.unread = {}
 
     def _begin_turn(self, wait: float = inf) -> None:
         if self.halted is not None and self.halted[0] in (self.refuse, self._reopen):
             function, *arguments = self.halted
             function(*arguments)
-        self.log.take_turn(wait)
+        self.journal.take_turn(wait)
         self.catch_up()
 
     def assign(self, node: _Node, key: str | None, value: Any) -> bool:
@@ -6889,12 +6806,12 @@ class _SharedTree(_LiveTree):
 
     def catch_up(self) -> None:
         """Apply what other processes wrote, merge what a person did, and note in `missed` what that changed."""
-        self.missed = {}
+        self.missed = self.unread
         if self.halted is not None and self.halted[0] == self._finish:
             self.halted, self.is_doubtful = None, True
         is_doubtful, self.is_doubtful = self.is_doubtful, True
         try:
-            news = self.log.news(is_doubtful=is_doubtful)
+            news = self.journal.news(is_doubtful=is_doubtful)
             if news is not None:
                 self._change(self._take_all if news[1] else self._take_records, news[0])
             self.is_doubtful = False
@@ -6905,7 +6822,7 @@ class _SharedTree(_LiveTree):
             with suppress(Exception):  # is told by the next turn
                 _surely(self._reload)
             raise
-        for declaration in self.declarations if self.missed else ():
+        for declaration in self.declarations if self.missed and news is not None else ():
             self._tell_undeclared(declaration)
         self._look_around()
 
@@ -6928,7 +6845,7 @@ class _SharedTree(_LiveTree):
     def _reload(self) -> None:
         """Make memory what the log is."""
         self.halted = None
-        news = self.log.news(is_doubtful=True)
+        news = self.journal.news(is_doubtful=True)
         if news is not None:
             self._change(self._take_all, news[0])
         self.is_doubtful = False
@@ -6936,21 +6853,26 @@ class _SharedTree(_LiveTree):
     def _change(self, function: Callable[..., None], *arguments: Any) -> None:
         """Change memory by a function, with nobody in between, and note what that changed; no transaction is open."""
         before, level = self.halted, _Level(0, 0)
+        if self.missed is self.unread:  # else the script may have changed the nodes in this turn
+            level.images = self.missed
+        orphans = {number for number, image in level.images.items() if image.node._parent is None}
         try:
             try:
                 self.halted, self.owner = (self._reload,), get_ident()
                 self.levels.append(level)  # so that the nodes keep what they were
                 function(*arguments)
             finally:
-                self._note_missed(level)
+                self._note_missed(level, orphans)
         finally:
             self.levels.clear()
             self.halted = before
 
-    def _note_missed(self, level: _Level) -> None:
+    def _note_missed(self, level: _Level, orphans: set[int]) -> None:
+        """Note what nodes were, and let nobody change those that are removed; orphans: those that were before."""
         self.levels.clear()
-        self.missed = {**level.images, **self.missed}
-        gone: list[Any] = [image.node for image in level.images.values()]
+        if level.images is not self.missed:
+            self.missed = {**level.images, **self.missed}
+        gone: list[Any] = [image.node for number, image in level.images.items() if number not in orphans]
         gone = [node for node in gone if node._parent is None and node is not self.root]
         for node in gone:
             node._tree, node._heads = self.grave, _NO_HEADS
@@ -6963,8 +6885,7 @@ class _SharedTree(_LiveTree):
     def _take_records(self, data: bytes) -> None:
         self.attested -= self.facts.keys()  # what could not be written is told anew
         self.facts.clear()
-        if self.is_clean or self._separator:
-            self._note_appended(data)
+        self._note_appended(data)
         for line in data.decode().split("\n"):
             if line.startswith("--- ["):
                 record = _own_record(line[4:])
@@ -7046,27 +6967,20 @@ class _SharedTree(_LiveTree):
         old = items if image is None else [*items[: image.extent - len(image.kept)], *image.kept[::-1]]
         return tuple(part[index] if -len(part) <= index < len(part) else _GONE for part in (old, items))
 
-    def _renew(
-        self,
-        document: _Document,
-        basis: _Glance | None,
-        value: Any = _GONE,
-        saved: _Saved | None = None,
-        beside: Any = None,
-    ) -> None:
-        past = [(self.document.text(), self.first_record, value is not _GONE), *self.log.past_texts()]
+    def _hand_down(self, saved: _Saved | None, *, by_person: bool) -> None:
+        past = [(self.document.text(), self.first_record, by_person), *self.journal.past_texts()]
         if saved is not None:
             past.insert(0, (saved.original.text(), saved.first_record, False))
         past = [entry for entry in past if entry[0].strip()][:_NEAR]
         while len(past) > 1 and sum(len(text) for text, _, _ in past) > _HISTORY:
             past.pop()
         self.journal.past = past
-        super()._renew(document, basis, value, saved, beside)
 
     def _await_edit(self) -> _Edit:
         self.history = _History()  # of all processes
-        for text, first_record, by_person in self.log.past_texts():
-            document: Any = _PastText(text)
+        for text, first_record, by_person in self.journal.past_texts():
+            document = _Document()
+            document.single = text
             self.history.past.append(_Past(document, first_record, 0, by_person))
         return super()._await_edit()
 
@@ -7074,21 +6988,15 @@ class _SharedTree(_LiveTree):
         is_changed = bool(self.missed)
         return super().refresh() or is_changed
 
-    def join(self, *, fsync: bool | float, mode: int | None) -> None:
-        if self.halted is not None and self.halted[0] == self._reopen:
-            with self.turn():
-                pass
-        super().join(fsync=fsync, mode=mode)
-
     def _save(self) -> None:
         """Vacuum if nobody else has the file: those who do will."""
         is_open = self.halted is None or self.halted[0] not in (self._reopen, self.refuse)
-        if is_open and (self.trouble is not None or self.log.become_alone()):
+        if is_open and (self.trouble is not None or self.journal.become_alone()):
             try:
                 with self.turn():
                     super()._save()
             except BaseException:
-                self.log.stay()
+                self.journal.stay()
                 raise
         elif self.syncer is not None:
             self.syncer.stop()
@@ -7119,7 +7027,7 @@ class _SharedTree(_LiveTree):
         except BaseException:
             journal.close()
             raise
-        self.journal = self.log = journal
+        self.journal = journal
         self.halted, self.is_doubtful = None, True
 
 
@@ -7132,14 +7040,8 @@ class _LogTree(_SharedTree):
         # The server sees to numbers of seconds.
         super().__init__(journal, fsync=fsync is True, mode=mode, declaration=declaration)
 
-    @property
-    def has_facts(self) -> bool:
-        """Tell that no record tells what the snapshot has: no person edits it, and other processes may renew it."""
-        return False
-
-    @has_facts.setter
-    def has_facts(self, value: bool) -> None:
-        pass
+    def _attest(self, key: Any) -> None:
+        """Let no record tell what the snapshot has: no person edits it, and other processes may renew it."""
 
     def steps(self, wait: float = inf) -> Iterator[None]:
         with self.lock:
@@ -7177,26 +7079,6 @@ def _is_below(node: _Node | None, top: _Node) -> bool:
     while node is not None and node is not top:
         node = node._parent
     return node is not None
-
-
-class _CheckedSharedTree(_CheckedTree, _SharedTree):
-    """A tree of a class that declares what may be assigned, whose file several processes write."""
-
-    __slots__ = ()
-
-
-class _CheckedLogTree(_CheckedTree, _LogTree):
-    """The same, in a log."""
-
-    __slots__ = ()
-
-
-#: The classes of a tree whose changes are not checked, and are; of the same layout: an open tree may become the other.
-_CHECKED = {
-    tree: kinds
-    for kinds in ((_LiveTree, _CheckedTree), (_SharedTree, _CheckedSharedTree), (_LogTree, _CheckedLogTree))
-    for tree in kinds
-}
 
 
 #: In the place of length and hash: what is shown may be mixed.
@@ -7621,26 +7503,20 @@ class _Watch:
         if self.keys and touched is not None and self.keys[0] not in touched:
             return None
         before, self.known = self.known, self._look(root, touched)
-        if not _differ(before, self.known):
+        if _same(before, self.known):
             return None
         keys, old, new = _narrowed(self.keys, before, self.known)
         return partial(self.function, keys, *[None if value is _GONE else _plain(value) for value in (old, new)])
-
-
-def _differ(one: Any, other: Any) -> bool:
-    if type(one) is dict and type(other) is dict and one is not other:
-        return [*one] != [*other] or any(_differ(one[key], other[key]) for key in one)
-    return one is not other and not _same(one, other)
 
 
 def _narrowed(keys: _Keys, old: Any, new: Any) -> tuple[_Keys, Any, Any]:
     """Return the path to the innermost place that has all differences of two values, and what was and is there."""
     while type(old) is type(new) and type(old) in (dict, list):
         if type(old) is dict:
-            places = [key for key in {**old, **new} if _differ(old.get(key, _GONE), new.get(key, _GONE))]
+            places = [key for key in {**old, **new} if not _same(old.get(key, _GONE), new.get(key, _GONE))]
             following = [(old.get(key, _GONE), new.get(key, _GONE)) for key in places[:1]]
         else:
-            places = [index for index, (one, other) in enumerate(zip(old, new, strict=False)) if _differ(one, other)]
+            places = [index for index, pair in enumerate(zip(old, new, strict=False)) if not _same(*pair)]
             following = [(old[index], new[index]) for index in places[:1]] if len(old) == len(new) else []
         if len(places) != 1 or not following:
             break
@@ -7685,7 +7561,8 @@ class _TellingLock:
 
     def release(self) -> None:
         try:
-            if self.tree.lock is self and not self.tree.levels and not self._is_up_to_date():
+            is_helper = get_ident() in _helpers
+            if self.tree.lock is self and not (is_helper or self.tree.levels or self._is_up_to_date()):
                 self._gather()
         finally:
             self.lock.release()
@@ -7777,7 +7654,10 @@ class _Together(_GeneratorContextManager[_Shown]):
         return shown
 
     async def __aexit__(self, *exception: object) -> bool:
-        is_caught: bool = await _tool("tasks").leave(self, *exception)
+        try:
+            is_caught: bool = await _tool("tasks").leave(self, *exception)
+        finally:
+            self.gen.close()  # undoes what an interrupt in front of the end left open
         return is_caught
 
 
@@ -7785,7 +7665,7 @@ class _Together(_GeneratorContextManager[_Shown]):
 _NOWHERE = _Root({}, _Tree())
 
 
-class PersistedState(_Holder, MutableMapping[str, Any]):
+class PersistedState(_Mapping[str]):
     """A YAML file as an object: its top-level keys are attributes and items, and every change is in the file at once.
 
     Args:
@@ -7905,7 +7785,7 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
     @property
     def _thread_lock(self) -> Any:
         """The re-entrant lock that guards every change; hold it to make several of them one for other threads."""
-        return self._tree.thread_lock()
+        return self._tree.turn()
 
     def close(self) -> None:
         """Vacuum, and let the file go; every later use raises StateClosed. A second call does nothing.
@@ -8014,22 +7894,6 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         copied: dict[str, Any] = _copy(self)
         return copied
 
-    def keys(self) -> KeysView[Any]:
-        """Return the keys, as a dict does."""
-        return self._items.keys()
-
-    def values(self) -> ValuesView[Any]:
-        """Return the values, as a dict does."""
-        return self._items.values()
-
-    def items(self) -> ItemsView[Any, Any]:
-        """Return the pairs of key and value, as a dict does."""
-        return self._items.items()
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        """Return the value of a key, or the default where there is none."""
-        return self._items.get(key, default)
-
     def pop(self, key: Any, *default: Any) -> Any:
         """Remove a key and return its value, or the default; raises KeyError where there is neither."""
         return self._root.pop(key, *default)
@@ -8055,16 +7919,6 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
 
     def __delitem__(self, key: Any) -> None:
         del self._root[key]
-
-    def __or__(self, other: Any) -> Any:
-        return self._root | other
-
-    def __ror__(self, other: Any) -> Any:
-        return other | self._root
-
-    def __ior__(self, other: Any) -> Self:
-        self._root.update(other)
-        return self
 
     def __getattr__(self, name: str) -> Any:
         if name in ("_refusal", "_own"):  # not yet made
@@ -8110,21 +7964,12 @@ class PersistedState(_Holder, MutableMapping[str, Any]):
         """Return the path of the file, also after `close`; a symbolic link leads to it."""
         return str(self._refusal.path if hasattr(self, "_refusal") else self._tree.path)
 
-    def _ipython_key_completions_(self) -> list[Any]:
-        return list(self._items)
-
     def __enter__(self) -> Self:
         self._items  # noqa: B018 - a closed state raises
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def __copy__(self) -> dict[str, Any]:
-        return self.copy()
-
-    def __deepcopy__(self, memo: Any) -> dict[str, Any]:
-        return self.copy()
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a PersistedState cannot be pickled, it is an open file; pickle its copy()")
@@ -8331,7 +8176,7 @@ _SCHEDULERS = {"asyncio": "current_task", "trio.lowlevel": "current_task", "gree
 def _current_task() -> _Task | None:
     for scheduler in _SCHEDULERS:
         if scheduler in sys.modules and (task := _ask(scheduler)) is not None:
-            return _Task(scheduler, task)
+            return _Task(scheduler, weakref.ref(task))
     return None
 
 
@@ -8371,6 +8216,10 @@ def _mend_in_child() -> None:
     for journal in list(_opening):
         journal.leave()
     _opening.clear()
+    for descriptor in _lent:
+        _system.close(descriptor)
+    _lent.clear()
+    _helpers.clear()
 
 
 if not _before_reload:

@@ -28,7 +28,7 @@ _TURNS = 5
 
 
 class LogJournal:
-    """A state in a log, written in turns.
+    """A state in a log, written in turns: what a tree asks of a `_SharedJournal`, without a file.
 
     Args:
         engine: what makes the log of an address, by `url`, `fsync` and `readonly`.

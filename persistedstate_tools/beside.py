@@ -116,11 +116,18 @@ class _Vacuum:
             finally:
                 self._free()
         self._discard()
-        with suppress(Exception), tree.turn():  # where a process or server is in the way, the next change tells of it
+        with suppress(Exception), module._helping(), tree.turn():  # what is in the way of a turn the next change tells
             if not is_done and self._is_possible() and tree.journal.size > tree.limit:
-                tree.surely_later(tree.vacuum_or_warn)
+                tree.surely_later(self._vacuum)
         if tree.beside is self:
             tree.beside = None
+
+    def _vacuum(self) -> None:
+        """Do a vacuum as any other; what a person saved is left to the next change, which merges it in its thread."""
+        journal = self.tree.journal
+        journal.is_suspicious = journal.is_foreign()
+        if not journal.is_suspicious:
+            self.tree.vacuum_or_warn()
 
     def _free(self) -> None:
         """Free what was needed piece by piece: while a list is freed, no other thread runs.

@@ -7,7 +7,8 @@ import os
 import sys
 import time
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +141,11 @@ class _Hold:
 
     def _fetch(self) -> None:
         try:
-            while self.is_wanted and not self.is_here:
-                with _line(self.tree):
-                    while self.is_wanted and self._take():
-                        time.sleep(_SHORT)
+            with module._helping():
+                while self.is_wanted and not self.is_here:
+                    with _line(self.tree):
+                        while self.is_wanted and self._take():
+                            time.sleep(_SHORT)
         except BaseException as error:  # noqa: BLE001 - handed on
             self.error = error
         self.is_fetching = False
@@ -169,7 +171,7 @@ class _Hold:
                 raise
         finally:
             if not self.is_here:
-                tree.log.end_turn()
+                tree.journal.end_turn()
             tree.lock.release()
         return not self.is_here
 
@@ -187,7 +189,7 @@ class _Hold:
         """Leave the turn to others; the caller has the lock."""
         if self.is_here:
             self.is_here = False
-            self.tree.log.end_turn()
+            self.tree.journal.end_turn()
 
 
 def _is_of_another_task(tree: Any) -> bool:
@@ -199,19 +201,17 @@ def _is_of_another_task(tree: Any) -> bool:
 def _line(tree: Any) -> Iterator[None]:
     """Stand in the line of the processes that share a file, by a descriptor of its own: the lock stays free."""
     is_file = not isinstance(tree, module._LogTree) and _HAS_LINES
-    with tree.lock, module._registry_lock:
-        if not is_file or tree.journal.beside < 0:
-            descriptor = -1
-        else:
-            descriptor = os.open(f"/proc/self/fd/{tree.journal.beside}", os.O_RDWR | os.O_CLOEXEC)
-    if descriptor < 0:
+    with ExitStack() as stack:
+        with tree.lock:
+            beside = tree.journal.beside if is_file else -1
+            if beside >= 0:
+                flags = os.O_RDWR | os.O_CLOEXEC
+                descriptor = stack.enter_context(module._lent_descriptor(os.open, f"/proc/self/fd/{beside}", flags))
+        if beside >= 0:
+            move = partial(module._system.lock_byte, descriptor, module._QUEUE)
+            stack.callback(move, "F_UNLCK", wait=False)  # a child that was forked meanwhile may still have it open
+            move("F_WRLCK", wait=True)
         yield
-        return
-    try:
-        module._system.lock_byte(descriptor, module._QUEUE, "F_WRLCK", wait=True)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 async def enter(block: Any, state: Any) -> Any:
@@ -264,17 +264,20 @@ async def leave(block: Any, *exception: Any) -> bool:
     if hold is None:
         return bool(block.__exit__(*exception))
     tree, later = hold.tree, _Later()
-    tree.lock.acquire()
-    before = tree.syncer
+    is_ours = tree.owner == _thread.get_ident()  # else the loop was given up, and its thread may hold the lock for ever
     try:
-        if tree.fsync is True:
-            tree.syncer = later
-        is_caught = bool(block.__exit__(*exception))
+        with tree.lock if is_ours else nullcontext():
+            before = tree.syncer
+            try:
+                if tree.fsync is True:
+                    tree.syncer = later
+                is_caught = bool(block.__exit__(*exception))
+            finally:
+                if tree.syncer is later:
+                    tree.syncer = before
+                hold.end()
     finally:
-        if tree.syncer is later:
-            tree.syncer = before
-        hold.end()
-        tree.lock.release()
+        hold.end()  # an interrupt may have come in front of the first
     if later.is_needed:
         await _elsewhere(hold.waiter, tree.sync_outside)
     return is_caught

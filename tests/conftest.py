@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import random
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections import Counter
 from pathlib import Path
@@ -100,6 +102,16 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that every user can enter: pytest's own is closed to the unprivileged child of a root's run."""
+    folder = Path(tempfile.mkdtemp()).resolve()
+    folder.chmod(0o777)
+    yield folder
+    folder.chmod(0o777)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
 def state(path: Path) -> Iterator[PersistedState]:
     """An open, empty state at `path`."""
     state = PersistedState(path)
@@ -121,6 +133,15 @@ def on_disk(path: Path) -> Callable[..., dict[Any, Any]]:
 def chance(request: pytest.FixtureRequest) -> random.Random:
     """Where a random test gets its chances from; the seed of all tests gives each other ones."""
     return random.Random(f"{os.environ[SEED]} {request.node.name}")
+
+
+@pytest.fixture
+def hurried() -> Iterator[None]:
+    """Let threads change as often as the interpreter can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture(autouse=True)

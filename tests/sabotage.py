@@ -190,7 +190,7 @@ FAULTS = [
         [("        if is_there:\n            _write_at", "        if 0:\n            _write_at")],
     ),
     Fault("no reload after an interrupt", [("                _surely(self._reload)\n", "                pass\n")]),
-    Fault("end a turn once", [("                self.log.end_turn()  # an", "                pass  # an")]),
+    Fault("end a turn once", [("                self.journal.end_turn()  # an", "                pass  # an")]),
     Fault("write in a turn of the parent", [("        self.halted = (self._reopen,)\n", "")]),
     Fault(
         "unlock in the child",

@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import socket
 import sys
-import tempfile
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +22,7 @@ from persistedstate import PersistedState, StateCorrupt, StateLocked, plain
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
+    from pathlib import Path
 
 VALID_RECORD = b'--- ["set",[],"later",1]\n'
 
@@ -943,16 +940,6 @@ def test_the_warning_of_a_torn_tail_comes_once(path: Path) -> None:
 
 
 # ---- Paths that are no state files -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def public_folder() -> Iterator[Path]:
-    """A folder that every user can enter: pytest's own is closed to the unprivileged child of a root's run."""
-    folder = Path(tempfile.mkdtemp()).resolve()
-    folder.chmod(0o777)
-    yield folder
-    folder.chmod(0o777)
-    shutil.rmtree(folder)
 
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +23,7 @@ from persistedstate import PersistedState, StateClosed, StateError, StateLocked,
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 #: Opens the file of the first argument, then executes each line that it is told, and answers "ok".
 HOLDER = """
@@ -706,15 +703,6 @@ def test_a_child_that_is_forked_while_a_reader_is_in_a_refresh_goes_on_reading(p
 # ---- Threads ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hurried() -> Iterator[None]:
-    """Let threads change as often as the interpreter can."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
 def together(*works: Callable[[], None]) -> None:
     """Run each in a thread, all at once, and raise what one of them raised."""
     barrier, errors = threading.Barrier(len(works)), list[BaseException]()
@@ -1056,16 +1044,6 @@ def test_the_thread_lock_is_reentrant_and_keeps_others_out(path: Path) -> None:
 
 
 # ---- Readers ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def public_folder() -> Iterator[Path]:
-    """A folder that every user can enter: pytest's own is closed to the unprivileged child of a root's run."""
-    folder = Path(tempfile.mkdtemp()).resolve()
-    folder.chmod(0o777)
-    yield folder
-    folder.chmod(0o777)
-    shutil.rmtree(folder)
 
 
 def test_a_reader_takes_no_lock(path: Path, holder: Child) -> None:

@@ -8,12 +8,10 @@ import errno
 import itertools
 import os
 import re
-import shutil
 import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 import warnings
@@ -54,16 +52,6 @@ def umask() -> Iterator[Callable[[int], int]]:
     before = os.umask(0o022)
     yield os.umask
     os.umask(before)
-
-
-@pytest.fixture
-def public_folder() -> Iterator[Path]:
-    """A folder that every user can enter: pytest's own is closed to the unprivileged child of a root's run."""
-    folder = Path(tempfile.mkdtemp()).resolve()
-    folder.chmod(0o777)
-    yield folder
-    folder.chmod(0o777)
-    shutil.rmtree(folder)
 
 
 # ---- Defaults and creation -------------------------------------------------------------------------------------------

@@ -361,6 +361,27 @@ def test_what_another_process_does_again_and_again_is_not_overwritten(
     assert oracle.read(Path(shared)) == plain(shared)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "old", "new", "mine"),
+    [
+        ("state.a += 1", "b: 1", "b: 7", lambda s: s.__setattr__("b", s.b + 1)),
+        ("state.jobs[1] = 'z'", "- name: x", "- name: q", lambda s: s.jobs.__setitem__(0, "mine")),
+        ("state.jobs.append('z')", "- name: x", "- name: q", lambda s: s.jobs.__setitem__(0, "mine")),
+    ],
+)
+def test_what_a_person_saves_beside_what_another_process_does_is_not_overwritten(
+    shared: PersistedState, peer: Peer, theirs: str, old: str, new: str, mine: Callable[[Any], object]
+) -> None:
+    """The same statement finds both, one after the other."""
+    peer.do(theirs)
+    save(Path(shared), Path(shared).read_text().replace(old, new))
+
+    with pytest.raises(StateConflict, match="another process"):
+        mine(shared)
+
+    assert "q" in shared.jobs[0].values() or shared.b == 7
+
+
 def test_what_another_process_does_again_and_again_is_told(shared: PersistedState, peer: Peer) -> None:
     told: list[Any] = []
     for _ in range(2):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import threading
+import time
 import types
 from functools import partial
 from pathlib import Path
@@ -19,8 +21,8 @@ from processes import PATIENCE, Child, listing
 from rounds import rounds as sized
 
 import persistedstate
-from persistedstate import PersistedState, StateClosed, StateError, StateReadOnly, on_change, plain
-from persistedstate_tools import beside
+from persistedstate import PersistedState, StateClosed, StateConflict, StateError, StateReadOnly, on_change, plain
+from persistedstate_tools import beside, tasks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -269,7 +271,7 @@ def test_a_process_is_waited_for_while_the_loop_goes_on(path: Path) -> None:
         asyncio.run(main())
 
         assert plain(state) == {"a": 2, "l": ["x"]}
-        assert state._tree.log.is_in_turn is False
+        assert state._tree.journal.is_in_turn is False
 
 
 def test_a_change_behind_a_task_that_waits_for_a_process_gets_its_turn(path: Path) -> None:
@@ -332,6 +334,106 @@ def test_a_task_that_is_cancelled_when_it_has_the_turn_gives_it_back(path: Path)
     with PersistedState(path, a=1, l=[], _shared=True) as state:
         for chances in (0, 5, 50):
             asyncio.run(main(chances))
+
+
+def test_what_a_thread_catches_up_for_a_task_is_no_news_for_a_statement_under_way(path: Path) -> None:
+    """Between reading and writing of the statement a helper takes over what another process wrote: a conflict."""
+
+    def seen(child: Child) -> int:
+        child.tell("")
+        end = time.monotonic() + PATIENCE
+        while state.a == 1:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        return 1
+
+    async def main() -> None:
+        with Child(HOLDER, path) as child:
+            assert child.line() == "begun"
+            task = asyncio.create_task(add(state, "x"))
+            await until_it_waits(state)
+            with pytest.raises(StateConflict):
+                state.a = state.a + seen(child)
+            state.a += 1
+            await task
+
+    with PersistedState(path, a=1, l=[], _shared=True) as state:
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+        assert plain(state) == {"a": 3, "l": ["x"]}
+
+
+def test_what_a_thread_catches_up_for_a_task_is_told_in_the_thread_of_the_task(path: Path) -> None:
+    told: list[Any] = []
+
+    async def main() -> None:
+        with Child(HOLDER, path) as child:
+            assert child.line() == "begun"
+            task = asyncio.create_task(add(state, "x"))
+            await until_it_waits(state)
+            child.tell("")
+            await task
+
+    with PersistedState(path, a=1, l=[], _shared=True) as state:
+        on_change(state, lambda _, old, new: told.append((threading.get_ident(), old, new)), "a")
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+
+        assert told == [(threading.get_ident(), 1, 2)]
+
+
+def child_that_waits(end: int, other_end: int) -> int:
+    """Fork a child that lives until its parent closes the other end of a pipe; return its pid."""
+    pid = os.fork()
+    if pid == 0:
+        os.close(other_end)
+        os.read(end, 1)
+        os._exit(0)
+    return pid
+
+
+def test_a_child_that_is_forked_while_a_task_stands_in_line_does_not_stay_there(path: Path) -> None:
+    async def main() -> None:
+        with Child(HOLDER, path) as holder:
+            assert holder.line() == "begun"
+            task = asyncio.create_task(add(state, "x"))
+            await until_it_waits(state)
+            await until(lambda: persistedstate._lent)
+            pids.append(child_that_waits(*ends))
+            holder.tell("")
+            await task
+
+    ends, pids = os.pipe(), list[int]()
+    with PersistedState(path, a=1, l=[], _shared=True) as state:
+        asyncio.run(asyncio.wait_for(main(), PATIENCE))
+        with Path(f"{path}.shared").open("r+b") as beside:
+            is_free = persistedstate._system.lock_byte(beside.fileno(), persistedstate._QUEUE, "F_WRLCK", wait=False)
+        os.close(ends[1])
+        os.waitpid(pids[0], 0)
+        os.close(ends[0])
+
+        assert is_free
+
+
+def test_a_child_that_is_forked_while_the_disk_is_waited_for_has_no_descriptor_of_the_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would hold the lock of the file when its parent is killed."""
+    with PersistedState(path, a=1, _fsync=0.001) as state:
+        disk = HeldDisk(monkeypatch)
+        state.a = 2
+        assert disk.begun.wait(PATIENCE)
+        end, other_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            files = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
+            os.write(other_end, repr(files).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
+        disk.may_go_on.set()
+
+        assert os.fspath(path) not in os.read(end, 10_000).decode()
+        os.close(end)
+        os.close(other_end)
 
 
 async def never(state: Any) -> None:
@@ -423,6 +525,57 @@ def test_a_state_that_is_read_only_says_so(path: Path) -> None:
     path.write_text("a: 1\n")
     with PersistedState(path, _readonly=True) as state, pytest.raises(StateReadOnly):
         asyncio.run(never(state))
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_an_interrupt_in_front_of_the_end_undoes_the_block(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_shared: bool
+) -> None:
+    async def leave(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "leave", leave)
+    with PersistedState(path, l=[], _shared=is_shared) as state, contextlib.closing(asyncio.new_event_loop()) as loop:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            loop.run_until_complete(add(state, "x"))
+
+        assert plain(state) == {"l": []}
+        state.l.append("y")
+        assert oracle.read(path) == {"l": ["y"]}
+        assert caught.value is not None
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_task_of_a_loop_that_is_given_up_leaves_its_block_when_it_is_destroyed(path: Path, is_shared: bool) -> None:
+    """Its thread has ended with the lock."""
+    loops: list[Any] = []
+    begun = threading.Event()
+
+    async def hold() -> None:
+        async with state.transaction():
+            state.l.append("x")
+            begun.set()
+            await asyncio.get_running_loop().create_future()
+
+    def run() -> None:
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)  # it tells that the task is destroyed
+        loops.extend((loop, loop.create_task(hold())))
+        loop.run_forever()
+
+    with PersistedState(path, l=[], _shared=is_shared) as state:
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert begun.wait(PATIENCE)
+        loops[0].call_soon_threadsafe(loops[0].stop)
+        thread.join(PATIENCE)
+        loops.pop()
+        gc.collect()
+
+        assert plain(state) == {"l": []}
+        state.l.append("y")
+        assert oracle.read(path) == {"l": ["y"]}
+    loops[0].close()
 
 
 def test_outside_of_a_task_it_says_what_to_use(path: Path) -> None:
@@ -1019,6 +1172,33 @@ def test_what_comes_in_the_middle_of_a_vacuum_makes_it_give_up(
         other = path.with_suffix(".state.link")
         assert other.read_bytes() == path.read_bytes()
         other.unlink()
+
+
+def test_what_a_person_saves_in_the_middle_of_a_vacuum_is_merged_by_the_next_change(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not behind the back of the script, in a thread of which it knows nothing."""
+    told: list[Any] = []
+
+    async def main() -> None:
+        due(state)
+        state.n = 1
+        await until(disk.begun.is_set)
+        edit(state)
+        disk.may_go_on.set()
+        await until_vacuumed(state)
+        assert told == []
+        assert state.unused == [1, 2, 3]
+        state.n = 2
+        assert told == [(threading.get_ident(), [7])]
+
+    path.write_text(TEXT)
+    with PersistedState(path) as state:
+        disk = HeldDisk(monkeypatch)
+        on_change(state, lambda *news: told.append((threading.get_ident(), news[2])), "unused")
+        asyncio.run(main())
+
+    assert path.read_text() == TEXT.replace("n: 0", "n: 2").replace("1, 2, 3", "7")
 
 
 def test_elsewhere_a_vacuum_is_made_at_once(path: Path) -> None:

@@ -26,21 +26,12 @@ import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 THREADS = 8
 #: The fast one, where PyYAML has it: these tests read thousands of files.
 READER = "libyaml" if "libyaml" in oracle.READERS else "pyyaml"
-
-
-@pytest.fixture
-def hurried() -> Iterator[None]:
-    """Let threads change as often as the interpreter can."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
 
 
 class Abort(Exception):  # noqa: N818 - no error, but the end of a transaction

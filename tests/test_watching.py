@@ -662,6 +662,7 @@ def test_a_forked_child_that_may_not_go_on_has_none(path: Path) -> None:
         + """
     state = PersistedState(sys.argv[1], _watch=True)
     warnings.simplefilter("ignore", DeprecationWarning)
+    on_change(state, lambda *change: print(*change, flush=True))
     before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
     child = os.fork()
     if not child:
@@ -669,7 +670,6 @@ def test_a_forked_child_that_may_not_go_on_has_none(path: Path) -> None:
         print(threading.active_count(), left, flush=True)
         os._exit(0)
     os.waitpid(child, 0)
-    on_change(state, lambda *change: print(*change, flush=True))
     sys.stdin.read()
     state.close()
 """
