@@ -179,7 +179,8 @@ def _parser(words: Sequence[str] = ()) -> ArgumentParser:
         example = f"example:\n  {command.example}"
         added = commands.add_parser(name, help=command.does, description=command.does, epilog=example, **manner)
         for argument in command.arguments.split():
-            added.add_argument(argument.strip("[]").lower(), **_ARGUMENTS[argument])
+            action = added.add_argument(argument.strip("[]").lower(), **_ARGUMENTS[argument])
+            action.required = argument.isalpha()  # argparse takes [WORD] for required
     return parser
 
 

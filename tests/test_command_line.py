@@ -514,6 +514,7 @@ def test_text_of_a_shell_variable_that_is_empty(config: Path, on_disk: Callable[
         (["set", "X", "a", "b", "c"], "unrecognized arguments: c; a VALUE with blanks needs quotes; see", 2),
         (["set", "X", "a", "-x", "--string"], "the following arguments are required: VALUE", 2),
         (["get", "X", "--string", "-x"], "unrecognized arguments: --string", 2),
+        (["completion"], "the following arguments are required: SHELL; see persistedstate completion --help", 2),
         (["check", "X", "Y"], "unrecognized arguments: Y; see persistedstate check --help", 2),
         (["set", "X", "a.b.c", "1"], "a: there is no such key, only retry, hosts, jobs, 'a.b'", 1),
         (["set", "X", "retry.x", "1"], "retry.x: retry is 30, which has no parts", 1),
