@@ -203,7 +203,7 @@ def test_waiting_for_replicas_waits_for_what_another_connection_wrote(pair: tupl
     primary, replica = pair
     proxy = Proxy(primary.port)
     try:
-        with opened(primary.url("x", "?replicas=1&timeout=0.5", port=proxy.port), fsync=True) as log:
+        with opened(primary.url("x", "?replicas=1&timeout=2", port=proxy.port), fsync=True) as log:
             position = log.append(b"0", log.open(0).position)  # the server knows the script from here on
             log.sync()
             replica.pause()
