@@ -8054,15 +8054,14 @@ def _engine(
     if scheme not in found:
         known = ", ".join(sorted(found)) or "none"
         reason = f"no engine for {scheme} is installed (installed: {known})"
-        raise StateError(_shown(url), f'{reason}; pip install "persistedstate[redis,postgres]" brings some')
+        raise StateError(_shown(url), f"{reason}; to install all of this project, by pip install, brings some")
     if mode is not None:
         raise StateError(_shown(url), "_mode is for files; this is none")
     try:
         engine = found[scheme].load()
         from persistedstate_logs.journal import LogJournal
     except ModuleNotFoundError as error:
-        extra = found[scheme].module.rpartition(".")[2]
-        reason = f'the package {error.name} is missing; pip install "persistedstate[{extra}]"'
+        reason = f"the package {error.name} is missing; pip install {error.name}"
         raise ModuleNotFoundError(reason, name=error.name, path=error.path) from None
     return partial(LogJournal, engine, fsync=fsync, readonly=readonly)
 

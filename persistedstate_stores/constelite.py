@@ -51,7 +51,7 @@ try:
     from pydantic.v1 import BaseModel, Field, PrivateAttr, StrictBool, root_validator
     from pydantic.v1.json import pydantic_encoder
 except ImportError as error:
-    hint = "this store needs constelite, on Python 3.11 to 3.13: pip install 'persistedstate[constelite]'"
+    hint = "this store needs constelite, on Python 3.11 to 3.13: pip install constelite==1.0.0"
     raise ImportError(hint) from error
 
 if TYPE_CHECKING:

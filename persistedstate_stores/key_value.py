@@ -40,7 +40,7 @@ try:
         BaseEnumerateKeysStore,
     )
 except ImportError as error:
-    raise ImportError("this store needs py-key-value-aio: pip install 'persistedstate[key-value]'") from error
+    raise ImportError("this store needs py-key-value-aio: pip install 'py-key-value-aio<0.6'") from error
 
 if TYPE_CHECKING:
     import os

@@ -42,7 +42,7 @@ try:
     from pystator.errors import StaleVersionError
     from pystator.stores.base import StateStoreClient
 except ImportError as error:
-    raise ImportError("this store needs pystator[api]: pip install 'persistedstate[pystator]'") from error
+    raise ImportError("this store needs pystator[api]: pip install 'pystator[api]==0.0.47'") from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -123,6 +123,8 @@ def _print_problems(name: str, problems: Iterable[Problem]) -> None:
 
 def run_repair(options: Namespace) -> int:
     name, is_dry = options.file, options.dry_run
+    if is_address(name):
+        raise Refusal(f"{persistedstate._shown(name)}: repair is for files; a server keeps a state whole")
     done = persistedstate.repair(name, dry_run=is_dry, wait=options.wait)
     _print_problems(name, done.problems)
     if done.problems:

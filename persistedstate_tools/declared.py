@@ -120,7 +120,7 @@ class Declaration:
                 raise TypeError(f"{place}: a state cannot hold {name_of(part)}; {advice_on(part)}")
             for inner in children_of(part):
                 if is_converted(inner):
-                    inside = "stands alone, not inside of another type"
+                    inside = "may be an attribute, not inside of another type"
                     raise TypeError(f"{place}: {name_of(inner)} {inside}: what is changed there would not be saved")
                 self._check_type(place, inner)
         try:

@@ -536,6 +536,7 @@ def test_text_of_a_shell_variable_that_is_empty(config: Path, on_disk: Callable[
         (["delete", "none.state", "a"], "none.state: no such file", 2),
         (["vacuum", "none.state"], "none.state: no such file", 2),
         (["repair", "none.state"], "none.state: No such file or directory", 2),
+        (["repair", "redis://u:pw@host/x"], "redis://u:…@host/x: repair is for files; a server keeps a state whole", 2),
         (["get", "none.state", "a"], "none.state: No such file or directory", 2),
         (["log", "--follow", "none.state"], "none.state: No such file or directory", 2),
         (["watch", "none.state"], "none.state: No such file or directory", 2),

@@ -444,8 +444,8 @@ def test_enum_and_frozen_dataclass_come_back_as_declared(path: Path) -> None:
         (complex, "a state cannot hold complex; use None, bool, int"),
         (list[set[int]], "a state cannot hold set"),
         (Loose, "a state cannot hold Loose; use a TypedDict, or a frozen dataclass"),
-        (list[Point], "Point stands alone"),
-        (dict[str, Mode], "Mode stands alone"),
+        (list[Point], "Point may be an attribute"),
+        (dict[str, Mode], "Mode may be an attribute"),
         (Job | dict[str, int], "more than one dict-like type"),
     ],
 )

@@ -657,7 +657,7 @@ def test_command_without_the_framework_tells_what_to_install(source: Path, path:
     )  # fmt: skip
 
     assert done.returncode == 1
-    assert done.stderr == "error: this store needs py-key-value-aio: pip install 'persistedstate[key-value]'\n"
+    assert done.stderr == "error: this store needs py-key-value-aio: pip install 'py-key-value-aio<0.6'\n"
 
 
 def test_command_explains_itself() -> None:

@@ -419,4 +419,4 @@ def test_command_without_pystator_tells_what_to_install(source: Path, tmp_path: 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "error: this store needs pystator[api]: pip install 'persistedstate[pystator]'\n"
+    assert done.stderr == "error: this store needs pystator[api]: pip install 'pystator[api]==0.0.47'\n"
