@@ -22,7 +22,7 @@ def run(awaitable: Coroutine[Any, Any, T]) -> T:
 THEIR_WARNINGS = [
     "ignore:A configured store is unstable:UserWarning",
     "ignore:Call to deprecated setex:DeprecationWarning",
-    "ignore:unclosed <socket:ResourceWarning",  # of clients whose server went away; what is collected later fails any test
+    "ignore:unclosed <socket:ResourceWarning",  # of clients whose server went away, collected in any test
 ]
 
 

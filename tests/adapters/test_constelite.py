@@ -270,7 +270,7 @@ def test_missing_constelite_is_named_with_the_extra_that_brings_it() -> None:
     except ImportError as error:
         print(error)
     """
-    assert "persistedstate[constelite]" in run_child(code)
+    assert "constelite==1.0.0" in run_child(code)
 
 
 # ---- PUT, PATCH, GET, DELETE of properties ----

@@ -1149,7 +1149,7 @@ def test_without_the_framework_the_error_tells_what_to_install() -> None:
         """
     )
 
-    assert "persistedstate[key-value]" in printed
+    assert "py-key-value-aio<0.6" in printed
 
 
 # ---- Limit ----

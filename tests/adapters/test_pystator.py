@@ -791,7 +791,7 @@ def test_trap_a_missing_pystator_is_named_with_the_extra_that_brings_it() -> Non
     except ImportError as error:
         print(error)
     """
-    assert "persistedstate[pystator]" in run_child(code)
+    assert "pystator[api]==0.0.47" in run_child(code)
 
 
 def test_trap_c_context_of_an_entity_that_never_left_its_initial_state(store: PersistedStateStore, path: Path) -> None:
