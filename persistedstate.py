@@ -6737,6 +6737,11 @@ class _TurnLock:
         return bool(lock._is_owned())
 
 
+def _is_superseded(line: str, following: str) -> bool:
+    """Tell whether a record sets what the one behind it sets again: most are, where a process counts for its turn."""
+    return line.startswith('--- ["set",') and following.startswith(line[: line.rindex(",") + 1])
+
+
 class _SharedTree(_LiveTree):
     """A tree whose file several processes write.
 
@@ -6886,8 +6891,8 @@ class _SharedTree(_LiveTree):
         self.attested -= self.facts.keys()  # what could not be written is told anew
         self.facts.clear()
         self._note_appended(data)
-        for line in data.decode().split("\n"):
-            if line.startswith("--- ["):
+        for line, following in pairwise([*data.decode().split("\n"), ""]):
+            if line.startswith("--- [") and not _is_superseded(line, following):
                 record = _own_record(line[4:])
                 if record is None:
                     loader = _Loader(line[4:], self.document.version)

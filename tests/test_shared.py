@@ -90,6 +90,24 @@ def test_a_change_is_seen_by_the_next_change_of_another_process(shared: Persiste
     assert peer.do("state.refresh(); said = [state.b, plain(state)]") == [2, plain(shared)]
 
 
+def test_only_the_last_of_several_values_that_another_process_set_is_looked_at(
+    shared: PersistedState, peer: Peer
+) -> None:
+    """A record that is followed by one with the same beginning up to its last comma, whatever the values are."""
+    values = ["a", "a,b", "a,c", '"', '",', "x,1]", "x,2]", [1, 2], [1, 3], [], {"a": 1, "b,": 2}, None, 5, 6]
+    for value in values:
+        peer.do(f"state.a = 'a,'; state.a = {value!r}; state.b = 0; state.conf['deep'] = {{'n': 1, 'm': {value!r}}}")
+        peer.do(f"state['a,'] = 7; state['a'] = {value!r}; state['a'] = {value!r}; state.jobs[0] = {value!r}")
+        peer.do(
+            "state.jobs[1] = 'y,'; state.jobs[0] = 'y,z'; state.jobs[1] = 'y,'; state.jobs.append(1); state.jobs.pop()"
+        )
+
+        assert shared.refresh()
+
+        assert peer.do("said = plain(state)") == plain(shared) == oracle.read(Path(shared))
+        assert (shared.a, shared["a,"], shared.jobs[:2]) == (value, 7, ["y,z", "y,"])
+
+
 def test_refresh_tells_whether_others_changed_anything(shared: PersistedState, peer: Peer) -> None:
     assert not shared.refresh()
 
