@@ -51,8 +51,8 @@ def main() -> int:
         caption = caption_of(reports[0]["machine_info"]) if reports else ""
         if options.quick:
             write(Path(name), figures, caption)
+            _measure_apart("several_processes.py", "--quick", f"{name}/several-processes.md")
             draw(Path(name))
-            _measure_apart("several_processes.py", "--quick")
             _measure_apart("event_loop.py", "--quick")
             print(f"The benchmarks work: {len(figures.rows)} figures, of sizes too small to mean anything.")
         elif options.k and not options.renew:
@@ -61,10 +61,10 @@ def main() -> int:
             RESULTS.mkdir(exist_ok=True)
             figures = renewed(figures) if options.k else figures
             write(RESULTS, figures, caption)
-            draw(RESULTS)
             if not options.k:
                 _measure_apart("several_processes.py", str(RESULTS / "several-processes.md"))
                 _measure_apart("event_loop.py", str(RESULTS / "event-loop.md"))
+            draw(RESULTS)
             print(bars_table(figures))
     return 0
 
@@ -104,9 +104,9 @@ def _prepare(folder: str, packages: list[str]) -> str:
     return str(ROOT / folder / "bin/python")
 
 
-def _measure_apart(script: str, argument: str) -> None:
+def _measure_apart(script: str, *arguments: str) -> None:
     """Measure what is nothing for pytest-benchmark: several processes at once, event loops."""
-    subprocess.run([ROOT / ENVIRONMENT / "bin/python", HERE / script, argument], check=True)
+    subprocess.run([ROOT / ENVIRONMENT / "bin/python", HERE / script, *arguments], check=True)
 
 
 def _run(python: str, path: list[Path], scratch: Path, *arguments: str) -> dict[str, Any]:

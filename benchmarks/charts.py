@@ -38,6 +38,8 @@ COMPARISONS = {
 }
 START = "steps of such a process"
 START_TITLE = "A script that opens a small state, changes it and ends: time, shorter is better"
+TOGETHER = "several-processes"
+TOGETHER_TITLE = "Several processes count in one file: time per change, shorter is better"
 
 
 def main() -> None:
@@ -50,6 +52,9 @@ def main() -> None:
             save(comparison(rows), title, caption, folder / f"{case.replace(' ', '-').lower()}.svg")
     if rows := figures.of_case(START):
         save(start(rows), START_TITLE, caption, folder / "start.svg")
+    if (path := folder / f"{TOGETHER}.json").exists():
+        content = json.loads(path.read_bytes())
+        save(together(content["changes a second"]), TOGETHER_TITLE, content["caption"], folder / f"{TOGETHER}.svg")
 
 
 def save(drawing: Any, title: str, caption: str, path: Path) -> None:
@@ -138,6 +143,25 @@ def start(rows: list[Row]) -> Any:
     axes.set_xlim(0, 1.02 * max(sum(row.median for row in found) for found in bars.values()))
     axes.set_ylim(-0.5, len(bars) + 0.5)
     legend(axes, STEPS)
+    return drawing
+
+
+def together(speeds: dict[str, dict[str, float]]) -> Any:
+    """Draw for each number of processes how long a change takes, here and in the other store."""
+    bars = [(name, number, 1 / speed) for number in speeds[OURS] for name in speeds if (speed := speeds[name][number])]
+    drawing, axes = canvas(len(bars))
+    names = [f"{number} process{'es' * (number != '1')}, {name}" for name, number, _ in bars]
+    axes.set_yticks(range(len(bars)), names, size=9)
+    axes.set_ylim(-0.5, len(bars) - 0.5)
+    axes.set_xlim(0, 1.02 * max(time for *_, time in bars))
+    for place, ((name, _, time), tick) in enumerate(zip(bars, axes.get_yticklabels(), strict=True)):
+        is_ours = name == OURS
+        weight = "bold" if is_ours else "normal"
+        height, colours = (OURS_HEIGHT, COLOURS) if is_ours else (HEIGHT, DULL)
+        axes.barh(place, time, height=height, color=colours["process crash"])
+        label(axes, place, time, weight)
+        tick.set_fontweight(weight)
+    legend(axes, {LEGEND["process crash"]: COLOURS["process crash"]})
     return drawing
 
 

@@ -3,7 +3,8 @@
     python benchmarks/several_processes.py [--quick] [TARGET]
 
 Each of 1, 2 and 4 processes counts in transactions for some seconds, here and in diskcache, side by side; at the end
-the counter must hold all of them. Prints a table in Markdown, or writes it into the target.
+the counter must hold all of them. Prints a table in Markdown, or writes it into the target, and beside it what a chart
+is drawn of.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def _write(kind: Any, folder: Path, gate: int, seconds: float, report: Path) -> 
         os._exit(status)
 
 
-def table(seconds: float, rounds: int) -> str:
-    """Measure all of it, side by side, and return what was seen."""
+def measured(seconds: float, rounds: int) -> tuple[str, dict[str, Any]]:
+    """Measure all of it, side by side; return a table, and changes a second for the chart."""
     single = [run(alone, 1, seconds)[0] for _ in range(rounds)]
     lines = [
         "# Several processes, one file",
@@ -122,21 +123,25 @@ def table(seconds: float, rounds: int) -> str:
         "| processes | changes a second | diskcache | poorest one's part of a fair share | longest wait |",
         "|---|---|---|---|---|",
     ]
+    speeds: dict[str, dict[str, float]] = {"persistedstate": {}, "diskcache": {}}
     for writers in WRITERS:
         both = [(run(ours, writers, seconds), run(theirs, writers, seconds)) for _ in range(rounds)]
         speed, share, wait = (median(own[column] for own, _ in both) for column in range(3))
         peer = median(other[0] for _, other in both)
+        speeds["persistedstate"][str(writers)], speeds["diskcache"][str(writers)] = speed, peer
         lines.append(f"| {writers} | {speed:,.0f} | {peer:,.0f} | {share:.0%} | {wait * 1000:.0f} ms |")
     system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return "\n".join([*lines, "", f"CPython {platform.python_version()}, {system}.", ""])
+    caption = f"CPython {platform.python_version()}, {system}"
+    return "\n".join([*lines, "", f"{caption}.", ""]), {"caption": caption, "changes a second": speeds}
 
 
 def main() -> None:
     """Measure, and print or write what was seen."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--quick"]
-    text = table(0.1, 1) if "--quick" in sys.argv else table(SECONDS, ROUNDS)
-    if arguments:
-        Path(arguments[0]).write_text(text, "utf-8")
+    text, speeds = measured(0.1, 1) if "--quick" in sys.argv else measured(SECONDS, ROUNDS)
+    for target in map(Path, arguments):
+        target.write_text(text, "utf-8")
+        target.with_suffix(".json").write_text(json.dumps(speeds, indent=1) + "\n", "utf-8")
     print(text)
 
 
