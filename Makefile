@@ -32,7 +32,7 @@ demo:
 .PHONY: test
 test:
 	@$(SET_UP)
-	@echo 'The tests at $(PERSISTEDSTATE_SHARE) of their full size; 0.05 takes 3 to 4 minutes on 2 cores, 1 about 7.'
+	@echo 'The tests at $(PERSISTEDSTATE_SHARE) of their full size; 0.05 takes 3 to 4 minutes on 2 cores, 1 about 10.'
 	@$(VENV)/bin/python -m pytest -n auto $(ARGS)
 
 .PHONY: campaign
