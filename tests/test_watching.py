@@ -582,11 +582,15 @@ ENDS: dict[str, str] = {
 @pytest.mark.leaves("files")
 @pytest.mark.parametrize("end", ENDS)
 def test_a_script_that_does_not_close_ends(path: Path, end: str) -> None:
-    """Without a word and at once, whatever its thread is in the middle of; and what was saved last is merged."""
+    """Without a word and at once, whatever its thread is in the middle of; and what was saved last is merged.
+
+    From CPython 3.12 on no thread starts any more at the end of a process, which one is told that wants another one.
+    """
     path.write_text(START)
     with Child(f"{DAEMON}    state = PersistedState(sys.argv[1], _watch=True)\n    {ENDS[end]}", path) as child:
         said, errors = child._process.communicate(timeout=PATIENCE)
-        assert (child._process.returncode, errors) == (0, b"")
+        assert child._process.returncode == 0
+        assert errors == b"" or (b"at interpreter shutdown" in errors and "opens another" in end)
         assert said == (b"done\n" if "done" in ENDS[end] else b"")
     with PersistedState(path) as state:
         assert state.get("more") == (1 if "edit" in ENDS[end] else None)
