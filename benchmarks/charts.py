@@ -108,18 +108,22 @@ def comparison(rows: list[Row]) -> Any:
     drawing, axes = canvas(len(bars))
     axes.set_xscale("log")
     axes.set_xlim(bars[0][1] / 3, bars[-1][1] * 1.5)
+    fill(axes, bars, [name.startswith(OURS) and name != OLD for name, *_ in bars])
+    return drawing
+
+
+def fill(axes: Any, bars: list[tuple[str, float, str]], ours: list[bool]) -> None:
+    """Draw bars of a name, a value and a durability; ours: which of them stand out."""
     axes.set_ylim(-0.5, len(bars) - 0.5)
     axes.set_yticks(range(len(bars)), [name for name, *_ in bars], size=9)
-    for place, ((name, value, durability), tick) in enumerate(zip(bars, axes.get_yticklabels(), strict=True)):
-        is_ours = name.startswith(OURS) and name != OLD
+    for place, ((_, value, durability), is_ours) in enumerate(zip(bars, ours, strict=True)):
         weight = "bold" if is_ours else "normal"
         height, colours = (OURS_HEIGHT, COLOURS) if is_ours else (HEIGHT, DULL)
         axes.barh(place, value, height=height, color=colours[durability])
         label(axes, place, value, weight)
-        tick.set_fontweight(weight)
+        axes.get_yticklabels()[place].set_fontweight(weight)
     present = {durability for *_, durability in bars}
     legend(axes, {text: COLOURS[name] for name, text in LEGEND.items() if name in present})
-    return drawing
 
 
 def start(rows: list[Row]) -> Any:
@@ -148,20 +152,14 @@ def start(rows: list[Row]) -> Any:
 
 def together(speeds: dict[str, dict[str, float]]) -> Any:
     """Draw for each number of processes how long a change takes, here and in the other store."""
-    bars = [(name, number, 1 / speed) for number in speeds[OURS] for name in speeds if (speed := speeds[name][number])]
+    rows = [(name, number) for number in speeds[OURS] for name in speeds]
+    bars = [
+        (f"{number} process{'es' * (number != '1')}, {name}", 1 / speeds[name][number], "process crash")
+        for name, number in rows
+    ]
     drawing, axes = canvas(len(bars))
-    names = [f"{number} process{'es' * (number != '1')}, {name}" for name, number, _ in bars]
-    axes.set_yticks(range(len(bars)), names, size=9)
-    axes.set_ylim(-0.5, len(bars) - 0.5)
-    axes.set_xlim(0, 1.02 * max(time for *_, time in bars))
-    for place, ((name, _, time), tick) in enumerate(zip(bars, axes.get_yticklabels(), strict=True)):
-        is_ours = name == OURS
-        weight = "bold" if is_ours else "normal"
-        height, colours = (OURS_HEIGHT, COLOURS) if is_ours else (HEIGHT, DULL)
-        axes.barh(place, time, height=height, color=colours["process crash"])
-        label(axes, place, time, weight)
-        tick.set_fontweight(weight)
-    legend(axes, {LEGEND["process crash"]: COLOURS["process crash"]})
+    axes.set_xlim(0, 1.02 * max(time for _, time, _ in bars))
+    fill(axes, bars, [name == OURS for name, _ in rows])
     return drawing
 
 
