@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import signal
@@ -664,7 +665,10 @@ def test_a_vacuum_in_the_folder_of_an_enemy_touches_nothing_outside(
     ):
         warnings.simplefilter("ignore", RuntimeWarning)
         enemy.expect("begun")
-        for number in range(rounds):
+        for number in itertools.count():
+            # The enemy may win any number of rounds: how many we win is no promise, that we win some is.
+            if number >= rounds and done > rounds / 10:
+                break
             with contextlib.suppress(OSError):
                 state.token = f"private {number}"
                 state.vacuum()
@@ -674,7 +678,6 @@ def test_a_vacuum_in_the_folder_of_an_enemy_touches_nothing_outside(
         enemy.finish()
         with contextlib.suppress(OSError):
             state.vacuum()
-    assert done > rounds / 10
 
 
 def test_extended_attributes_are_kept_across_a_vacuum(path: Path) -> None:
