@@ -1355,12 +1355,12 @@ class _Part:
     def text(self, name: Any, value: Any, within: _Entries) -> str:
         """Return the text with the present value; name: (key,), or None for an item of a list."""
         if self.changed and self.inside is None and not self.is_stale:
-            if text := self._with_scalars(_held(value)):
+            if text := self._with_scalars(_items_of(value)):
                 return text
             self.opened()
         if self.inside is not None and not self.is_stale:
             with _UNFIT:
-                return str(self._joined(_held(value), within))
+                return str(self._joined(_items_of(value), within))
             self.inside = None
         new = _plain(value)
         with _UNFIT:
@@ -2013,14 +2013,14 @@ def _likeness(one: Any, other: Any) -> int:
     return 0
 
 
-def _held(value: Any) -> Any:
+def _items_of(value: Any) -> Any:
     """Return what a node holds; any other value itself."""
     return getattr(value, "_items", value)
 
 
 def _plain(value: Any) -> Any:
     """Return a plain, deep copy."""
-    content = _held(value)
+    content = _items_of(value)
     if type(content) is dict:
         return {key: item if type(item) in _SIMPLE else _plain(item) for key, item in content.items()}
     return [item if type(item) in _SIMPLE else _plain(item) for item in content] if type(content) is list else content
@@ -2700,14 +2700,14 @@ class _Stream:
             elif not self._read_chunk(self.text[mark + 3 : end], mark + 3):
                 break
         #: What records tell of the snapshot, by key; and of those the ones that a person has changed there since.
-        self.facts = self._told(self.text[marks[0] :]) if marks else {}
+        self.facts = self._facts_in(self.text[marks[0] :]) if marks else {}
         self.edited = [
             key for key, fact in self.facts.items() if not self.document.is_told(fact, self.value.get(key, _GONE))
         ]
         #: Those of them of which no value is told.
         self.undecided = [key for key in self.edited if self.facts[key][0] == "hash"]
 
-    def _told(self, journal: str) -> dict[Any, list[Any]]:
+    def _facts_in(self, journal: str) -> dict[Any, list[Any]]:
         """Return the first record that tells of each key."""
         facts: dict[Any, list[Any]] = {}
         for record, _ in self.records if '--- ["was",' in journal or '--- ["hash",' in journal else ():
@@ -4057,7 +4057,7 @@ class _SharedJournal(_Journal):
         end = len(data) if is_all else self.size + len(data)
         if path == (note.device, note.inode):
             self._switch(path)
-            data += self._unfinished(end)
+            data += self._salvaged(end)
         if is_all:
             self._know(data)
         else:
@@ -4078,7 +4078,7 @@ class _SharedJournal(_Journal):
         old, self.descriptor, self.claimed, self.inode = self.descriptor, self.claimed, -1, _seen(status)[:2]
         self._let_go(old)
 
-    def _unfinished(self, end: int) -> bytes:
+    def _salvaged(self, end: int) -> bytes:
         """Return what a writer that was killed added to the file, and not to the copy; cut what is no whole record.
 
         What stands behind a text that a person saved is the end of that text.
@@ -4592,7 +4592,7 @@ class _Node(_Holder):
 
     A node is in the tree if its parents lead to the root; to remove it is to clear its link to its parent. Each
     operation of a record is a method of the same name with an underscore. Its last step changes `_items` by one call
-    of C code, so that after an interrupt the length tells whether it was done, or else it may be repeated (`_redo`).
+    of C code, so that after an interrupt the length tells whether it was done, or else it may be repeated: `_do_once`.
     """
 
     __slots__ = ("_heads", "_items", "_key", "_parent", "_place", "_tree")
@@ -4694,18 +4694,18 @@ class _Node(_Holder):
             self._remember(operation, *arguments)
         getattr(self, "_" + operation)(*arguments)
 
-    def _redo(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
+    def _do_once(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
         """Do an operation of the state unless that was done: unless the node has another length than it had before.
 
         keys: what leads to the node.
         """
         if len(self._items) == length:
-            self._tree.edits.append((keys, operation, *self._told(operation, *arguments)))  # type: ignore[union-attr]
+            self._tree.edits.append((keys, operation, *self._for_text(operation, *arguments)))  # type: ignore[union-attr]
             self._do(operation, *arguments)
 
     def _perform(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
         """Do an operation, and get ready for its like: at once, because an edit must be there that tells of it."""
-        self._redo(length, keys, operation, *arguments)
+        self._do_once(length, keys, operation, *arguments)
         self._prime(operation, *arguments)
 
     def _prime(self, operation: str, *arguments: Any) -> None:
@@ -4713,10 +4713,10 @@ class _Node(_Holder):
         raise NotImplementedError
 
     def _put(self, length: int, key: str | None, value: Any) -> None:
-        """Make the change of which `_heads` tells, unless it was made; see `_redo`."""
+        """Make the change of which `_heads` tells, unless it was made; see `_do_once`."""
         raise NotImplementedError
 
-    def _told(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
+    def _for_text(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return of the arguments of an operation what the text has to know: values where they replace containers."""
         if operation == "insert" or (operation == "set" and not isinstance(self._at(arguments[0]), _Node)):
             return arguments[0], _UNDEFINED
@@ -5259,9 +5259,9 @@ class _Root(StateDict):
                 items[key] = _grow(item, tree, self, key)
         self._show_all()
 
-    def _redo(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
+    def _do_once(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
         if len(self._items) == length:
-            super()._redo(length, keys, operation, *arguments)
+            super()._do_once(length, keys, operation, *arguments)
         else:
             self._show_all()
 
@@ -6304,17 +6304,17 @@ class _LiveTree(_Tree):
                 raise
         raise OSError(errno.EBUSY, "somebody keeps writing the file", self.path)
 
-    def _await_edit(self) -> _Edit:
+    def _await_edit(self) -> _HandEdit:
         """Return what somebody else saved, once it is whole, as far as that can be told."""
         deadline = _system.now() + _PATIENCE
         while True:
             data, basis, is_quiet = self.journal.read_foreign(deadline)
-            edit = _Edit(data, basis, is_quiet=is_quiet)
+            edit = _HandEdit(data, basis, is_quiet=is_quiet)
             edit.compare([self.document, *self.history.previous()])
             if not edit.is_doubtful or _system.now() + _QUIET >= deadline:
                 return edit
 
-    def _take_over(self, edit: _Edit) -> None:
+    def _take_over(self, edit: _HandEdit) -> None:
         """Merge an edit, or keep it aside where that cannot be; either way the file is a fresh snapshot then."""
         if edit.saved is None:
             self._refuse(edit)
@@ -6340,7 +6340,7 @@ class _LiveTree(_Tree):
         self._renew(document, edit.basis, value, edit.saved if is_new else None)
         self.merges += not _same(mine, value)
 
-    def _refuse(self, edit: _Edit) -> None:
+    def _refuse(self, edit: _HandEdit) -> None:
         """Go on without an edit, and tell where that is kept."""
         kept = f"; it is kept in {self.journal.keep_aside(edit.data, 'edited')}" if edit.data and edit.text else ""
         try:
@@ -6413,7 +6413,7 @@ class _LiveTree(_Tree):
             is_idle = self.halted is None and not self.levels
             if (missing or self.journal.is_new) and not self.root._items and self.is_clean and is_idle:
                 try:
-                    self.root._redo(0, (), "update", *self.root._grown("update", missing))
+                    self.root._do_once(0, (), "update", *self.root._grown("update", missing))
                     self._vacuum()
                 except BaseException:
                     _surely(self._forget_defaults)
@@ -6531,7 +6531,7 @@ class _LiveTree(_Tree):
         self.shut(StateError(self.path, reason))
 
 
-class _Edit:
+class _HandEdit:
     """What somebody else left in the place of the state file.
 
     data: its bytes, None if there is no file any more. basis: how it looked. is_quiet: nobody was writing any more.
@@ -6777,20 +6777,20 @@ class _SharedTree(_LiveTree):
         with self.lock:
             if self.journal.is_in_turn:
                 self.missed = self.unread  # what is read from here on is up to date
-                self._leave_unread()
+                self._claim_missed()
                 yield
                 return
             try:
                 try:
                     self._begin_turn(wait)
-                    self._leave_unread()
+                    self._claim_missed()
                     yield
                 finally:
                     self.journal.end_turn()
             finally:
                 self.journal.end_turn()  # an interrupt may have come in front of the first
 
-    def _leave_unread(self) -> None:
+    def _claim_missed(self) -> None:
         """Let a statement begin with what there is in `missed`; a helper leaves that for the one under way."""
         if get_ident() not in _helpers:
             self.unread = {}
@@ -6909,13 +6909,13 @@ class _SharedTree(_LiveTree):
             self.attested.add(path[0])
             return
         node = _target(self.root, path)
-        if not self._is_put(node, name, *arguments):
+        if not self._put_primed(node, name, *arguments):
             _apply(self.root, [name, path, *arguments])
             if all(type(key) is str for key in path):  # to find the way from a list takes long
                 node._locate()
                 node._prime(name, *arguments)
 
-    def _is_put(self, node: _Node, name: str, place: Any = None, value: Any = _GONE, *_: Any) -> bool:
+    def _put_primed(self, node: _Node, name: str, place: Any = None, value: Any = _GONE, *_: Any) -> bool:
         """Make a change of which the heads of a node tell; False if it is none."""
         key, length = place if name == "set" else None, len(node._items)
         if name not in ("set", "insert") or key not in node._heads or type(value) not in _SCALARS:
@@ -6981,7 +6981,7 @@ class _SharedTree(_LiveTree):
             past.pop()
         self.journal.past = past
 
-    def _await_edit(self) -> _Edit:
+    def _await_edit(self) -> _HandEdit:
         self.history = _History()  # of all processes
         for text, first_record, by_person in self.journal.past_texts():
             document = _Document()
@@ -7345,7 +7345,8 @@ def _apply(root: StateDict, record: Any) -> None:
         return
     operation, path, *arguments = record
     node = _target(root, path)
-    node._redo(len(node._items), tuple(path), operation, *node._grown(operation, *node._taken(operation, *arguments)))
+    grown = node._grown(operation, *node._taken(operation, *arguments))
+    node._do_once(len(node._items), tuple(path), operation, *grown)
 
 
 def _target(root: StateDict, path: Any) -> Any:

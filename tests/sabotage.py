@@ -308,7 +308,7 @@ FAULTS = [
         "an operation that the text is not told of",
         [
             (
-                "            self._tree.edits.append((keys, operation, *self._told(operation, *arguments)))",
+                "            self._tree.edits.append((keys, operation, *self._for_text(operation, *arguments)))",
                 "            assert self._tree",
             )
         ],
