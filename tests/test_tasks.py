@@ -25,7 +25,7 @@ from persistedstate import PersistedState, StateClosed, StateConflict, StateErro
 from persistedstate_tools import beside, tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 
 #: The fast one, where PyYAML has it.
@@ -250,15 +250,21 @@ HOLDER = """
 """
 
 
+@contextlib.asynccontextmanager
+async def behind_a_process(state: Any, *names: str) -> AsyncIterator[tuple[Any, ...]]:
+    """Let a process have a transaction until it is told to end it, and tasks wait for it, each to add a name."""
+    with Child(HOLDER, os.fspath(state)) as child:
+        child.expect("begun")
+        tasks = [asyncio.create_task(add(state, name)) for name in names]
+        await until_it_waits(state, len(tasks))
+        yield child, *tasks
+
+
 def test_a_process_is_waited_for_while_the_loop_goes_on(path: Path) -> None:
     """It ends its transaction only when the loop has come round and another task has read the state."""
 
     async def main() -> None:
-        child = Child(HOLDER, path)
-        with child:
-            assert child.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (child, task):
             for _ in range(20):
                 await asyncio.sleep(0.001)
                 assert plain(state.l) == []
@@ -278,10 +284,7 @@ def test_a_change_behind_a_task_that_waits_for_a_process_gets_its_turn(path: Pat
     """The thread of the loop waits for the turn with the lock, which the task needs to take it."""
 
     async def main() -> None:
-        with Child(HOLDER, path) as child:
-            assert child.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (child, task):
             await asyncio.sleep(0.02)  # it is the first in the line by now
             threading.Timer(0.05, child.tell, [""]).start()
             state.b = 2
@@ -296,11 +299,7 @@ def test_a_change_behind_a_task_that_waits_for_a_process_gets_its_turn(path: Pat
 
 def test_a_task_that_is_cancelled_while_a_process_has_the_turn_leaves_it(path: Path) -> None:
     async def main() -> None:
-        child = Child(HOLDER, path)
-        with child:
-            assert child.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (child, task):
             await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -328,8 +327,8 @@ def test_a_task_that_is_cancelled_when_it_has_the_turn_gives_it_back(path: Path)
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        with Child(HOLDER, path) as child:
-            assert child.line() == "begun"
+        async with behind_a_process(state):
+            pass
 
     with PersistedState(path, a=1, l=[], _shared=True) as state:
         for chances in (0, 5, 50):
@@ -348,10 +347,7 @@ def test_what_a_thread_catches_up_for_a_task_is_no_news_for_a_statement_under_wa
         return 1
 
     async def main() -> None:
-        with Child(HOLDER, path) as child:
-            assert child.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (child, task):
             with pytest.raises(StateConflict):
                 state.a = state.a + seen(child)
             state.a += 1
@@ -367,10 +363,7 @@ def test_what_a_thread_catches_up_for_a_task_is_told_in_the_thread_of_the_task(p
     told: list[Any] = []
 
     async def main() -> None:
-        with Child(HOLDER, path) as child:
-            assert child.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (child, task):
             child.tell("")
             await task
 
@@ -393,10 +386,7 @@ def child_that_waits(end: int, other_end: int) -> int:
 
 def test_a_child_that_is_forked_while_a_task_stands_in_line_does_not_stay_there(path: Path) -> None:
     async def main() -> None:
-        with Child(HOLDER, path) as holder:
-            assert holder.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (holder, task):
             await until(lambda: persistedstate._lent)
             pids.append(child_that_waits(*ends))
             holder.tell("")
