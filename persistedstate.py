@@ -4681,11 +4681,12 @@ class _Node(_Holder):
     def _commit(self, operation: str, *arguments: Any) -> None:
         """Do an operation, after a look at the length; what is part of the state writes its record first."""
         if not self._enter():
-            self._do(operation, *(arguments if self._tree is None else self._unshared(operation, *arguments)))
+            self._do(operation, *(arguments if self._tree is None else _with_values(_unshared, operation, *arguments)))
             return
         tree, (path, keys) = self._tree, self._locate()
         assert tree is not None  # noqa: S101 - for the type checker
-        record = ",".join([f'["{operation}",[{path}]', *map(_flow, arguments)])
+        written = arguments if operation != "order" else arguments[:1]
+        record = ",".join([f'["{operation}",[{path}]', *map(_flow, written)])
         tree.commit(f"{record}]", self, keys, operation, *self._grown(operation, *arguments))
 
     def _do(self, operation: str, *arguments: Any) -> None:
@@ -4720,11 +4721,9 @@ class _Node(_Holder):
         """Return of the arguments of an operation what the text has to know: values where they replace containers."""
         if operation == "insert" or (operation == "set" and not isinstance(self._at(arguments[0]), _Node)):
             return arguments[0], _UNDEFINED
-        if operation == "set":
-            return arguments[0], _unshared(arguments[1])
         if operation == "splice" and arguments[0] == arguments[1]:
             return arguments[0], arguments[1], range(len(arguments[2]))
-        return self._unshared(operation, *arguments[:1] if operation == "order" else arguments)
+        return arguments[:1] if operation == "order" else _with_values(_unshared, operation, *arguments)
 
     def _taken(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments that a record has for an operation, if they fit; raises what `_MISFITS` are."""
@@ -4738,27 +4737,11 @@ class _Node(_Holder):
 
     def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments of an operation with nodes in the place of plain containers."""
-        if operation in ("set", "insert"):
-            key, value = arguments
-            return key, self._grow(value, key)
-        if operation == "update":
-            return ({key: self._grow(value, key) for key, value in arguments[0].items()},)
-        if operation == "splice":
-            start, stop, values = arguments
-            return start, stop, [self._grow(value, index) for index, value in enumerate(values, start)]
-        return arguments
+        return _with_values(self._grow, operation, *arguments)
 
     def _at(self, key: Any) -> Any:
         """Return what stands at a key; None in a mapping that lacks it."""
         return self._items.get(key) if type(self._items) is dict else self._items[key]
-
-    @staticmethod
-    def _unshared(operation: str, *arguments: Any) -> tuple[Any, ...]:
-        """Return the arguments with copies of nodes: what a failed transaction may bring back has those of its own."""
-        *others, new = arguments or (None,)
-        if operation == "update":
-            return ({key: _unshared(value) for key, value in new.items()},)
-        return (*others, [*map(_unshared, new)] if operation == "splice" else _unshared(new)) if arguments else ()
 
     def _checked(self, value: Any, key: Any) -> Any:
         """Return a plain copy of a value that is to be stored under a key."""
@@ -4840,7 +4823,21 @@ def _grow(value: Any, tree: _Tree, parent: _Node | None, key: Any) -> Any:
     return value
 
 
-def _unshared(value: Any) -> Any:
+def _with_values(convert: Callable[[Any, Any], Any], operation: str, *arguments: Any) -> tuple[Any, ...]:
+    """Return the arguments of an operation with what `convert` makes of each value and its key."""
+    if operation in ("set", "insert"):
+        key, value = arguments
+        return key, convert(value, key)
+    if operation == "update":
+        return ({key: convert(value, key) for key, value in arguments[0].items()},)
+    if operation == "splice":
+        start, stop, values = arguments
+        return start, stop, [convert(value, index) for index, value in enumerate(values, start)]
+    return arguments
+
+
+def _unshared(value: Any, _key: Any = None) -> Any:
+    """Return a copy of a node: what a failed transaction may bring back has those of its own."""
     return _plain(value) if isinstance(value, _Node) else value
 
 
@@ -5527,13 +5524,7 @@ class StateList(_Node, MutableSequence[Any]):
             self._commit("splice", start, stop, values)
 
     def _reorder(self, indexes: list[int]) -> None:
-        items = [self._items[index] for index in indexes]
-        if self._enter():
-            path, keys = self._locate()
-            record = f'["order",[{path}],{_flow(indexes)}]'
-            self._tree.commit(record, self, keys, "order", indexes, items)  # type: ignore[union-attr]
-        else:
-            self._do("order", indexes, items)
+        self._commit("order", indexes, [self._items[index] for index in indexes])
 
     def _key_of(self, child: _Node) -> int:
         """Return the index of a child: search outwards from where it was last seen."""
