@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import gc
@@ -334,6 +335,34 @@ def test_a_task_that_is_cancelled_when_it_has_the_turn_gives_it_back(path: Path)
     with PersistedState(path, a=1, l=[], _shared=True) as state:
         for chances in (0, 5, 50):
             asyncio.run(main(chances))
+
+
+def test_a_turn_that_came_is_not_fetched_again_when_the_task_is_through(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task has used the turn and ended it before the thread that fetched it looks up."""
+    is_through, take = threading.Event(), tasks._Hold._take
+
+    def take_and_rest(hold: Any) -> bool:
+        is_in_line = take(hold)
+        assert is_in_line or is_through.wait(PATIENCE)
+        return is_in_line
+
+    async def main() -> None:
+        await add(state, "x")
+        is_through.set()
+
+    monkeypatch.setattr(tasks._Hold, "_take", take_and_rest)
+    monkeypatch.setattr(tasks, "_WOKEN", 0.001)
+    with PersistedState(path, a=1, l=[], _shared=True) as state:
+        threads = _thread._count()
+        asyncio.run(main())
+        while _thread._count() > threads:
+            time.sleep(0.001)
+
+        assert state._tree.journal.is_in_turn is False
+        with Child(HOLDER, path) as child:
+            assert child.line() == "begun"
 
 
 def test_what_a_thread_catches_up_for_a_task_is_no_news_for_a_statement_under_way(path: Path) -> None:
