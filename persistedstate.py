@@ -4591,8 +4591,9 @@ class _Node(_Holder):
     """A container of the tree, or one that was removed from it: that is as plain as any other.
 
     A node is in the tree if its parents lead to the root; to remove it is to clear its link to its parent. Each
-    operation of a record is a method of the same name with an underscore. Its last step changes `_items` by one call
-    of C code, so that after an interrupt the length tells whether it was done, or else it may be repeated: `_do_once`.
+    operation of a record is a method of the same name with an underscore; tests/test_style.py names what else has to
+    know it. Its last step changes `_items` by one call of C code, so that after an interrupt the length tells whether
+    it was done, or else it may be repeated: `_do_once`.
     """
 
     __slots__ = ("_heads", "_items", "_key", "_parent", "_place", "_tree")
@@ -5591,7 +5592,7 @@ class StateList(_Node, MutableSequence[Any]):
         return _Image(self, [], len(self._items))
 
     def _remember(self, operation: str, *arguments: Any) -> None:
-        start = 0 if operation in ("order", "clear") else arguments[0]
+        start = arguments[0] if operation in ("set", "insert", "delete", "splice") else 0
         for image in self._keep():
             known = image.extent - len(image.kept)
             if start < known:
@@ -5649,13 +5650,13 @@ class _Task(namedtuple("_Task", "scheduler task")):
 
 
 def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
-    """Return the keys of the top-level entries that an operation changes.
+    """Return the keys of the top-level entries that an operation changes; present: those that there are.
 
-    keys: what leads to its node. present: those that there are.
+    keys: what leads to its node, a mapping where that is the root.
     """
     if keys:
         return keys[:1]
-    return present if operation == "clear" else arguments[0] if operation == "update" else arguments[:1]
+    return arguments[:1] if operation in ("set", "delete") else arguments[0] if operation == "update" else present
 
 
 _NO_LATEST = (None, None, None)
