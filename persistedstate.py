@@ -2982,8 +2982,8 @@ def _corrupt(path: str, text: str, problem: _BadText) -> StateCorrupt:
 
 
 # ------------------------------------------------------ Journal ------------------------------------------------------
-# Owns the descriptor, the lock, and every system call; applies nothing. `append` is the only way to add to the file,
-# `replace` the only way to renew it.
+# Owns the descriptor and the lock, and makes its system calls by `_system`; applies nothing. `append` is the only way
+# to add to the file, `replace` the only way to renew it; what never became whole is cut.
 
 
 class _System:
@@ -3315,7 +3315,7 @@ class _Journal:
         self.wrote_at = self.due_at = self.clock = 0.0
         #: Somebody else may have written.
         self.is_suspicious = False
-        #: What our file looks like; length and hash of what the latest look found in it, ours or somebody else's.
+        #: How our file looks, since when; length and hash of what the latest look found in it, ours or somebody else's.
         self.dated = _Dated()
         self.read: tuple[int, int] | None = None
         #: Held while the disk is waited for; and why that failed, until the file is written anew.
@@ -3348,7 +3348,7 @@ class _Journal:
         return False
 
     def _know(self, data: bytes) -> None:
-        """Note what the file holds, and how it looks, so that a change by somebody else will be noticed."""
+        """Note what our file holds (`known`) and how it looks (`basis`); what differs is somebody else's."""
         self._let_displaced_go()
         self.size = len(data)
         self.known = (len(data), hash(data))
@@ -3503,7 +3503,7 @@ class _Journal:
                 raise
 
     def _glance_around(self, now: float) -> None:
-        """Note whether somebody else may have written, by the look of the file; `is_foreign` finds out."""
+        """Note whether somebody else may have written, as after a look that is too young; `is_foreign` finds out."""
         clock, self.clock = self.clock, _system.time() - now
         self.due_at = now + _LOOK_EVERY
         glance, known = self._glance(), self.basis
@@ -4377,7 +4377,10 @@ class _Image:
 
 
 class _Tree:
-    """What the nodes of one state share. `commit` is the one funnel for changes.
+    """What the nodes of one state share.
+
+    A change of the script goes through `commit`, or `assign`, the short way; a merge (`_become`) and a record that is
+    read (`_apply`) do operations without a record.
 
     Slots for what each change reads: from the thirtieth attribute on, CPython finds all of them in more time, 0.05 us
     of a change.
@@ -4394,8 +4397,8 @@ class _Tree:
         self.path = path
         self.lock: Any = RLock()
         #: None while changes are welcome, else a call, (function, *arguments), that has to be made first: `_finish` a
-        #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_tell` a late
-        #: warning, or, for ever, `refuse`.
+        #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_reload` or
+        #: `_reopen` a shared one, `_tell` a late warning, or, for ever, `refuse`.
         self.halted: tuple[Any, ...] | None = None
         #: What the nodes were that other processes changed, by their ids, when the statement under way began.
         self.missed: dict[int, _Image] = {}
@@ -4403,7 +4406,8 @@ class _Tree:
         self.unread: dict[int, _Image] = {}
         #: How many snapshots there have been.
         self.generation = 0
-        #: What the text of the latest snapshot has to follow: paths, operations and what matters of their arguments.
+        #: What the text of the latest snapshot has to follow: paths, operations and what matters of their arguments. A
+        #: short way leaves none (see `_heads`), so that a list may be longer than they tell.
         self.edits: list[tuple[Any, ...]] = []
         #: The open transactions, the outermost first.
         self.levels: list[_Level] = []
@@ -4446,7 +4450,7 @@ class _Tree:
     def overlooks(self, node: _Node, key: Any, value: Any = _GONE) -> bool:
         """Raise StateConflict if another process changed what a statement is about to overwrite, which has not read it.
 
-        Returns whether the value, a node, was there and was replaced: then there is nothing to do.
+        Returns True where nothing is to be done: the value is the node that is there, or that was, as in `+=`.
         """
         raise NotImplementedError
 
@@ -4674,7 +4678,7 @@ class _Node(_Holder):
         return node
 
     def _fix_length(self) -> int:
-        """Fix what the record of a change builds on, which nobody may change from now on; return the length."""
+        """Return the length, on which a change builds, and note the moment: after another change `_make` refuses."""
         if self._tree is not None:
             self._tree.started = self._tree.moment()
         return len(self._items)
@@ -5606,7 +5610,8 @@ class StateList(_Node, MutableSequence[Any]):
 
 
 # ------------------------------------------------------- State -------------------------------------------------------
-# The facade: options, transactions, vacuum, opening and closing. Nothing above knows what a state is.
+# What becomes of a change: a tree with its file, alone or shared; readers; merging; who is told of changes. Then the
+# facade, `PersistedState`, with opening, closing and forks.
 
 #: The open trees of this process, so that a second opening of a file shares the first.
 _open_trees: list[_LiveTree] = []
@@ -5700,7 +5705,7 @@ class _LiveTree(_Tree):
         self.task: _Task | None = None
         #: Where a value was set last in them, to which no record in `batch` belongs yet: how that begins, node and key.
         self.latest: tuple[Any, Any, Any] = _NO_LATEST
-        #: What `halted` is during a change, made once for all of them.
+        #: What `halted` is during a change, and at the edge of a transaction, made once for all of them.
         self.finish, self.unclear = self._finish, (self._show_latest,)
         #: The thread that opened them; means nothing without `levels`, which are set later and ended earlier.
         self.owner = 0
@@ -5757,9 +5762,9 @@ class _LiveTree(_Tree):
 
     def _go_on_behind(self, stream: _Stream, data: bytes) -> None:
         """Note what has to be known of the content of the file by who appends to it."""
-        self.is_clean = not stream.records
-        self.first_record = _first_record(stream.text)
-        self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)
+        self.is_clean = not stream.records  # behind the snapshot
+        self.first_record = _first_record(stream.text)  # tells which snapshot somebody had read who saved it as well
+        self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)  # of the file, in bytes; then a vacuum is due
         self.attested, self.facts = {*stream.facts}, {}
         self.has_facts = not self.document.unended and (bool(stream.facts) or not stream.records)
         self._separator = self._separator_behind(self.document, data)
@@ -5907,7 +5912,7 @@ class _LiveTree(_Tree):
         return True
 
     def _show_latest(self) -> None:
-        """Finish a change that was interrupted while it set the latest value of a transaction."""
+        """Finish a change that was interrupted while it set the latest value of a transaction, if any was."""
         _, node, key = self.latest
         if node is not None:
             node._put(0, key, node._items[key])
@@ -6783,7 +6788,7 @@ class _SharedTree(_LiveTree):
                 self.journal.end_turn()  # an interrupt may have come in front of the first
 
     def _claim_missed(self) -> None:
-        """Let a statement begin with what there is in `missed`; a helper leaves that for the one under way."""
+        """Keep `missed` for the statement that begins; what a helper finds is left for the script's next one, too."""
         if get_ident() not in _helpers:
             self.unread = {}
 
@@ -7430,7 +7435,7 @@ def _become(node: Any, value: Any) -> None:
         target = node
         for key in path:
             target = target._items[key]
-        _edit_node(target, *edit)
+        _follow_script(target, *edit)
 
 
 def _fill(node: Any, value: dict[Any, Any]) -> None:
@@ -7442,7 +7447,7 @@ def _fill(node: Any, value: dict[Any, Any]) -> None:
             _fill(node[key], item)
 
 
-def _edit_node(node: Any, operation: str, key: Any, *values: Any) -> None:
+def _follow_script(node: Any, operation: str, key: Any, *values: Any) -> None:
     old = node._at(key) if operation == "set" else None
     if isinstance(old, _Node) and type(values[0]) is type(old._items):  # one of them is empty
         _become(old, values[0])
