@@ -248,7 +248,7 @@ _USES = {
 
 
 class StateConflict(StateError):
-    """Another process changed what this statement would overwrite, since it was read; nothing was written.
+    """Another process or person changed what this statement would overwrite, since it was read; nothing was written.
 
     Repeat the statement: by now memory holds what the other one wrote. In `with STATE.transaction():` nobody else can
     come in between.
@@ -6759,7 +6759,7 @@ class _SharedTree(_LiveTree):
         self.is_edited = False
         #: The tree of those nodes that others removed: a change of them raises.
         self.grave = _Tree(journal.path)
-        reason = "another process removed or replaced this container; read it from the state again, and repeat that"
+        reason = "another process or person removed or replaced this container; read it anew, and repeat the change"
         self.grave.halted = (self.grave.refuse, StateConflict(journal.path, reason))
         self.grave.levels.append(_Level(0, 0))
         _Root({}, self.grave)
@@ -6949,8 +6949,8 @@ class _SharedTree(_LiveTree):
             return True
         if is_changed or (isinstance(now, _Node) and any(_is_below(image.node, now) for image in self.missed.values())):
             place = f"STATE{''.join(map(_step, node._path()))}{'[…]' if isinstance(key, slice) else _step(key)}"
-            reason = f"{place} was changed by another process since it was read; repeat the statement, or let "
-            raise StateConflict(self.path, f"{reason}STATE.transaction() hold both the reading and the writing")
+            reason = f"{place} was changed by another process or person since it was read; repeat the statement, or "
+            raise StateConflict(self.path, f"{reason}let STATE.transaction() hold both the reading and the writing")
         return False
 
     def _was_and_is(self, node: _Node, key: Any) -> tuple[Any, Any]:

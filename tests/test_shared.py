@@ -346,8 +346,8 @@ def test_after_a_conflict_the_same_statement_works(shared: PersistedState, peer:
         shared.a += 1
 
     assert str(caught.value) == (
-        f"{Path(shared)}: STATE.a was changed by another process since it was read; repeat the statement, or let "
-        "STATE.transaction() hold both the reading and the writing"
+        f"{Path(shared)}: STATE.a was changed by another process or person since it was read; repeat the statement, or "
+        "let STATE.transaction() hold both the reading and the writing"
     )
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), StateError)
     shared.a += 1
@@ -844,10 +844,18 @@ def test_a_save_that_makes_the_text_longer_by_what_stands_at_its_end_is_seen(
 def test_a_save_is_a_conflict_with_what_it_changed(shared: PersistedState) -> None:
     save(Path(shared), Path(shared).read_text().replace("a: 1", "a: 10"))
 
-    with pytest.raises(StateConflict):
+    with pytest.raises(StateConflict, match="changed by another process or person since"):
         shared.a += 1
 
     assert shared.a == 10
+
+
+def test_a_save_that_removes_a_container_is_a_conflict_with_a_change_of_it(shared: PersistedState) -> None:
+    job = shared.jobs[0]
+    save(Path(shared), Path(shared).read_text().replace("- name: x\n", ""))
+
+    with pytest.raises(StateConflict, match="another process or person removed or replaced"):
+        job["name"] = "mine"
 
 
 def test_what_a_person_broke_is_kept_beside_once(shared: PersistedState, peer: Peer) -> None:
