@@ -3510,17 +3510,17 @@ class _Journal:
         if glance != known:
             is_ours = glance is not None and known is not None and glance[:2] == known[:2] and glance[2] == self.size
             is_just_written = glance is not None and abs(glance[3] / 1e9 - self.wrote_at - clock) < _CLOCK_TICK
-            self.is_suspicious = not (is_ours and is_just_written and abs(self.clock - clock) < _CLOCK_TICK)
+            self.is_suspicious |= not (is_ours and is_just_written and abs(self.clock - clock) < _CLOCK_TICK)
         elif not self.dated.tells(glance):
             self.is_suspicious = True
 
     def is_foreign(self) -> bool:
-        """Find out whether somebody else wrote, replaced or removed the file."""
+        """Find out whether somebody else wrote, replaced or removed the file; suspicious until that is merged."""
         while True:
             size = self.size
             is_foreign = self.displaced >= 0 or self._is_foreign()
             if size == self.size:  # else a signal handler has appended meanwhile
-                self.is_suspicious = False
+                self.is_suspicious = is_foreign
                 return is_foreign
 
     def _is_foreign(self) -> bool:

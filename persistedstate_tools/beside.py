@@ -124,9 +124,7 @@ class _Vacuum:
 
     def _vacuum(self) -> None:
         """Do a vacuum as any other; what a person saved is left to the next change, which merges it in its thread."""
-        journal = self.tree.journal
-        journal.is_suspicious = journal.is_foreign()
-        if not journal.is_suspicious:
+        if not self.tree.journal.is_foreign():
             self.tree.vacuum_or_warn()
 
     def _free(self) -> None:
