@@ -5241,6 +5241,16 @@ def _put_back(items: dict[Any, Any], kept: dict[Any, Any]) -> None:
             items[key] = old
 
 
+def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
+    """Return the keys of the top-level entries that an operation changes.
+
+    keys: what leads to its node. present: those that there are.
+    """
+    if keys:
+        return keys[:1]
+    return present if operation == "clear" else arguments[0] if operation == "update" else arguments[:1]
+
+
 class _Root(StateDict):
     """The root of a tree: its entries are shown as attributes of the facades, and their text is known one by one."""
 
@@ -5269,37 +5279,25 @@ class _Root(StateDict):
         if operation == "set" and arguments[0] in self._tree.attributes:
             super()._prime(operation, *arguments)
 
-    def _set(self, key: Any, value: Any) -> None:
-        super()._set(key, value)
-        self._show(key, value)
-
-    def _update(self, items: dict[Any, Any]) -> None:
-        super()._update(items)
-        for key, value in items.items():
-            self._show(key, value)
-
-    def _delete(self, key: Any) -> None:
-        super()._delete(key)
-        if type(key) is str:
-            self._tree.attributes.pop(key, None)
-
-    def _clear(self) -> None:
-        super()._clear()
-        self._show_all()
+    def _do(self, operation: str, *arguments: Any) -> None:
+        super()._do(operation, *arguments)
+        for key in [*_touched((), operation, arguments, self._tree.attributes)] if operation != "order" else ():
+            self._show(key)
 
     def _restore(self, image: _Image) -> None:
         super()._restore(image)
         self._show_all()
 
-    def _show(self, key: Any, value: Any) -> None:
-        if type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
-            self._tree.attributes[key] = value
+    def _show(self, key: Any) -> None:
+        """Let the attributes have an entry as it is now."""
+        if key not in self._items:
+            self._tree.attributes.pop(key, None)
+        elif type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
+            self._tree.attributes[key] = self._items[key]
 
     def _show_all(self) -> None:
-        for name in self._tree.attributes.keys() - self._items.keys():
-            self._tree.attributes.pop(name, None)
-        for key, value in self._items.items():
-            self._show(key, value)
+        for key in {**self._tree.attributes, **self._items}:
+            self._show(key)
 
 
 def _index(index: Any) -> int:
@@ -5646,16 +5644,6 @@ class _Task(namedtuple("_Task", "scheduler task")):
     __slots__ = ()
     scheduler: str
     task: weakref.ref[Any]
-
-
-def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
-    """Return the keys of the top-level entries that an operation changes.
-
-    keys: what leads to its node. present: those that there are.
-    """
-    if keys:
-        return keys[:1]
-    return present if operation == "clear" else arguments[0] if operation == "update" else arguments[:1]
 
 
 _NO_LATEST = (None, None, None)
@@ -6417,7 +6405,7 @@ class _LiveTree(_Tree):
     def _forget_defaults(self) -> None:
         """Be empty again, as the file is, unless that holds the defaults, or whether it does is open."""
         if self.edits and self.renewal is None:
-            self.root._clear()
+            self.root._do("clear")
             self.edits.clear()
 
     def _vacuum_in_time(self) -> None:
