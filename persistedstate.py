@@ -567,7 +567,7 @@ def _read_scalar(raw: str) -> Any:
     if first not in "\"'0123456789-.[{!":
         return _CONSTANTS.get(raw, raw)
     if first == '"':
-        return raw[1:-1] if "\\" not in raw else _json(raw)
+        return raw[1:-1] if "\\" not in raw else _decoder(_unique).decode(raw)
     if first == "'":
         return raw[1:-1].replace("''", "'")
     return _read_special(raw) if first in ".[{!" else _read_number(raw)
@@ -631,10 +631,6 @@ def _restored(pairs: list[tuple[str, Any]]) -> Any:
 def _is_key(key: Any) -> bool:
     """Tell whether a plain value may be a key; nan may not, it would never be found again."""
     return key is None or isinstance(key, (str, int)) or (isinstance(key, float) and not isnan(key))
-
-
-def _json(text: str) -> Any:
-    return _decoder(_unique).decode(text)
 
 
 @cache
@@ -3036,8 +3032,10 @@ class _System:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
 
     @staticmethod
-    def lock(descriptor: int) -> bool:
+    def lock(descriptor: int, kind: str = "LOCK_EX") -> bool:
         """Take the lock of an open file if nobody holds it; it ends with the process. Raises OSError.
+
+        kind: "LOCK_EX" alone, "LOCK_SH" together with others who take it so.
 
         portalocker would do the same where there is `flock`, and to import it took longer than all else that a script
         does which changes a state once: 37 of 65 ms (portalocker 4.4, CPython 3.11).
@@ -3045,7 +3043,7 @@ class _System:
         if sys.platform == "win32":
             return _lock_by_portalocker(descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, getattr(fcntl, kind) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
@@ -3062,15 +3060,6 @@ class _System:
                 unlock(descriptor)
         else:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-    @staticmethod
-    def lock_shared(descriptor: int) -> bool:
-        """Take the lock of an open file together with others, unless one has it for itself."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
     @staticmethod
     def await_lock(descriptor: int) -> None:
@@ -3929,7 +3918,7 @@ class _SharedJournal(_Journal):
             self._begin(note)
             return True
         if _system.now() >= deadline and self._is_named():
-            how = "" if _system.lock_shared(self.descriptor) else "alone"  # "": by another name of the file
+            how = "" if _system.lock(self.descriptor, "LOCK_SH") else "alone"  # "": by another name of the file
             raise StateLocked(self.path, _holder(status), how)
         self.close()
         return False
@@ -3961,10 +3950,10 @@ class _SharedJournal(_Journal):
 
     def _join(self, *, is_first: bool) -> bool:
         """Take the lock of the state file together with the others; False if somebody else has it."""
-        return (not is_first or _system.lock(self.descriptor)) and _system.lock_shared(self.descriptor)
+        return (not is_first or _system.lock(self.descriptor)) and _system.lock(self.descriptor, "LOCK_SH")
 
     def _lock(self, descriptor: int) -> bool:
-        return _system.lock_shared(descriptor)
+        return _system.lock(descriptor, "LOCK_SH")
 
     def _begin(self, note: _Note | None) -> None:
         if note is None:
@@ -5246,6 +5235,16 @@ def _put_back(items: dict[Any, Any], kept: dict[Any, Any]) -> None:
             items[key] = old
 
 
+def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
+    """Return the keys of the top-level entries that an operation changes; present: those that there are.
+
+    keys: what leads to its node, a mapping where that is the root.
+    """
+    if keys:
+        return keys[:1]
+    return arguments[:1] if operation in ("set", "delete") else arguments[0] if operation == "update" else present
+
+
 class _Root(StateDict):
     """The root of a tree: its entries are shown as attributes of the facades, and their text is known one by one."""
 
@@ -5274,37 +5273,25 @@ class _Root(StateDict):
         if operation == "set" and arguments[0] in self._tree.attributes:
             super()._prime(operation, *arguments)
 
-    def _set(self, key: Any, value: Any) -> None:
-        super()._set(key, value)
-        self._show(key, value)
-
-    def _update(self, items: dict[Any, Any]) -> None:
-        super()._update(items)
-        for key, value in items.items():
-            self._show(key, value)
-
-    def _delete(self, key: Any) -> None:
-        super()._delete(key)
-        if type(key) is str:
-            self._tree.attributes.pop(key, None)
-
-    def _clear(self) -> None:
-        super()._clear()
-        self._show_all()
+    def _do(self, operation: str, *arguments: Any) -> None:
+        super()._do(operation, *arguments)
+        for key in [*_touched((), operation, arguments, self._tree.attributes)] if operation != "order" else ():
+            self._show(key)
 
     def _restore(self, image: _Image) -> None:
         super()._restore(image)
         self._show_all()
 
-    def _show(self, key: Any, value: Any) -> None:
-        if type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
-            self._tree.attributes[key] = value
+    def _show(self, key: Any) -> None:
+        """Let the attributes have an entry as it is now."""
+        if key not in self._items:
+            self._tree.attributes.pop(key, None)
+        elif type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
+            self._tree.attributes[key] = self._items[key]
 
     def _show_all(self) -> None:
-        for name in self._tree.attributes.keys() - self._items.keys():
-            self._tree.attributes.pop(name, None)
-        for key, value in self._items.items():
-            self._show(key, value)
+        for key in {**self._tree.attributes, **self._items}:
+            self._show(key)
 
 
 def _index(index: Any) -> int:
@@ -5652,16 +5639,6 @@ class _Task(namedtuple("_Task", "scheduler task")):
     __slots__ = ()
     scheduler: str
     task: weakref.ref[Any]
-
-
-def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
-    """Return the keys of the top-level entries that an operation changes; present: those that there are.
-
-    keys: what leads to its node, a mapping where that is the root.
-    """
-    if keys:
-        return keys[:1]
-    return arguments[:1] if operation in ("set", "delete") else arguments[0] if operation == "update" else present
 
 
 _NO_LATEST = (None, None, None)
@@ -6423,7 +6400,7 @@ class _LiveTree(_Tree):
     def _forget_defaults(self) -> None:
         """Be empty again, as the file is, unless that holds the defaults, or whether it does is open."""
         if self.edits and self.renewal is None:
-            self.root._clear()
+            self.root._do("clear")
             self.edits.clear()
 
     def _vacuum_in_time(self) -> None:
