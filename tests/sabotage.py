@@ -520,7 +520,7 @@ def failure(folder: Path, seed: str, tests: list[str]) -> str:
     said = run.stdout.decode(errors="replace")
     is_run = run.returncode in {0, 1, 2, 5} and "during collection" not in said
     assert is_run, said + run.stderr.decode(errors="replace")
-    found = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", said, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", said, re.MULTILINE)
     return "" if run.returncode in {0, 5} else found[1] if found else f"exit code {run.returncode}"
 
 

@@ -250,6 +250,28 @@ def test_a_task_waits_for_the_turn_of_another_process_while_the_loop_goes_on(url
             assert plain(follower) == {"a": 2, "l": ["x", "z"]}
 
 
+def test_a_task_that_is_cancelled_while_a_process_has_the_turn_leaves_it(url: str) -> None:
+    """Another one has it next, long before a lease would end that this process does not give back."""
+
+    async def main() -> None:
+        with Child(HOLDER, url) as child:
+            assert child.line() == "begun"
+            task = asyncio.create_task(add(state, "x"))
+            await until_it_waits(state)
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            child.tell("")
+            assert child.line() == "ended"
+        with Child(HOLDER, url) as other:
+            assert other.line() == "begun"
+
+    url = f"{url}{'&' if '?' in url else '?'}lease=600"
+    with PersistedState(url, a=1, l=[]) as state:
+        asyncio.run(main())
+
+
 def test_tasks_and_processes_at_once_lose_nothing(url: str) -> None:
     async def main() -> None:
         with contextlib.ExitStack() as stack:
