@@ -33,6 +33,8 @@ def length_after(node: Any, operation: str, arguments: tuple[Any, ...]) -> int:
         return length + 1
     if operation == "delete":
         return length - len(arguments)
+    if operation == "order":
+        return len(arguments[0])
     if operation in ("set", "update") and isinstance(node, StateDict):
         return length + sum(key not in node for key in (arguments[0] if operation == "update" else arguments[:1]))
     return length

@@ -638,6 +638,10 @@ LENGTHS: dict[str, tuple[Any, str]] = {
     "slice": (lambda s: s.few.__setitem__(slice(1, 2), [4, 5, 6]), "STATE.few: expected a length <= 3, but it is 4"),
     "pop": (lambda s: [s.few.pop() for _ in range(2)], "STATE.few: expected a length >= 1, but it is 0"),
     "delete": (lambda s: s.few.__delitem__(slice(0, 2)), "STATE.few: expected a length >= 1, but it is 0"),
+    "extended": (
+        lambda s: [s.few.__delitem__(slice(None, None, 2)) for _ in range(2)],
+        "STATE.few: expected a length >= 1, but it is 0",
+    ),
     "clear": (lambda s: s.few.clear(), "STATE.few: expected a length >= 1, but it is 0"),
     "update": (lambda s: s.named["x"].update(b=1, c=1), "STATE.named.x: expected a length <= 2, but it is 3"),
     "set": (
