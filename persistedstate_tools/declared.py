@@ -170,8 +170,12 @@ class Declaration:
     # What is read.
 
     def filled(self, value: dict[Any, Any]) -> dict[Any, Any]:
-        """Return a state with the defaults, at any depth, of what is missing."""
+        """Return a state with the defaults, at any depth, of what is missing; without those that have no room there."""
         filled: dict[Any, Any] = _with_missing(value, self.defaults)
+        for name, default in self.defaults.items():
+            if default and type(default) is dict and name in value:
+                found = [any(self._problems_at(self.fields[name], state[name], ())) for state in (value, filled)]
+                filled[name] = (value if found == [False, True] else filled)[name]
         return filled
 
     def check(self, value: dict[Any, Any], path: str, text: str, mine: Mapping[Any, Any] | None = None) -> None:

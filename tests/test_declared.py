@@ -252,6 +252,26 @@ def test_what_a_save_lacks_comes_back(path: Path) -> None:
         assert (state.limits["cpu"], state.retry) == ({"soft": 1, "hard": 2}, 4)
 
 
+class Full(PersistedState):
+    capped: Annotated[dict[str, int], Meta(max_length=2)] = {"x": 1}  # noqa: RUF012
+    last_id: int = 0
+
+
+def test_a_default_for_which_a_mapping_has_no_room_does_not_come_back(path: Path) -> None:
+    """With it, a save would be refused, and the file would not open again."""
+    with Full(path) as state:
+        del state.capped["x"]
+        state.capped.update(a=1, b=2)
+        save(path, path.read_text(encoding="utf-8").replace("last_id: 0", "last_id: 3"))
+        assert state.refresh()
+        found = plain(state)
+    assert found == {"capped": {"a": 1, "b": 2}, "last_id": 3}
+    with Full(path) as state:
+        assert state == found
+    with Full(path, _readonly=True) as reader:
+        assert reader == found
+
+
 def assign_again(state: Any) -> None:
     state.last_id = 1
     state.last_id = 2
