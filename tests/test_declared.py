@@ -252,6 +252,15 @@ def test_what_a_save_lacks_comes_back(path: Path) -> None:
         assert (state.limits["cpu"], state.retry) == ({"soft": 1, "hard": 2}, 4)
 
 
+def test_what_the_script_deleted_does_not_come_back_with_a_save(path: Path) -> None:
+    path.write_text(SOUND, encoding="utf-8")
+    with Importer(path) as state:
+        del state["last_id"], state.limits["cpu"]["hard"]
+        save(path, path.read_text(encoding="utf-8").replace("retry:   3", "retry:   4"))
+        assert state.refresh()
+        assert (state.limits["cpu"], state.retry, "last_id" in state) == ({"soft": 1}, 4, False)
+
+
 class Full(PersistedState):
     capped: Annotated[dict[str, int], Meta(max_length=2)] = {"x": 1}  # noqa: RUF012
     last_id: int = 0
