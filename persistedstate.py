@@ -6298,7 +6298,7 @@ class _LiveTree(_Tree):
             base = self.history.base(edit.saved, self.document, self.first_record, doubtful)
             value = _merged(base, mine, edit.saved.value)
             for declaration in self.declarations:
-                value = declaration.filled(value)
+                value = declaration.filled(value, mine)
                 declaration.check(value, self.path, edit.saved.text, mine)
             document, value = edit.saved.with_value(value)
             is_new = self.history.is_new(edit.saved, self.document)
