@@ -359,10 +359,6 @@ FAULTS = [
         ],
     ),
     Fault(
-        "who opens a shared file takes a save for merged",
-        [("self.is_suspicious = note is not None  #", "self.is_suspicious = False  #")],
-    ),
-    Fault(
         "who catches up takes a save for merged",
         [("self.is_suspicious = self.is_suspicious or not is_as_left", "self.is_suspicious = self.is_suspicious")],
     ),
