@@ -378,11 +378,6 @@ FAULTS = [
         POSTGRES,
     ),
     Fault(
-        "compare the numbers of positions only",
-        [("nonce = $3::bigint AND layout", "$3::bigint IS NOT NULL AND layout")],
-        POSTGRES,
-    ),
-    Fault(
         "a lost reply counts as nothing written",
         [
             (
