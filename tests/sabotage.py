@@ -359,10 +359,6 @@ FAULTS = [
         ],
     ),
     Fault(
-        "who opens a shared file takes a save for merged",
-        [("self.is_suspicious = note is not None  #", "self.is_suspicious = False  #")],
-    ),
-    Fault(
         "who catches up takes a save for merged",
         [("self.is_suspicious = self.is_suspicious or not is_as_left", "self.is_suspicious = self.is_suspicious")],
     ),
@@ -379,11 +375,6 @@ FAULTS = [
     Fault(
         "what belongs to a lost turn counts, in PostgreSQL",
         [("ELSE $7::text = current_setting('persistedstate.turn', true) END", "ELSE true END")],
-        POSTGRES,
-    ),
-    Fault(
-        "compare the numbers of positions only",
-        [("nonce = $3::bigint AND layout", "$3::bigint IS NOT NULL AND layout")],
         POSTGRES,
     ),
     Fault(

@@ -869,6 +869,32 @@ def test_who_sleeps_past_the_turn_goes_on_if_nobody_wrote(url: str) -> None:
     assert len(Place(url).read_text().split("---")) == 4
 
 
+def test_who_sleeps_past_the_turn_writes_nothing_while_another_one_has_it(url: str) -> None:
+    def sleep() -> None:
+        with pytest.raises(StateConflict), state.transaction():
+            state.a += 1
+            is_inside.set()
+            is_lost.wait(PATIENCE)
+        told.append(state.a)
+
+    told: list[int] = []
+    is_inside, is_lost = threading.Event(), threading.Event()
+    with PersistedState(f"{url}?lease=0.2", a=1) as state, spelled(url) as other:
+        sleeper = threading.Thread(target=sleep)
+        sleeper.start()
+        assert is_inside.wait(PATIENCE)
+        with other.transaction():
+            is_lost.set()
+            sleeper.join(0.1)
+            assert sleeper.is_alive()
+            other.a += 10
+        sleeper.join(PATIENCE)
+
+        state.refresh()
+        assert told == [1]
+        assert other.a == state.a == 11
+
+
 @pytest.mark.parametrize("is_doubtful", [False, True])
 def test_a_server_that_lost_changes_is_told_and_memory_stays(
     tmp_path: Path, kind: type[Server], is_doubtful: bool
