@@ -230,7 +230,7 @@ def hostile(text: str, chance: random.Random) -> str:
 
 def is_json(text: str) -> bool:
     with contextlib.suppress(ValueError):
-        persistedstate._json(text)
+        persistedstate._decoder(persistedstate._unique).decode(text)
         return True
     return False
 
