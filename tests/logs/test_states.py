@@ -54,6 +54,7 @@ from test_watching import WRITER
 import persistedstate
 from logs import servers
 from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
+from logs.writers import impatient
 from persistedstate import (
     PersistedState,
     StateConflict,
@@ -408,8 +409,8 @@ def test_who_watches_waits_for_a_server_that_is_gone(
     monkeypatch.setattr(watching, "_PERIOD", 0.05)
     monkeypatch.setattr(watching, "_warn_afterwards", told.put)
     with servers.running(tmp_path, *kind.always, kind=kind) as server:
-        url = server.url("state", "?timeout=0.5")
-        with PersistedState(url, _fsync=True, _watch=True, a=1) as state:
+        url = server.url("state")
+        with PersistedState(f"{url}?timeout=2", _fsync=True, _watch=True, a=1) as state:
             on_change(state, lambda *change: news.put(change))
             server.kill()
             assert os.fspath(state) in told.get(timeout=PATIENCE)
@@ -725,10 +726,11 @@ def test_cut_connections_lose_and_double_nothing(url: str, proxy: Proxy, chance:
 @pytest.mark.parametrize("fate", [BEFORE, BEHIND])
 @pytest.mark.parametrize("how", ["plain", "transaction"])
 def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, proxy: Proxy, fate: str, how: str) -> None:
-    with spelled(through(proxy, url, "?timeout=0.3"), a=1, jobs=[]) as state:
+    with spelled(through(proxy, url), a=1, jobs=[]) as state:
         state.a = 2
         proxy.fate = lambda data: of_scripts(fate)(data) if b'"lost"' in data else FORWARD
-        with pytest.raises(StateUnknown, match="whether this change was written is not known"):
+        log = state._tree.journal.log
+        with pytest.raises(StateUnknown, match="whether this change was written is not known"), impatient(log):
             if how == "plain":
                 state.jobs.append("lost")
             else:
@@ -736,7 +738,7 @@ def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, prox
                     state.a = 3
                     state.jobs.append("lost")
         assert plain(state) == {"a": 2, "jobs": []}
-        with pytest.raises(StateUnknown):
+        with pytest.raises(StateUnknown), impatient(log):
             state.a = 4
         proxy.fate = lambda _: FORWARD
 
@@ -749,14 +751,15 @@ def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, prox
 
 def test_a_server_that_is_gone_is_told_and_nothing_is_changed(tmp_path: Path, kind: type[Server]) -> None:
     with servers.running(tmp_path / "server", *kind.always, kind=kind) as server:
-        state = PersistedState(server.url("x", "?timeout=0.3"), _fsync=True, a=1, jobs=[])
+        state = PersistedState(server.url("x"), _fsync=True, a=1, jobs=[])
         server.kill()
-        with pytest.raises(OSError, match="reached"):
-            state.a = 2
-        with pytest.raises(OSError, match="reached"), state.transaction():
-            state.a = 3
-        with pytest.raises(OSError, match="reached"):
-            state.refresh()
+        with impatient(state._tree.journal.log):
+            with pytest.raises(OSError, match="reached"):
+                state.a = 2
+            with pytest.raises(OSError, match="reached"), state.transaction():
+                state.a = 3
+            with pytest.raises(OSError, match="reached"):
+                state.refresh()
         assert plain(state) == {"a": 1, "jobs": []}
         server.start()
 
