@@ -48,7 +48,7 @@ from test_shared import (  # noqa: F401 - they run here, too, with the fixtures 
     test_what_was_not_read_is_not_overwritten,
     test_what_was_removed_by_another_process_can_be_read_and_not_changed,
 )
-from test_tasks import HOLDER, add, until_it_waits
+from test_tasks import add, behind_a_process
 from test_watching import WRITER
 
 import persistedstate
@@ -143,6 +143,12 @@ def spelled(url: str, **options: Any) -> PersistedState:
     return PersistedState(url.replace("127.0.0.1", f"127.0.0.{'0' * (1 + next(_numbers) % 40)}1"), **options)
 
 
+def files_of(kind: type[Server]) -> list[str]:
+    """Return the files in which an interrupt of a state in this engine may come."""
+    modules = ["persistedstate", "persistedstate_logs.asking", "persistedstate_logs.journal", kind.engine]
+    return [str(importlib.import_module(name).__file__) for name in modules]
+
+
 # ---- The object -----------------------------------------------------------------------------------------------------
 
 
@@ -226,10 +232,7 @@ def test_a_task_waits_for_the_turn_of_another_process_while_the_loop_goes_on(url
     """The process ends its transaction only when the loop has come round and another task has read the state."""
 
     async def main() -> None:
-        with Child(HOLDER, url) as child:
-            assert child.line() == "begun"
-            task, given_up = (asyncio.create_task(add(state, name)) for name in "xy")
-            await until_it_waits(state, 2)
+        async with behind_a_process(state, "x", "y") as (child, task, given_up):
             for _ in range(20):
                 await asyncio.sleep(0.001)
                 assert plain(state.l) == []
@@ -331,17 +334,10 @@ def test_a_follower_tells_again_what_is_not_as_declared(url: str) -> None:
 def test_a_follower_that_is_interrupted_shows_a_whole_state_after_its_next_refresh(
     url: str, kind: type[Server], chance: random.Random, rounds: int
 ) -> None:
-    from persistedstate_logs import asking, journal
-
-    files = [
-        persistedstate.__file__,
-        *(str(each.__file__) for each in (asking, journal)),
-        str(importlib.import_module(kind.engine).__file__),
-    ]
     with PersistedState(url, n=0, ids=[]) as state, PersistedState(url, _readonly=True) as follower:
         for number in range(rounds):
             both(state, number)
-            interrupt_at(chance.randrange(1, 2000), follower.refresh, files)
+            interrupt_at(chance.randrange(1, 2000), follower.refresh, files_of(kind))
             follower.refresh()
             assert plain(follower) == plain(state)
 
@@ -890,13 +886,6 @@ def test_a_server_that_lost_changes_is_told_and_memory_stays(
 def test_an_interrupt_leaves_memory_and_log_equal(
     url: str, kind: type[Server], chance: random.Random, rounds: int
 ) -> None:
-    from persistedstate_logs import asking, journal
-
-    files = [
-        persistedstate.__file__,
-        *(str(each.__file__) for each in (asking, journal)),
-        str(importlib.import_module(kind.engine).__file__),
-    ]
     with PersistedState(f"{url}?lease=0.5", n=0, ids=[]) as state, spelled(url) as other:
         for number in range(rounds):
             action = chance.choice([
@@ -906,7 +895,7 @@ def test_an_interrupt_leaves_memory_and_log_equal(
                 state.refresh,
             ])  # fmt: skip
             before = plain(state)
-            interrupt_at(chance.randrange(1, 3000), action, files)
+            interrupt_at(chance.randrange(1, 3000), action, files_of(kind))
             after = plain(state)
             assert after in (
                 before,
