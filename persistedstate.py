@@ -1227,12 +1227,16 @@ def _content_start(text: str) -> int:
 def _find_content(text: str) -> int:
     """Return the offset of the first line that is neither blank nor a comment, -1 if there is none."""
     start = 0
-    while text.startswith(("#", "\n"), start):
-        start = text.find("\n", start) + 1 or len(text)
-    if start < len(text) and not text[start].isspace():
-        return start
-    match = _CONTENT.search(text, start) if start < len(text) else None
-    return match.start() if match else -1
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        if _is_content(text[start:end]):
+            return start
+        start = end
+    return -1
+
+
+def _is_content(line: str) -> bool:
+    return line.lstrip()[:1] not in ("", "#")
 
 
 def _lines_above(piece: str) -> str:
@@ -1255,7 +1259,6 @@ _BREAK = _pattern("[\r\x85\u2028\u2029]")
 _ENDS = "\0\r\n\x85\u2028\u2029"
 _LINE_END = _pattern(r"\r\n?|\n")
 _SECOND_MARK = "a byte order mark within the file; remove it"
-_CONTENT = _pattern(r"(?m)^[^\S\n]*[^\s#]")
 #: A blank line that may be a block scalar's: it is, if it is longer than the indentation.
 _BLANK = _pattern(r"[ \t]{2,}\r?\n")
 #: The opening bracket of a collection in flow style, behind tag and anchor.
