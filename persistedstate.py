@@ -61,7 +61,6 @@ import atexit
 import errno
 import operator
 import os
-import re
 import stat
 import sys
 import time
@@ -82,7 +81,7 @@ from collections.abc import (
 from contextlib import ExitStack, _GeneratorContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache, partial
-from itertools import islice, pairwise, takewhile
+from itertools import chain, islice, pairwise, takewhile
 from math import inf, isnan
 
 if sys.platform != "win32":
@@ -90,16 +89,19 @@ if sys.platform != "win32":
 
 TYPE_CHECKING = False  # to import typing takes 2 ms, of 22 that a script takes which changes a state once
 if TYPE_CHECKING:
+    import re
     from collections.abc import Callable, Generator
     from datetime import date, datetime, timezone
     from threading import Event
-    from typing import Any, AnyStr, NoReturn, TypeVar
+    from typing import Any, AnyStr, NoReturn, TypeAlias, TypeVar
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
     from typing_extensions import Self
 
     #: What leads from the root to a node.
     _Keys = tuple[Any, ...]
+    #: A line as `_LINE` matched it, or as it was known without that.
+    _Line: TypeAlias = "re.Match[str] | _PlainLine"
     _Shown = TypeVar("_Shown")
     _Key = TypeVar("_Key")
 else:
@@ -146,20 +148,27 @@ _LARGE_INT = 2000
 _GONE: Any = object()
 
 
-class _Pattern:
-    """A regular expression that is compiled when it is first used: all of them take 3.4 ms (CPython 3.11)."""
+class _Later:
+    """What is imported or made when it is first used.
 
-    def __init__(self, *source: Any) -> None:
-        self._source = source
+    To import `re` takes 3 ms, to compile all patterns 8 ms (CPython 3.11), and a short script needs none of them.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        self._make = partial(make, *arguments)
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(re.compile(*self._source), name)
-        setattr(self, name, method)
-        return method
+        found = getattr(self._make(), name)
+        setattr(self, name, found)
+        return found
 
 
-def _pattern(text: AnyStr, flags: int = 0) -> re.Pattern[AnyStr]:
-    return _Pattern(text, flags)  # type: ignore[return-value]
+if not TYPE_CHECKING:
+    re = _Later(__import__, "re")
+
+
+def _pattern(text: AnyStr) -> re.Pattern[AnyStr]:
+    return _Later(lambda: re.compile(text))  # type: ignore[return-value]
 
 
 # ------------------------------------------------------ Errors -------------------------------------------------------
@@ -380,7 +389,7 @@ _UNUSUAL = f"[^\t\n\r -~{_WIDE}]|\r(?!\n)"
 
 _HEAD = _pattern(r"(?:[ \t]*(?:#.*)?\n)*---(?:[ \t]+#.*|[ \t]*)\n")
 _DIRECTIVE = _pattern(r"(?:[ \t]*(?:[#%][^\r\n]*)?(?:\r\n?|\n))*?%YAML[ \t]+([0-9.]+)")
-_DOCUMENT_END = _pattern(r"(?:^|(?<=[\r\x85\u2028\u2029]))\.\.\.(?=\s|\Z)", re.MULTILINE)
+_DOCUMENT_END = _pattern(r"(?m)(?:^|(?<=[\r\x85\u2028\u2029]))\.\.\.(?=\s|\Z)")
 #: What may stand behind a document, in the eyes of every reader.
 _AFTERWORD = _pattern(r"\.\.\.(?: *| +#.*)\n(?: *(?:#.*)?\n)*")
 _TAGS = {
@@ -392,7 +401,77 @@ _TAGS = {
 _MERGE = "tag:yaml.org,2002:merge"
 _QUOTED = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 _UNENDED = r'"[^"\\]*(?:\\.[^"\\]*)*\\?\Z'  # else what lacks its end would be searched again from each quote in it
-_STRING = _pattern(rf"{_QUOTED}|{_UNENDED}", re.DOTALL)
+_STRING = _pattern(rf"(?s){_QUOTED}|{_UNENDED}")
+
+
+#: What there may be in a word that needs no pattern to be known as one.
+_IN_WORDS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./- "
+#: So many lines at the start of a text are read without a pattern: longer texts are worth the time that it takes.
+_MOST_PLAIN = 200
+
+
+class _PlainLine:
+    """A line of words, numbers and simple strings; tells what a match of `_LINE` would."""
+
+    __slots__ = ("_groups", "_span", "_value_end", "string")
+    lastindex = 4
+
+    def __init__(self, text: str, span: tuple[int, int], value_end: int, groups: tuple[Any, ...]) -> None:
+        self.string, self._span, self._value_end, self._groups = text, span, value_end, groups
+
+    def __getitem__(self, group: int) -> Any:
+        return self._groups[group - 1]
+
+    def groups(self) -> tuple[Any, ...]:
+        return self._groups
+
+    def start(self, group: int = 0) -> int:
+        return {0: self._span[0], 4: self._value_end - len(self[4] or "")}[group]
+
+    def end(self, group: int = 0) -> int:
+        return {0: self._span[1], 4: self._value_end}[group]
+
+
+def _plain_line(text: str, start: int) -> _PlainLine | None:
+    """Return the line that begins there, None if it takes a pattern to tell what it is."""
+    end = text.find("\n", start)
+    end = end if end >= 0 else len(text)
+    line = text[start:end].partition(" #")[0].rstrip(" ")
+    entry = line.lstrip(" ")
+    dashes = "- " if entry.startswith("- ") else ""
+    key, value = None, entry[len(dashes) :]
+    if not _is_bare(value):
+        key, colon, value = value.partition(":")
+        if not (colon and _is_bare(key)) or (value and not (value[0] == " " and _is_bare(value[1:]))):
+            return None
+    groups = (line[: len(line) - len(entry)], dashes, key, value if key is None else value[1:] or None, None)
+    return _PlainLine(text, (start, end), start + len(line), groups)
+
+
+def _is_bare(raw: str) -> bool:
+    """Tell whether a text is a word, a number or a string without escapes."""
+    first = raw[:1]
+    if first.isalpha() or first in ("_", "/"):
+        return not raw.strip(_IN_WORDS) and raw[-1] != " "
+    if first == '"':
+        return raw.find('"', 1) == len(raw) - 1 and "\\" not in raw and raw.isprintable()
+    if first.isdigit():
+        is_number = raw.isascii() and raw.replace(".", "", 1).isdigit() and raw[-1] != "."
+        return is_number and (first != "0" or raw[1:2] in ("", "."))
+    return raw in ("[]", "{}")
+
+
+def _plain_lines(text: str) -> tuple[list[_PlainLine], int]:
+    """Return the lines at the start of a text that take no pattern, and where the others begin."""
+    lines, start = list[_PlainLine](), 0
+    while start < len(text) and len(lines) < _MOST_PLAIN:
+        if not text.startswith(("#", "\n"), start):
+            line = _plain_line(text, start)
+            if line is None:
+                break
+            lines.append(line)
+        start = text.find("\n", start) + 1 or len(text)
+    return lines, start
 
 
 @cache
@@ -489,8 +568,8 @@ class _Style(namedtuple("_Style", "mapping sequence dash", defaults=(2, 0, 2))):
 
 
 _USUAL = _Style()
-_KEY_AND_BELOW = _pattern(r"^([ -]*)[^\s#-].*:[ \t]*(?:#.*)?\n(?:[ \t]*(?:#.*)?\n)*( *)(- |[^\s#-])", re.MULTILINE)
-_DASH = _pattern(r"^ *(- +)[^\s#]", re.MULTILINE)
+_KEY_AND_BELOW = _pattern(r"(?m)^([ -]*)[^\s#-].*:[ \t]*(?:#.*)?\n(?:[ \t]*(?:#.*)?\n)*( *)(- |[^\s#-])")
+_DASH = _pattern(r"(?m)^ *(- +)[^\s#]")
 
 
 def _style(text: str, default: _Style) -> _Style:
@@ -567,7 +646,7 @@ def _read_scalar(raw: str) -> Any:
     if first not in "\"'0123456789-.[{!":
         return _CONSTANTS.get(raw, raw)
     if first == '"':
-        return raw[1:-1] if "\\" not in raw else _json(raw)
+        return raw[1:-1] if "\\" not in raw else _decoder(_unique).decode(raw)
     if first == "'":
         return raw[1:-1].replace("''", "'")
     return _read_special(raw) if first in ".[{!" else _read_number(raw)
@@ -633,10 +712,6 @@ def _is_key(key: Any) -> bool:
     return key is None or isinstance(key, (str, int)) or (isinstance(key, float) and not isnan(key))
 
 
-def _json(text: str) -> Any:
-    return _decoder(_unique).decode(text)
-
-
 @cache
 def _decoder(mapping: Callable[..., Any]) -> Any:
     from json import JSONDecoder
@@ -684,7 +759,9 @@ class _Scanner:
     def _scan(self, text: str) -> None:  # noqa: C901, PLR0912 - a call costs 10 %
         """Read all lines; right here, in half of the time, one more scalar or one more mapping of a list."""
         stack, known, last = self.stack, self.known, None
-        for match in _line_pattern(is_ascii=text.isascii()).finditer(text):
+        plain, start = _plain_lines(text)
+        others = _line_pattern(is_ascii=text.isascii()).finditer(text, start) if start < len(text) else ()
+        for match in chain[Any](plain, others):
             indent, dashes, raw_key, raw_value, _ = match.groups()
             (column, top), is_read = stack[-1], False
             try:
@@ -711,7 +788,7 @@ class _Scanner:
                 last = match
         self._end_entry(last)
 
-    def _line(self, match: re.Match[str], last: re.Match[str] | None) -> None:
+    def _line(self, match: _Line, last: _Line | None) -> None:
         indent, dashes, raw_key, raw_value, odd = match.groups()
         if odd is not None or not (indent or dashes or raw_key):
             self._odd_line(match, last)
@@ -724,7 +801,7 @@ class _Scanner:
         elif not self.entries[-1].odd:
             self._nested(len(indent), dashes, raw_key, raw_value)
 
-    def _odd_line(self, match: re.Match[str], last: re.Match[str] | None) -> None:
+    def _odd_line(self, match: _Line, last: _Line | None) -> None:
         if match[5] is not None and not _CONTINUED.match(match[5]):
             self._start(match.start(), None, last, odd=True)
         elif self.entries:
@@ -732,7 +809,7 @@ class _Scanner:
         else:
             raise _Odd
 
-    def _start(self, start: int, key: Any, last: re.Match[str] | None, *, odd: bool) -> None:
+    def _start(self, start: int, key: Any, last: _Line | None, *, odd: bool) -> None:
         if key in self.root and not odd:
             raise _Odd
         self._end_entry(last)
@@ -740,7 +817,7 @@ class _Scanner:
         self.hole = None
         self.entries.append(_Entry(start, key, odd=odd))
 
-    def _end_entry(self, last: re.Match[str] | None) -> None:
+    def _end_entry(self, last: _Line | None) -> None:
         """Note where an entry ends whose last line with content was that."""
         if self.entries and last is not None:
             self.entries[-1].end = min(last.end() + 1, len(last.string))
@@ -1137,16 +1214,30 @@ def _line_end(text: str, offset: int) -> int:
 
 def _content_start(text: str) -> int:
     """Return the offset of the first line that is neither blank nor a comment."""
-    match = _CONTENT.search(text)
-    if match is None:
+    start = _find_content(text)
+    if start < 0:
         raise _Odd
-    return match.start()
+    return start
+
+
+def _find_content(text: str) -> int:
+    """Return the offset of the first line that is neither blank nor a comment, -1 if there is none."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        if _is_content(text[start:end]):
+            return start
+        start = end
+    return -1
+
+
+def _is_content(line: str) -> bool:
+    return line.lstrip()[:1] not in ("", "#")
 
 
 def _lines_above(piece: str) -> str:
     """Return the comments and blank lines above an entry."""
-    content = _CONTENT.search(piece)
-    return piece[: content.start()] if content else ""
+    return piece[: max(_find_content(piece), 0)]
 
 
 def _column(text: str) -> int:
@@ -1155,16 +1246,15 @@ def _column(text: str) -> int:
 
 
 #: The header of a block scalar to which the blank lines behind it belong.
-_KEEPING = _pattern(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])", re.MULTILINE)
+_KEEPING = _pattern(r"(?m)[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])")
 #: How a line begins that goes on with the entry above.
 _CONTINUED = _pattern(r"[ \t\]},.]|[-:?](?!\S)")
-_BLOCK_SCALAR = _pattern(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])", re.MULTILINE)
+_BLOCK_SCALAR = _pattern(r"(?m)[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])")
 _BREAK = _pattern("[\r\x85\u2028\u2029]")
 #: Where a line ends in the eyes of ruamel.yaml.
 _ENDS = "\0\r\n\x85\u2028\u2029"
 _LINE_END = _pattern(r"\r\n?|\n")
 _SECOND_MARK = "a byte order mark within the file; remove it"
-_CONTENT = _pattern(r"^[^\S\n]*[^\s#]", re.MULTILINE)
 #: A blank line that may be a block scalar's: it is, if it is longer than the indentation.
 _BLANK = _pattern(r"[ \t]{2,}\r?\n")
 #: The opening bracket of a collection in flow style, behind tag and anchor.
@@ -1172,7 +1262,7 @@ _BRACKET = _pattern(r"\s*(?:[&!][^\s&!,\[\]{}]*\s*)*[\[{]")
 #: The colon of a pair that has no value.
 _FLOW_COLON = _pattern(r"\s*:")
 _FLOW_COMMA = _pattern(r"((?:\s|#.*\n)*),")
-_LOOSE_LINE = _pattern(r"^[ \t]*(?:#.*)?\n", re.MULTILINE)
+_LOOSE_LINE = _pattern(r"(?m)^[ \t]*(?:#.*)?\n")
 #: Where the next line is blank or a comment.
 _LOOSE = _pattern(r"\n(?=([ \t]*(?:#.*)?\r?\n))")
 
@@ -1192,9 +1282,9 @@ def _in_pieces(text: str, entries: Sequence[tuple[int, int]], column: int) -> tu
 
 def _piece_end(text: str, first: int, end: int, following: int, column: int) -> int:
     """Return where a piece ends whose entry ends at `end`, if that entry is right, before the following entry."""
-    for content in _CONTENT.finditer(text, end, following):  # an alias ends where its anchor does
-        end = text.find("\n", content.start(), following) + 1 or following
-    if _BLOCK_SCALAR.search(text, first, end):  # its lines may look like comments or blank
+    while (content := _find_content(text[end:following])) >= 0:  # an alias ends where its anchor does
+        end = text.find("\n", end + content, following) + 1 or following
+    if _has_block_scalar(text[first:end]):  # its lines may look like comments or blank
         end += _own_comments(text[end:following], column)
         gap = text[end:following]
         blank = gap[: len(gap) - len(gap.lstrip())]
@@ -1228,10 +1318,14 @@ def _not_own(above: str) -> str:
     return "".join(lines)
 
 
+def _has_block_scalar(text: str) -> bool:
+    return ("|" in text or ">" in text) and _BLOCK_SCALAR.search(text) is not None
+
+
 def _apart(above: str, lines: str, column: int) -> str:
     """Return the lines below a piece so that no block scalar in it would take in the first of them."""
     lines = re.sub(r"\A(?:[ \t]*[\r\n\x85\u2028\u2029])+", "", lines) if _KEEPING.search(above) else lines
-    if _BLOCK_SCALAR.search(above):
+    if _has_block_scalar(above):
         end = len(lines) - len(re.sub(rf"\A(?:[ \t]*\r?\n| {{{column + 1},}}#.*\n)+", "", lines))
         deep = rf"^ {{{column + 1},}}(?=#)|^[ \t]{{2,}}(?=\r?$)"
         lines = re.sub(deep, " " * column, lines[:end], flags=re.MULTILINE) + lines[end:]
@@ -1752,7 +1846,7 @@ class _Block(_Entries):
         pieces = list(map(_piece, self.original))
         loose = list(map(_residue, pieces))
         laid = self._with_loose_lines(texts, pieces, loose) if any(loose) else texts
-        if self.is_odd and any(map(_BLOCK_SCALAR.search, pieces)):
+        if self.is_odd and any(map(_has_block_scalar, pieces)):
             for place in range(1, len(laid)):
                 laid[place] = _apart(laid[place - 1], laid[place], self.column)
             self.tail = _apart(laid[-1], self.tail, self.column) if laid else self.tail
@@ -2106,7 +2200,9 @@ def _with_scalar(piece: str, start: int, new: Any, *, is_whole: bool) -> str:
 
     is_whole: the text is that line.
     """
-    match = _line_pattern(is_ascii=piece.isascii()).match(piece, start) if type(new) in _SIMPLE else None
+    if type(new) not in _SIMPLE:
+        return ""
+    match: _Line | None = _plain_line(piece, start) or _line_pattern(is_ascii=piece.isascii()).match(piece, start)
     if match is None or match[5] is not None or match[4] in (None, "[]", "{}"):
         return ""
     if is_whole and (match.end() + 1 < len(piece) or len(match[2].rstrip()) > 1 or (match[2] and match[3])):
@@ -2166,6 +2262,10 @@ def _on_an_empty_stack(function: Callable[..., _Document], *arguments: Any) -> _
     if isinstance(found[0], Exception):
         raise found[0]
     return found[0]
+
+
+#: A snapshot without entries: lines above, what stands for a mapping, lines below.
+_EMPTY = _pattern(r"((?:[ \t]*(?:#.*)?\n)*)(\{\}[ \t]*\n)?((?:[ \t]*(?:#.*)?\n)*)")
 
 
 class _Document:
@@ -2263,14 +2363,14 @@ class _Document:
         self.is_unusual = _is_unusual(text)
         if self.version or self.is_unusual:
             return self._read_whole(text)
-        head = _HEAD.match(text)
+        head = _HEAD.match(text) if "---" in text else None
         start = head.end() if head else 0
         end = _DOCUMENT_END.search(text, start) if "\n..." in text or text.startswith("...") else None
         body = text[start : end.start() if end else len(text)]
         tail = text[start + len(body) :]
         try:
             self.head += text[:start]
-            is_sound = not end or (_AFTERWORD.fullmatch(tail) and (head or _CONTENT.search(body)))
+            is_sound = not end or (_AFTERWORD.fullmatch(tail) and (head or _find_content(body) >= 0))
             if not is_sound or "\n%" in text or text.startswith("%"):  # a directive, which may ask for YAML 1.1
                 raise _Odd
             value = self._read_body(body)
@@ -2281,7 +2381,8 @@ class _Document:
         return value
 
     def _read_body(self, body: str) -> dict[Any, Any]:
-        if empty := re.fullmatch(r"((?:[ \t]*(?:#.*)?\n)*)(\{\}[ \t]*\n)?((?:[ \t]*(?:#.*)?\n)*)", body):
+        has_entries = (start := _find_content(body)) >= 0 and not body.startswith("{", start)
+        if not has_entries and (empty := _EMPTY.fullmatch(body)):
             self.head, self.nothing, self.tail = self.head + empty[1], empty[2] or "", empty[3]
             return {}
         scanner = _Scanner(body)
@@ -2528,7 +2629,7 @@ class _Document:
         """See to what stands at the end."""
         if not keys:
             self.nothing = self.nothing or "{}\n"
-        elif keys[-1] not in self.unended and _BLOCK_SCALAR.search(self.pieces[keys[-1]]):
+        elif keys[-1] not in self.unended and _has_block_scalar(self.pieces[keys[-1]]):
             self.ends_with_newline = True  # what a block scalar means depends on it
 
 
@@ -2624,9 +2725,9 @@ def _is_fact(record: Any) -> bool:
 
 #: What a rewrite within the file writes in front of the new content; and what 26.1 writes there.
 _MARK = "--- # LAST VALID STATE: "
-_REWRITE = _pattern(rb"^%b([0-9]+) bytes\n" % _MARK.encode(), re.MULTILINE)
+_REWRITE = _pattern(rb"(?m)^%b([0-9]+) bytes\n" % _MARK.encode())
 _REWRITE_26_1 = b"\n---\n### LAST VALID STATE ###\n"
-_SEPARATOR = _pattern(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
+_SEPARATOR = _pattern(r"(?m)^---(?=[ \t\r\n]|\Z)")
 _NOTHING = _pattern(r"\ufeff?(?:[ \t]*(?:[#%][^\r\n]*)?(?:\r\n?|\n))*")
 
 
@@ -2751,11 +2852,11 @@ class _Stream:
     def _first_document(self, text: str) -> tuple[_Document, dict[Any, Any], list[int]]:
         """Return the snapshot, its value, and where the later documents begin."""
         first = 0 if text.startswith("---") else text.find("\n---") + 1 or len(text)
-        marks = [match.start() for match in _SEPARATOR.finditer(text, first)]
+        marks = [match.start() for match in _SEPARATOR.finditer(text, first)] if first < len(text) else []
         if marks and _NOTHING.fullmatch(text, 0, marks[0]) and not text[marks[0] + 3 :].lstrip().startswith("["):
             del marks[0]
         snapshot = text[: marks[0]] if marks else text
-        if marks and text.startswith("---\n[", marks[0]) and not _BLOCK_SCALAR.search(snapshot):
+        if marks and text.startswith("---\n[", marks[0]) and not _has_block_scalar(snapshot):
             snapshot = snapshot.removesuffix("\n")  # 26.1 begins a record with a line feed
         try:
             document, value = _Document.read(snapshot)
@@ -2802,20 +2903,25 @@ class _Stream:
         self.records.clear()
 
 
-_RECORD_LINE = _pattern(r"^--- \[.*\][ \t\r]*(?:\n|\Z)", re.MULTILINE)
+_RECORD_LINE = _pattern(r"(?m)^--- \[.*\][ \t\r]*(?:\n|\Z)")
 _GLUED_RECORD = _pattern(r"(?<=.)--- \[.*\][ \t\r]*(?:\n|\Z)")
 
 
 def _first_record(text: str) -> str:
     """Return the first line with a record, "" if there is none."""
-    line = _RECORD_LINE.search(text, _journal_start(text))
-    return line[0].strip() if line else ""
+    start = _journal_start(text)
+    return text[start : text.find("\n", start) + 1 or len(text)].strip()
 
 
 def _journal_start(text: str) -> int:
-    mark = text.find("--- [")  # found in a twentieth of the time that the pattern would need for the snapshot
-    line = _RECORD_LINE.search(text, mark) if mark >= 0 else None
-    return line.start() if line else len(text)
+    """Return where the first line with a record begins."""
+    start = 0 if text.startswith("--- [") else text.find("\n--- [") + 1 or len(text)
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        if text[start:end].rstrip(" \t\r\n").endswith("]"):
+            break
+        start = text.find("\n--- [", end - 1) + 1 or len(text)
+    return start
 
 
 class _Saved:
@@ -3036,8 +3142,10 @@ class _System:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
 
     @staticmethod
-    def lock(descriptor: int) -> bool:
+    def lock(descriptor: int, kind: str = "LOCK_EX") -> bool:
         """Take the lock of an open file if nobody holds it; it ends with the process. Raises OSError.
+
+        kind: "LOCK_EX" alone, "LOCK_SH" together with others who take it so.
 
         portalocker would do the same where there is `flock`, and to import it took longer than all else that a script
         does which changes a state once: 37 of 65 ms (portalocker 4.4, CPython 3.11).
@@ -3045,7 +3153,7 @@ class _System:
         if sys.platform == "win32":
             return _lock_by_portalocker(descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, getattr(fcntl, kind) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
@@ -3062,15 +3170,6 @@ class _System:
                 unlock(descriptor)
         else:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-    @staticmethod
-    def lock_shared(descriptor: int) -> bool:
-        """Take the lock of an open file together with others, unless one has it for itself."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
     @staticmethod
     def await_lock(descriptor: int) -> None:
@@ -3135,6 +3234,8 @@ _LOCK_RETRY = 0.02
 _OPENING_RETRY = 0.001
 #: Seconds after which a change looks whether somebody else wrote the file.
 _LOOK_EVERY = 0.1
+#: How the name of a vacuum's temporary file goes on, behind that of the file.
+_TEMPORARY = _pattern(r"[0-9]+-[0-9a-f]{8}\.tmp")
 #: Seconds that a file must not have changed before it counts as saved; and between two looks meanwhile.
 _QUIET, _QUIET_RETRY = 0.1, 0.02
 #: Seconds by which the time that a file system notes for a write may differ from the clock.
@@ -3430,11 +3531,12 @@ class _Journal:
     def _remove_leftovers(self) -> None:
         """Remove what a vacuum that was killed has left; nobody else can be in one, because we hold the lock."""
         folder, base = os.path.split(self.path)
-        pattern = re.compile(rf"\.{re.escape(base)}\.[0-9]+-[0-9a-f]{{8}}\.tmp")
+        start = f".{base}."
         with suppress(OSError):
-            for name in filter(pattern.fullmatch, _system.listdir(folder)):
-                with suppress(OSError):
-                    _system.unlink(os.path.join(folder, name))
+            for name in _system.listdir(folder):
+                if name.startswith(start) and _TEMPORARY.fullmatch(name, len(start)):
+                    with suppress(OSError):
+                        _system.unlink(os.path.join(folder, name))
 
     def is_same_file(self, status: os.stat_result) -> bool:
         return self.inode == (status.st_dev, status.st_ino)
@@ -3929,7 +4031,7 @@ class _SharedJournal(_Journal):
             self._begin(note)
             return True
         if _system.now() >= deadline and self._is_named():
-            how = "" if _system.lock_shared(self.descriptor) else "alone"  # "": by another name of the file
+            how = "" if _system.lock(self.descriptor, "LOCK_SH") else "alone"  # "": by another name of the file
             raise StateLocked(self.path, _holder(status), how)
         self.close()
         return False
@@ -3961,10 +4063,10 @@ class _SharedJournal(_Journal):
 
     def _join(self, *, is_first: bool) -> bool:
         """Take the lock of the state file together with the others; False if somebody else has it."""
-        return (not is_first or _system.lock(self.descriptor)) and _system.lock_shared(self.descriptor)
+        return (not is_first or _system.lock(self.descriptor)) and _system.lock(self.descriptor, "LOCK_SH")
 
     def _lock(self, descriptor: int) -> bool:
-        return _system.lock_shared(descriptor)
+        return _system.lock(descriptor, "LOCK_SH")
 
     def _begin(self, note: _Note | None) -> None:
         if note is None:
@@ -5246,6 +5348,16 @@ def _put_back(items: dict[Any, Any], kept: dict[Any, Any]) -> None:
             items[key] = old
 
 
+def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
+    """Return the keys of the top-level entries that an operation changes; present: those that there are.
+
+    keys: what leads to its node, a mapping where that is the root.
+    """
+    if keys:
+        return keys[:1]
+    return arguments[:1] if operation in ("set", "delete") else arguments[0] if operation == "update" else present
+
+
 class _Root(StateDict):
     """The root of a tree: its entries are shown as attributes of the facades, and their text is known one by one."""
 
@@ -5274,37 +5386,25 @@ class _Root(StateDict):
         if operation == "set" and arguments[0] in self._tree.attributes:
             super()._prime(operation, *arguments)
 
-    def _set(self, key: Any, value: Any) -> None:
-        super()._set(key, value)
-        self._show(key, value)
-
-    def _update(self, items: dict[Any, Any]) -> None:
-        super()._update(items)
-        for key, value in items.items():
-            self._show(key, value)
-
-    def _delete(self, key: Any) -> None:
-        super()._delete(key)
-        if type(key) is str:
-            self._tree.attributes.pop(key, None)
-
-    def _clear(self) -> None:
-        super()._clear()
-        self._show_all()
+    def _do(self, operation: str, *arguments: Any) -> None:
+        super()._do(operation, *arguments)
+        for key in [*_touched((), operation, arguments, self._tree.attributes)] if operation != "order" else ():
+            self._show(key)
 
     def _restore(self, image: _Image) -> None:
         super()._restore(image)
         self._show_all()
 
-    def _show(self, key: Any, value: Any) -> None:
-        if type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
-            self._tree.attributes[key] = value
+    def _show(self, key: Any) -> None:
+        """Let the attributes have an entry as it is now."""
+        if key not in self._items:
+            self._tree.attributes.pop(key, None)
+        elif type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
+            self._tree.attributes[key] = self._items[key]
 
     def _show_all(self) -> None:
-        for name in self._tree.attributes.keys() - self._items.keys():
-            self._tree.attributes.pop(name, None)
-        for key, value in self._items.items():
-            self._show(key, value)
+        for key in {**self._tree.attributes, **self._items}:
+            self._show(key)
 
 
 def _index(index: Any) -> int:
@@ -5652,16 +5752,6 @@ class _Task(namedtuple("_Task", "scheduler task")):
     __slots__ = ()
     scheduler: str
     task: weakref.ref[Any]
-
-
-def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
-    """Return the keys of the top-level entries that an operation changes; present: those that there are.
-
-    keys: what leads to its node, a mapping where that is the root.
-    """
-    if keys:
-        return keys[:1]
-    return arguments[:1] if operation in ("set", "delete") else arguments[0] if operation == "update" else present
 
 
 _NO_LATEST = (None, None, None)
@@ -6321,7 +6411,7 @@ class _LiveTree(_Tree):
             base = self.history.base(edit.saved, self.document, self.first_record, doubtful)
             value = _merged(base, mine, edit.saved.value)
             for declaration in self.declarations:
-                value = declaration.filled(value)
+                value = declaration.filled(value, mine)
                 declaration.check(value, self.path, edit.saved.text, mine)
             document, value = edit.saved.with_value(value)
             is_new = self.history.is_new(edit.saved, self.document)
@@ -6423,7 +6513,7 @@ class _LiveTree(_Tree):
     def _forget_defaults(self) -> None:
         """Be empty again, as the file is, unless that holds the defaults, or whether it does is open."""
         if self.edits and self.renewal is None:
-            self.root._clear()
+            self.root._do("clear")
             self.edits.clear()
 
     def _vacuum_in_time(self) -> None:

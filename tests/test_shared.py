@@ -1141,6 +1141,40 @@ def test_a_change_of_which_a_part_was_written_beside_leaves_nothing(
     assert oracle.read(Path(shared)) == plain(shared)
 
 
+def test_an_interrupt_in_front_of_the_end_of_a_turn_leaves_it_to_others(
+    shared: PersistedState, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(persistedstate._SharedJournal, "end_turn", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shared.a = 5
+
+    assert peer.do("state.b = 2; said = plain(state)") == {**plain(shared), "b": 2}
+
+
+def test_a_catch_up_that_is_interrupted_is_whole_or_undone(
+    shared: PersistedState, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(tree: Any, *record: Any) -> None:
+        if record[2] == "b":
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        take(tree, *record)
+
+    before, take = plain(shared), persistedstate._SharedTree._take_record
+    after = peer.do("state.a = 5; state.b = 6; said = plain(state)")
+    monkeypatch.setattr(persistedstate._SharedTree, "_take_record", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shared.refresh()
+
+    assert plain(shared) in (before, after)
+    shared.refresh()
+    assert plain(shared) == after
+
+
 def test_a_change_behind_one_that_was_interrupted_in_the_same_turn_reaches_others(
     shared: PersistedState, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
