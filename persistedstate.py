@@ -6442,6 +6442,8 @@ class _LiveTree(_Tree):
         before = self.merges
         if not self.levels:
             self.look()
+        elif self.watcher is not None:
+            self.watcher.told = None  # it tells again when the transaction is over
         return self.merges > before
 
     def declare(self, rule: tuple[Any, bool]) -> None:

@@ -1164,9 +1164,9 @@ def test_a_catch_up_that_is_interrupted_is_whole_or_undone(
             raise KeyboardInterrupt
         take(tree, *record)
 
-    before, take = plain(shared), persistedstate._SharedTree._take_record
+    before, take = plain(shared), persistedstate._SharedTree._take_operation
     after = peer.do("state.a = 5; state.b = 6; said = plain(state)")
-    monkeypatch.setattr(persistedstate._SharedTree, "_take_record", interrupt)
+    monkeypatch.setattr(persistedstate._SharedTree, "_take_operation", interrupt)
     with pytest.raises(KeyboardInterrupt):
         shared.refresh()
 

@@ -48,7 +48,7 @@ from test_shared import (  # noqa: F401 - they run here, too, with the fixtures 
     test_what_was_not_read_is_not_overwritten,
     test_what_was_removed_by_another_process_can_be_read_and_not_changed,
 )
-from test_tasks import add, behind_a_process
+from test_tasks import HOLDER, add, behind_a_process
 from test_watching import WRITER
 
 import persistedstate
@@ -255,10 +255,7 @@ def test_a_task_that_is_cancelled_while_a_process_has_the_turn_leaves_it(url: st
     """Another one has it next, long before a lease would end that this process does not give back."""
 
     async def main() -> None:
-        with Child(HOLDER, url) as child:
-            assert child.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (child, task):
             await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
