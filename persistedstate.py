@@ -406,8 +406,8 @@ _STRING = _pattern(rf"(?s){_QUOTED}|{_UNENDED}")
 
 #: What there may be in a word that needs no pattern to be known as one.
 _IN_WORDS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./- "
-#: So many lines at the start of a text are read without a pattern: longer texts are worth the time that it takes.
-_MOST_PLAIN = 200
+#: So many lines are read without a pattern, in all texts of a process together: more are worth the time to compile it.
+_few_lines: Iterator[int] = iter(range(500))
 
 
 class _PlainLine:
@@ -464,13 +464,15 @@ def _is_bare(raw: str) -> bool:
 def _plain_lines(text: str) -> tuple[list[_PlainLine], int]:
     """Return the lines at the start of a text that take no pattern, and where the others begin."""
     lines, start = list[_PlainLine](), 0
-    while start < len(text) and len(lines) < _MOST_PLAIN:
+    for _ in _few_lines:
         if not text.startswith(("#", "\n"), start):
             line = _plain_line(text, start)
             if line is None:
                 break
             lines.append(line)
         start = text.find("\n", start) + 1 or len(text)
+        if start == len(text):
+            break
     return lines, start
 
 
