@@ -554,7 +554,8 @@ def _inline(value: Any) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    return _SAFE_PLAIN.fullmatch(text) is not None and text[-1] != " " and text.lower() not in _WORDS
+    is_safe = (text.isidentifier() and text.isascii()) or (_SAFE_PLAIN.fullmatch(text) and text[-1] != " ")
+    return bool(is_safe) and text.lower() not in _WORDS
 
 
 class _Style(namedtuple("_Style", "mapping sequence dash", defaults=(2, 0, 2))):
@@ -576,6 +577,8 @@ _DASH = _pattern(r"(?m)^ *(- +)[^\s#]")
 
 def _style(text: str, default: _Style) -> _Style:
     """Return the style of a text in block style, as far as it shows."""
+    if not text:
+        return default
     found = default._asdict()
     for match in reversed([*islice(_KEY_AND_BELOW.finditer(text), 20)]):
         inset = len(match[2]) - len(match[1])
@@ -2387,8 +2390,9 @@ class _Document:
         return value
 
     def _read_body(self, body: str) -> dict[Any, Any]:
-        has_entries = (start := _find_content(body)) >= 0 and not body.startswith("{", start)
-        if not has_entries and (empty := _EMPTY.fullmatch(body)):
+        start = _find_content(body)
+        may_be_empty = (body and start < 0) or body.startswith("{", start)
+        if may_be_empty and (empty := _EMPTY.fullmatch(body)):
             self.head, self.nothing, self.tail = self.head + empty[1], empty[2] or "", empty[3]
             return {}
         scanner = _Scanner(body)
