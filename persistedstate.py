@@ -406,8 +406,8 @@ _STRING = _pattern(rf"(?s){_QUOTED}|{_UNENDED}")
 
 #: What there may be in a word that needs no pattern to be known as one.
 _IN_WORDS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./- "
-#: So many lines at the start of a text are read without a pattern: longer texts are worth the time that it takes.
-_MOST_PLAIN = 200
+#: So many lines are read without a pattern, in all texts of a process together: more are worth the time to compile it.
+_few_lines: Iterator[int] = iter(range(500))
 
 
 class _PlainLine:
@@ -464,13 +464,15 @@ def _is_bare(raw: str) -> bool:
 def _plain_lines(text: str) -> tuple[list[_PlainLine], int]:
     """Return the lines at the start of a text that take no pattern, and where the others begin."""
     lines, start = list[_PlainLine](), 0
-    while start < len(text) and len(lines) < _MOST_PLAIN:
+    for _ in _few_lines:
         if not text.startswith(("#", "\n"), start):
             line = _plain_line(text, start)
             if line is None:
                 break
             lines.append(line)
         start = text.find("\n", start) + 1 or len(text)
+        if start == len(text):
+            break
     return lines, start
 
 
@@ -552,7 +554,8 @@ def _inline(value: Any) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    return _SAFE_PLAIN.fullmatch(text) is not None and text[-1] != " " and text.lower() not in _WORDS
+    is_safe = (text.isidentifier() and text.isascii()) or (_SAFE_PLAIN.fullmatch(text) and text[-1] != " ")
+    return bool(is_safe) and text.lower() not in _WORDS
 
 
 class _Style(namedtuple("_Style", "mapping sequence dash", defaults=(2, 0, 2))):
@@ -574,6 +577,8 @@ _DASH = _pattern(r"(?m)^ *(- +)[^\s#]")
 
 def _style(text: str, default: _Style) -> _Style:
     """Return the style of a text in block style, as far as it shows."""
+    if not text:
+        return default
     found = default._asdict()
     for match in reversed([*islice(_KEY_AND_BELOW.finditer(text), 20)]):
         inset = len(match[2]) - len(match[1])
@@ -2381,8 +2386,9 @@ class _Document:
         return value
 
     def _read_body(self, body: str) -> dict[Any, Any]:
-        has_entries = (start := _find_content(body)) >= 0 and not body.startswith("{", start)
-        if not has_entries and (empty := _EMPTY.fullmatch(body)):
+        start = _find_content(body)
+        may_be_empty = (body and start < 0) or body.startswith("{", start)
+        if may_be_empty and (empty := _EMPTY.fullmatch(body)):
             self.head, self.nothing, self.tail = self.head + empty[1], empty[2] or "", empty[3]
             return {}
         scanner = _Scanner(body)
