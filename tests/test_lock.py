@@ -17,6 +17,7 @@ import yaml
 from checks import run_child
 from processes import DROP_PRIVILEGES, WRITE_CALLS, Child, at_each_moment, count_calls, listing
 from rounds import rounds as sized
+from rounds import some
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, StateLocked, StateReadOnly, plain
@@ -724,34 +725,36 @@ def together(*works: Callable[[], None]) -> None:
 
 
 @pytest.mark.usefixtures("hurried")
-def test_two_threads_of_50_000_increments_lose_none(path: Path) -> None:
+def test_two_threads_that_count_lose_nothing(path: Path) -> None:
+    times = some(50_000, 10_000)
     with PersistedState(path, counter=0) as state:
 
         def work() -> None:
-            for _ in range(50_000):
+            for _ in range(times):
                 with state._thread_lock:
                     state.counter += 1
 
         together(work, work)
-        assert state.counter == 100_000
+        assert state.counter == 2 * times
 
-    assert path.read_text() == "counter: 100000\n"
+    assert path.read_text() == f"counter: {2 * times}\n"
 
 
 @pytest.mark.usefixtures("hurried")
-def test_two_threads_of_50_000_appends_lose_none(path: Path) -> None:
+def test_two_threads_that_append_lose_nothing(path: Path) -> None:
+    times = some(50_000, 10_000)
     with PersistedState(path, l=[]) as state:
         items = state.l
 
         def work(begin: int) -> None:
-            for n in range(begin, begin + 50_000):
+            for n in range(begin, begin + times):
                 items.append(n)
 
-        together(lambda: work(0), lambda: work(50_000))
+        together(lambda: work(0), lambda: work(times))
         content = plain(state.l)
 
-    assert sorted(content) == list(range(100_000))
-    for half in [n for n in content if n < 50_000], [n for n in content if n >= 50_000]:
+    assert sorted(content) == list(range(2 * times))
+    for half in [n for n in content if n < times], [n for n in content if n >= times]:
         assert half == sorted(half)
     assert on_disk(path) == {"l": content}
 

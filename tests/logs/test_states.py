@@ -295,6 +295,7 @@ async def count(state: Any, times: int) -> None:
             state.a += 1
 
 
+#: Takes one turn after the other; not for ever, because a task may not come in between: it stands in no line for long.
 HASTY = """
     import sys, threading
     from persistedstate import PersistedState
@@ -304,10 +305,11 @@ HASTY = """
     made = 0
     with PersistedState(sys.argv[1]) as state:
         print("begun")
-        while not is_over.is_set():
+        while made < 60 and not is_over.is_set():
             with state.transaction():
                 state.a += 1
             made += 1
+    is_over.wait()
     print(made)
 """
 
