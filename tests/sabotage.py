@@ -58,6 +58,7 @@ SUITES = {
     "sharing model": ["test_shared_state_machine.py"],
     "interrupted sharing": ["test_shared_interrupts.py"],
     "L threads": ["test_threads.py"],
+    "text": ["test_text.py", "test_hand_edits.py"],
     "J fuzz": ["test_fuzz.py"],
     "D kill -9": ["test_kill.py"],
     "H model": ["test_state_machine.py"],
