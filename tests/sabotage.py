@@ -30,7 +30,7 @@ MODULE = "persistedstate.py"
 REDIS, POSTGRES = "persistedstate_logs/redis.py", "persistedstate_logs/postgres.py"
 ASKING, LOG_JOURNAL = "persistedstate_logs/asking.py", "persistedstate_logs/journal.py"
 BESIDE, DECLARED = "persistedstate_tools/beside.py", "persistedstate_tools/declared.py"
-TASKS, WATCHING = "persistedstate_tools/tasks.py", "persistedstate_tools/watching.py"
+TASKS = "persistedstate_tools/tasks.py"
 #: What is copied, so that nothing is imported from elsewhere.
 PARTS = ["tests", "persistedstate_tools", "persistedstate_logs"]
 CACHE = shutil.ignore_patterns("__pycache__")
@@ -58,6 +58,7 @@ SUITES = {
     "sharing model": ["test_shared_state_machine.py"],
     "interrupted sharing": ["test_shared_interrupts.py"],
     "L threads": ["test_threads.py"],
+    "text": ["test_text.py", "test_hand_edits.py"],
     "J fuzz": ["test_fuzz.py"],
     "D kill -9": ["test_kill.py"],
     "H model": ["test_state_machine.py"],
@@ -429,11 +430,6 @@ FAULTS = [
                 "self.saved, self.problem = None, problem",
             )
         ],
-    ),
-    Fault(
-        "do not look again at what went wrong",
-        [("self.due_at = persistedstate._system.now() + self.delay", "self.due_at = float('inf')")],
-        WATCHING,
     ),
     Fault(
         "take an edit that is not as declared",

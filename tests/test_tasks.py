@@ -893,7 +893,8 @@ class Twins:
     def __init__(self, path: Path, twin: Path, chance: random.Random) -> None:
         for each in (path, twin):
             each.write_text(TEXT)
-        self.state, self.twin = PersistedState(path), PersistedState(twin)
+        # With True, others change the state also when all but their change is in the new file, and awaits the disk.
+        self.state, self.twin = PersistedState(path, _fsync=chance.random() < 0.5), PersistedState(twin)
         self.path, self.tree, self.chance = path, self.state._tree, chance
         self.number, self.busy = 0, 0.0
 

@@ -25,6 +25,7 @@ from rounds import stride
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, plain
+from persistedstate_tools import beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,14 +134,17 @@ def test_threads_that_count_transact_and_vacuum_lose_nothing(
 @pytest.mark.usefixtures("hurried")
 @sized(ci=300, nightly=30_000)
 def test_what_threads_change_during_vacuums_beside_them_is_in_the_file(
-    path: Path, chance: random.Random, rounds: int
+    path: Path, chance: random.Random, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The thread that makes a vacuum leaves the lock to the others behind each container, and for each `fsync`."""
+
     def work(mine: int) -> None:
         for _ in range(rounds):
             workers[mine].step()
             tree.limit = 0  # a vacuum is due at each change, until one is under way
 
-    with opened(path) as state:
+    monkeypatch.setattr(beside, "_SLICE", 1)
+    with opened(path, _fsync=True) as state:
         tree, workers = state._tree, [Worker(state, mine, random.Random(chance.random())) for mine in range(THREADS)]
         generation, tree.is_in_loops = tree.generation, True
 

@@ -227,6 +227,28 @@ DAEMON = """
 """
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_save_that_is_no_state_and_is_mended_in_time_is_merged(
+    path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The person saves once more when the thread has read what is broken."""
+
+    def read(*arguments: Any, **options: Any) -> persistedstate._Edit:
+        edit = kind(*arguments, **options)
+        if edit.saved is None:
+            save(path, START.replace("n: 1", "n: 2"))
+        return edit
+
+    kind = persistedstate._Edit
+    monkeypatch.setattr(persistedstate, "_Edit", read)
+    monkeypatch.setattr(persistedstate, "_PATIENCE", PATIENCE)
+    with opened(path) as state:
+        on_change(state, calls)
+        save(path, "n: [\n")
+
+        assert calls.next()[:-1] == (("n",), 1, 2)
+
+
 @pytest.mark.leaves("files")
 @pytest.mark.parametrize("warnings", ["warnings", "errors"])
 def test_a_save_that_is_no_state_is_told_and_kept_beside(path: Path, warnings: str) -> None:
