@@ -1,9 +1,9 @@
 """A vacuum that keeps no event loop waiting: a thread makes the new file while the state goes on changing.
 
-It holds the lock for moments only: to copy the values that changed since the last snapshot, piece by piece, and then
-the entries that changed meanwhile, at once; and to add what came since then and put the new file in the place of the
-old one. Whatever is in the way of that, the thread then does a vacuum as any other, which holds the lock throughout; so
-it is with states that other processes change, too.
+It holds the lock for moments only: to copy the values that changed since the last snapshot, piece by piece, with what
+changed meanwhile once more; and to add what came since then and put the new file in the place of the old one. Whatever
+is in the way of that, the thread then does a vacuum as any other, which holds the lock throughout; so it is with states
+that other processes change, too.
 """
 
 from __future__ import annotations
@@ -283,7 +283,7 @@ class _Vacuum:
 
 
 class _Values:
-    """Plain copies of the entries of a state that goes on changing, and then of those that changed meanwhile.
+    """Plain copies of the entries of a state that goes on changing, and then of all that changed meanwhile.
 
     items: the entries, as they are at first. needed: the keys of those to copy.
     """
@@ -295,7 +295,7 @@ class _Values:
 
     def _copied(self, value: Any) -> Any:
         """Copy a value; others may change it in between, but not the list of what is in a container."""
-        content, simple = module._held(value), module._SIMPLE
+        content, simple = module._items_of(value), module._SIMPLE
         if type(content) not in (dict, list):
             return content
         self._give_way()
@@ -315,9 +315,45 @@ class _Values:
                 self.tree.lock.acquire()
 
     def up_to_date(self, edits: list[Any]) -> dict[Any, Any]:
-        """Copy again the entries of which edits tell, and return all; the caller has the lock."""
-        touched: set[Any] = set()
-        for keys, operation, *arguments in edits:
-            touched.update(module._touched(keys, operation, arguments, self.values))
-        items = self.tree.root._items
-        return {key: module._plain(item) if key in touched else self.values[key] for key, item in items.items()}
+        """Copy again what edits tell of, and return all; the caller has the lock."""
+        operations: dict[tuple[Any, ...], list[Any]] = {}
+        for keys, *edit in edits:
+            operations.setdefault(tuple(keys), []).append(edit)
+        for path in sorted(operations, key=len):  # what is new in a container comes before what is inside of that
+            self._copy_again(path, operations[path])
+        return self.values
+
+    def _copy_again(self, path: tuple[Any, ...], operations: list[Any]) -> None:
+        node: Any = self.tree.root
+        copied: Any = self.values
+        for place, key in enumerate(path):
+            if not place and copied.get(key) is _NOT_TAKEN and key in node._items:
+                copied[key] = module._plain(node._items[key])
+            try:
+                node, copied = node._items[key], copied[key]
+            except (LookupError, TypeError, AttributeError):  # a container around it is another one by now
+                return
+        again = _list_again if type(module._items_of(node)) is list else _dict_again
+        again(copied, module._items_of(node), operations)
+
+
+def _dict_again(copied: dict[Any, Any], items: dict[Any, Any], operations: list[Any]) -> None:
+    keys: set[Any] = set()
+    for operation, *arguments in operations:
+        is_one = operation in ("set", "delete")
+        keys.update(arguments[:1] if is_one else arguments[0] if operation == "update" else items)
+    present = {key: module._plain(item) if key in keys else copied[key] for key, item in items.items()}
+    copied.clear()
+    copied.update(present)
+
+
+def _list_again(copied: list[Any], items: list[Any], operations: list[Any]) -> None:
+    places = [arguments[0] for operation, *arguments in operations if operation == "set"]
+    since = len(copied)  # from there on items may be others
+    for operation, *arguments in operations:
+        if operation != "set":
+            since = min(since, arguments[0] if operation in ("insert", "delete", "splice") else 0)
+    for place in places:
+        if place < since and place < len(items):
+            copied[place] = module._plain(items[place])
+    copied[since:] = [module._plain(item) for item in items[since:]]

@@ -45,3 +45,18 @@ def test_what_others_wrote_that_is_not_declared_is_told(url: str) -> None:  # no
         other.mode = "slow"
     with Importer(url) as state:
         assert state.mode is Mode.SLOW
+
+
+def test_what_a_script_assigns_that_is_not_declared_reaches_nobody(url: str) -> None:  # noqa: F811
+    with Importer(url) as state, Peer(url) as peer:  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"STATE\.retry: expected int"):
+            state.retry = "many"  # type: ignore[assignment]
+        with state.transaction():
+            for number in range(3):
+                state.retry = number
+                with pytest.raises(TypeError, match=r"STATE\.retry: expected int"):
+                    state.retry = "many"  # type: ignore[assignment]
+
+        assert state.retry == 2
+        assert peer.do("state.refresh(); said = plain(state)") == {"retry": 2, "mode": "fast"}
+        peer.do("state.close()")

@@ -11,7 +11,7 @@ import pytest
 
 from logs import servers
 from logs.proxy import BEHIND, FORWARD, Proxy, of_scripts
-from logs.writers import PATIENCE, turn
+from logs.writers import PATIENCE, impatient, turn
 from persistedstate import PersistedState, StateError
 from persistedstate_logs import Contents, Forked, Unknown
 
@@ -178,11 +178,11 @@ def test_what_a_replica_has_survives_its_promotion(pair: tuple[Server, Server]) 
     primary, replica = pair
     proxy = Proxy(primary.port)
     try:
-        with opened(primary.url("x", "?replicas=1&timeout=2", port=proxy.port), fsync=True) as log:
+        with opened(primary.url("x", "?replicas=1&timeout=4", port=proxy.port), fsync=True) as log:
             position = log.append(b"1", log.open(0).position)
             log.sync()
             proxy.fate = of_scripts(BEHIND)
-            with pytest.raises(Unknown):
+            with pytest.raises(Unknown), impatient(log):
                 log.append(b"2", position)
             await_step(primary, replica)
             primary.kill()
@@ -203,15 +203,16 @@ def test_waiting_for_replicas_waits_for_what_another_connection_wrote(pair: tupl
     primary, replica = pair
     proxy = Proxy(primary.port)
     try:
-        with opened(primary.url("x", "?replicas=1&timeout=2", port=proxy.port), fsync=True) as log:
+        with opened(primary.url("x", "?replicas=1&timeout=4", port=proxy.port), fsync=True) as log:
             position = log.append(b"0", log.open(0).position)  # the server knows the script from here on
             log.sync()
             replica.pause()
             proxy.fate = of_scripts(BEHIND)
-            with pytest.raises(Unknown):
+            with pytest.raises(Unknown), impatient(log):
                 log.append(b"1", position)
             proxy.fate = of_scripts(FORWARD)
-            assert len(records(primary.url("x"))) == 2  # it has landed
+            while len(records(primary.url("x"))) < 2:  # it is under way
+                pass
             log.append(b"1", position)
 
             with pytest.raises(OSError, match="0 of 1 replicas only"):

@@ -48,12 +48,13 @@ from test_shared import (  # noqa: F401 - they run here, too, with the fixtures 
     test_what_was_not_read_is_not_overwritten,
     test_what_was_removed_by_another_process_can_be_read_and_not_changed,
 )
-from test_tasks import HOLDER, add, until_it_waits
+from test_tasks import HOLDER, add, behind_a_process
 from test_watching import WRITER
 
 import persistedstate
 from logs import servers
 from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
+from logs.writers import impatient
 from persistedstate import (
     PersistedState,
     StateConflict,
@@ -143,6 +144,12 @@ def spelled(url: str, **options: Any) -> PersistedState:
     return PersistedState(url.replace("127.0.0.1", f"127.0.0.{'0' * (1 + next(_numbers) % 40)}1"), **options)
 
 
+def files_of(kind: type[Server]) -> list[str]:
+    """Return the files in which an interrupt of a state in this engine may come."""
+    modules = ["persistedstate", "persistedstate_logs.asking", "persistedstate_logs.journal", kind.engine]
+    return [str(importlib.import_module(name).__file__) for name in modules]
+
+
 # ---- The object -----------------------------------------------------------------------------------------------------
 
 
@@ -226,10 +233,7 @@ def test_a_task_waits_for_the_turn_of_another_process_while_the_loop_goes_on(url
     """The process ends its transaction only when the loop has come round and another task has read the state."""
 
     async def main() -> None:
-        with Child(HOLDER, url) as child:
-            assert child.line() == "begun"
-            task, given_up = (asyncio.create_task(add(state, name)) for name in "xy")
-            await until_it_waits(state, 2)
+        async with behind_a_process(state, "x", "y") as (child, task, given_up):
             for _ in range(20):
                 await asyncio.sleep(0.001)
                 assert plain(state.l) == []
@@ -245,6 +249,25 @@ def test_a_task_waits_for_the_turn_of_another_process_while_the_loop_goes_on(url
 
         with PersistedState(url, _readonly=True) as follower:
             assert plain(follower) == {"a": 2, "l": ["x", "z"]}
+
+
+def test_a_task_that_is_cancelled_while_a_process_has_the_turn_leaves_it(url: str) -> None:
+    """Another one has it next, long before a lease would end that this process does not give back."""
+
+    async def main() -> None:
+        async with behind_a_process(state, "x") as (child, task):
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            child.tell("")
+            assert child.line() == "ended"
+        with Child(HOLDER, url) as other:
+            assert other.line() == "begun"
+
+    url = f"{url}{'&' if '?' in url else '?'}lease=600"
+    with PersistedState(url, a=1, l=[]) as state:
+        asyncio.run(main())
 
 
 def test_tasks_and_processes_at_once_lose_nothing(url: str) -> None:
@@ -331,17 +354,10 @@ def test_a_follower_tells_again_what_is_not_as_declared(url: str) -> None:
 def test_a_follower_that_is_interrupted_shows_a_whole_state_after_its_next_refresh(
     url: str, kind: type[Server], chance: random.Random, rounds: int
 ) -> None:
-    from persistedstate_logs import asking, journal
-
-    files = [
-        persistedstate.__file__,
-        *(str(each.__file__) for each in (asking, journal)),
-        str(importlib.import_module(kind.engine).__file__),
-    ]
     with PersistedState(url, n=0, ids=[]) as state, PersistedState(url, _readonly=True) as follower:
         for number in range(rounds):
             both(state, number)
-            interrupt_at(chance.randrange(1, 2000), follower.refresh, files)
+            interrupt_at(chance.randrange(1, 2000), follower.refresh, files_of(kind))
             follower.refresh()
             assert plain(follower) == plain(state)
 
@@ -390,8 +406,8 @@ def test_who_watches_waits_for_a_server_that_is_gone(
     monkeypatch.setattr(watching, "_PERIOD", 0.05)
     monkeypatch.setattr(watching, "_warn_afterwards", told.put)
     with servers.running(tmp_path, *kind.always, kind=kind) as server:
-        url = server.url("state", "?timeout=0.5")
-        with PersistedState(url, _fsync=True, _watch=True, a=1) as state:
+        url = server.url("state")
+        with PersistedState(f"{url}?timeout=2", _fsync=True, _watch=True, a=1) as state:
             on_change(state, lambda *change: news.put(change))
             server.kill()
             assert os.fspath(state) in told.get(timeout=PATIENCE)
@@ -707,10 +723,11 @@ def test_cut_connections_lose_and_double_nothing(url: str, proxy: Proxy, chance:
 @pytest.mark.parametrize("fate", [BEFORE, BEHIND])
 @pytest.mark.parametrize("how", ["plain", "transaction"])
 def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, proxy: Proxy, fate: str, how: str) -> None:
-    with spelled(through(proxy, url, "?timeout=0.3"), a=1, jobs=[]) as state:
+    with spelled(through(proxy, url), a=1, jobs=[]) as state:
         state.a = 2
         proxy.fate = lambda data: of_scripts(fate)(data) if b'"lost"' in data else FORWARD
-        with pytest.raises(StateUnknown, match="whether this change was written is not known"):
+        log = state._tree.journal.log
+        with pytest.raises(StateUnknown, match="whether this change was written is not known"), impatient(log):
             if how == "plain":
                 state.jobs.append("lost")
             else:
@@ -718,7 +735,7 @@ def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, prox
                     state.a = 3
                     state.jobs.append("lost")
         assert plain(state) == {"a": 2, "jobs": []}
-        with pytest.raises(StateUnknown):
+        with pytest.raises(StateUnknown), impatient(log):
             state.a = 4
         proxy.fate = lambda _: FORWARD
 
@@ -731,14 +748,15 @@ def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, prox
 
 def test_a_server_that_is_gone_is_told_and_nothing_is_changed(tmp_path: Path, kind: type[Server]) -> None:
     with servers.running(tmp_path / "server", *kind.always, kind=kind) as server:
-        state = PersistedState(server.url("x", "?timeout=0.3"), _fsync=True, a=1, jobs=[])
+        state = PersistedState(server.url("x"), _fsync=True, a=1, jobs=[])
         server.kill()
-        with pytest.raises(OSError, match="reached"):
-            state.a = 2
-        with pytest.raises(OSError, match="reached"), state.transaction():
-            state.a = 3
-        with pytest.raises(OSError, match="reached"):
-            state.refresh()
+        with impatient(state._tree.journal.log):
+            with pytest.raises(OSError, match="reached"):
+                state.a = 2
+            with pytest.raises(OSError, match="reached"), state.transaction():
+                state.a = 3
+            with pytest.raises(OSError, match="reached"):
+                state.refresh()
         assert plain(state) == {"a": 1, "jobs": []}
         server.start()
 
@@ -851,6 +869,32 @@ def test_who_sleeps_past_the_turn_goes_on_if_nobody_wrote(url: str) -> None:
     assert len(Place(url).read_text().split("---")) == 4
 
 
+def test_who_sleeps_past_the_turn_writes_nothing_while_another_one_has_it(url: str) -> None:
+    def sleep() -> None:
+        with pytest.raises(StateConflict), state.transaction():
+            state.a += 1
+            is_inside.set()
+            is_lost.wait(PATIENCE)
+        told.append(state.a)
+
+    told: list[int] = []
+    is_inside, is_lost = threading.Event(), threading.Event()
+    with PersistedState(f"{url}?lease=0.2", a=1) as state, spelled(url) as other:
+        sleeper = threading.Thread(target=sleep)
+        sleeper.start()
+        assert is_inside.wait(PATIENCE)
+        with other.transaction():
+            is_lost.set()
+            sleeper.join(0.1)
+            assert sleeper.is_alive()
+            other.a += 10
+        sleeper.join(PATIENCE)
+
+        state.refresh()
+        assert told == [1]
+        assert other.a == state.a == 11
+
+
 @pytest.mark.parametrize("is_doubtful", [False, True])
 def test_a_server_that_lost_changes_is_told_and_memory_stays(
     tmp_path: Path, kind: type[Server], is_doubtful: bool
@@ -890,13 +934,6 @@ def test_a_server_that_lost_changes_is_told_and_memory_stays(
 def test_an_interrupt_leaves_memory_and_log_equal(
     url: str, kind: type[Server], chance: random.Random, rounds: int
 ) -> None:
-    from persistedstate_logs import asking, journal
-
-    files = [
-        persistedstate.__file__,
-        *(str(each.__file__) for each in (asking, journal)),
-        str(importlib.import_module(kind.engine).__file__),
-    ]
     with PersistedState(f"{url}?lease=0.5", n=0, ids=[]) as state, spelled(url) as other:
         for number in range(rounds):
             action = chance.choice([
@@ -906,7 +943,7 @@ def test_an_interrupt_leaves_memory_and_log_equal(
                 state.refresh,
             ])  # fmt: skip
             before = plain(state)
-            interrupt_at(chance.randrange(1, 3000), action, files)
+            interrupt_at(chance.randrange(1, 3000), action, files_of(kind))
             after = plain(state)
             assert after in (
                 before,
