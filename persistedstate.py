@@ -1308,7 +1308,7 @@ def _own_comments(gap: str, column: int) -> int:
 
 def _residue(piece: str) -> str:
     """Return what stays of a piece when its entry goes: the lines above that are not the entry's own comments."""
-    return "" if piece.lstrip(" ")[:1] not in "#\r\n\t" else _not_own(piece[: _content_start(piece)])
+    return "" if piece.lstrip(" ")[:1] not in "#\r\n\t" else _not_own(_lines_above(piece))
 
 
 def _not_own(above: str) -> str:
