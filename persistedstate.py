@@ -1313,7 +1313,7 @@ def _own_comments(gap: str, column: int) -> int:
 
 def _residue(piece: str) -> str:
     """Return what stays of a piece when its entry goes: the lines above that are not the entry's own comments."""
-    return "" if piece.lstrip(" ")[:1] not in "#\r\n\t" else _not_own(piece[: _content_start(piece)])
+    return "" if piece.lstrip(" ")[:1] not in "#\r\n\t" else _not_own(_lines_above(piece))
 
 
 def _not_own(above: str) -> str:
@@ -1602,6 +1602,9 @@ class _Entries:
 
     __slots__ = ("gone", "is_moved", "original", "outer", "parts")
 
+    #: What a new entry is.
+    kind: type[_Part] = _Part
+
     def __init__(self, parts: Any) -> None:
         self.parts: Any = parts
         self.original = list(parts.values() if type(parts) is dict else parts)
@@ -1614,10 +1617,6 @@ class _Entries:
         """How entries are set in."""
         return self.outer.style if self.outer is not None else _USUAL
 
-    def new(self) -> _Part:
-        """Return a new entry."""
-        return _Part()
-
     def made(self, key: Any, piece: str) -> _Part:  # noqa: ARG002 - at the top level it makes a difference
         """Return the entry with a text."""
         return _Part(piece)
@@ -1627,7 +1626,7 @@ class _Entries:
         if type(self.parts) is list:
             self._reach(key + 1)
         elif key not in self.parts:
-            self.parts[key], self.is_moved = self.gone.pop((type(key), key), None) or self.new(), True
+            self.parts[key], self.is_moved = self.gone.pop((type(key), key), None) or self.kind(), True
         found = self.parts[key]
         if type(found) is str:
             found = self.parts[key] = self.made(key, found)
@@ -1636,7 +1635,7 @@ class _Entries:
     def _reach(self, length: int) -> None:
         """Add entries for items at the end of a list: not every `append` is told."""
         if len(self.parts) < length:
-            self.parts += [self.new() for _ in range(length - len(self.parts))]
+            self.parts += [self.kind() for _ in range(length - len(self.parts))]
             self.is_moved = True
 
     def follow(self, path: Sequence[Any], operation: str, *arguments: Any) -> None:
@@ -1678,7 +1677,7 @@ class _Entries:
 
     def insert(self, index: int, _value: Any) -> None:
         self._reach(index)
-        self.parts.insert(index, self.new())
+        self.parts.insert(index, self.kind())
         self.is_moved = True
 
     def splice(self, start: int, stop: int, values: Sequence[Any]) -> None:
@@ -1688,7 +1687,7 @@ class _Entries:
         was, new = [_value_of(part) for part in old], list[_Part]()
         for index, value in zip(_origins(was, values) if old else [None] * len(values), values, strict=True):
             is_known = index is not None and (_same(was[index], value) or _likeness(was[index], value))
-            part = old[index] if index is not None and (is_known or len(old) == len(values)) else self.new()
+            part = old[index] if index is not None and (is_known or len(old) == len(values)) else self.kind()
             part.is_stale, part.given = True, value if old else _UNDEFINED
             new.append(part)
         self.parts[start:stop] = new
@@ -1767,7 +1766,7 @@ class _Entries:
         for key in items:
             part = parts.get(key)
             if part is None or _is_new(part):
-                part = self.without_merge(merges.pop(0), key, items[key]) if merges else part or self.new()
+                part = self.without_merge(merges.pop(0), key, items[key]) if merges else part or self.kind()
             self.parts[key] = part
 
     def _keeps(self, items: Any) -> bool:
@@ -1915,6 +1914,8 @@ class _Flow(_Entries):
 
     __slots__ = ("closing", "comma", "indent", "opening", "quoted")
 
+    kind = _Item
+
     def __init__(self, node: Any, loader: _Loader) -> None:
         text, start = loader.text, node.start_mark.index
         bracket = _BRACKET.match(text, start)
@@ -1949,9 +1950,6 @@ class _Flow(_Entries):
         (items[-1] if items else self.opening).beside = beside
         above, end, indent = rest.rpartition("\n")
         return above + end, f"\n{indent}"
-
-    def new(self) -> _Part:
-        return _Item()
 
     def fresh(self, _part: _Part, _name: Any, new: Any) -> str:
         return _flow_text(new, quoted=self.quoted)
@@ -2299,7 +2297,8 @@ class _Document:
         self.lost: dict[Any, Exception] = {}
         #: What went wrong where it should not, when this was made; all values are in the text nevertheless.
         self.faults: list[Exception] = []
-        #: What happened to the values since: paths, operations and their arguments; and whether that may not be all.
+        #: What happened to the values since: paths, operations and their arguments; and whether that may not be all, so
+        #: that the next renewal compares all values with the text.
         self.edits: list[tuple[Any, ...]] = []
         self.is_doubtful = False
         #: A text, and the anchors in it.
@@ -2477,10 +2476,6 @@ class _Document:
             return _same(fact[2] if len(fact) > _BARE else _GONE, value)
         [key] = fact[1]
         return value is not _GONE and fact[2] == _crc(self.pieces.get(key, self.single))
-
-    def doubt(self) -> None:
-        """Compare all values with the text, at the next renewal: what happened to them may not all be in `edits`."""
-        self.is_doubtful = True
 
     def renewed(self, items: Mapping[Any, Any]) -> _Document:
         """Return a document with the present values, whatever happens: at worst all of it is written plainly.
@@ -2961,7 +2956,7 @@ class _Saved:
 
     def with_value(self, value: dict[Any, Any]) -> tuple[_Document, dict[Any, Any]]:
         """Return their text with another value, and that in the order of the text; raises ValueError, _BadText."""
-        self.original.doubt()
+        self.original.is_doubtful = True
         document = self.original.renewed(value)
         document.check(value)
         return document, value
@@ -5324,13 +5319,11 @@ class StateDict(_Node, _Mapping[Any]):
 
     def _remember(self, operation: str, *arguments: Any) -> None:
         keys = arguments[:1] if operation == "set" else arguments[0] if operation == "update" else None
-        self._keep()
-        for level in self._tree.levels if self._tree is not None else ():
-            image = level.images[id(self)]
+        for image in self._keep():
             if keys is None and not image.extent:
                 whole = self._items.copy()
                 _put_back(whole, image.kept)
-                image = level.images[id(self)] = _Image(self, whole, extent=True)
+                image.kept, image.extent = whole, True
             for key in keys or () if not image.extent else ():
                 if key not in image.kept:
                     image.kept[key] = self._items.get(key, _GONE)
@@ -6051,7 +6044,7 @@ class _LiveTree(_Tree):
         if is_noted if sink is self.batch else self.journal.landed(size, entry):
             if sink is not self.batch and (self.is_clean or self._separator or self.facts):
                 self._note_appended(entry)
-            self.document.doubt()  # whether the change is among the edits is not known
+            self.document.is_doubtful = True  # whether the change is among the edits is not known
             apply(*arguments)
         self.halted = None
 
@@ -6100,7 +6093,7 @@ class _LiveTree(_Tree):
         if self.levels:
             reason = f"the disk failed ({self.trouble}); leave the transaction, then it is tried again"
             raise StateError(self.path, reason)
-        self.document.doubt()
+        self.document.is_doubtful = True
         try:
             self.halted = None
             self._vacuum()
@@ -7349,7 +7342,7 @@ def _merge_edit(root: _Root, stream: _Stream, path: str) -> list[str]:
     mine = {key: value for key, value in _plain(latest).items() if key not in fitting.left_out}
     mine.update((key, theirs[key]) for key in fitting.left_out if key in theirs)
     _become(root, _merged(base, mine, theirs))
-    stream.document.doubt()
+    stream.document.is_doubtful = True
     return [_undecided(stream.undecided, fitting.left_out)] if stream.undecided else []
 
 
@@ -7383,8 +7376,13 @@ def _deletions(stream: _Stream) -> list[str]:
     """Return what is known of records that a person deleted, by what others tell of the snapshot."""
     if not stream.facts:
         return []
-    operations = [operation for record, _ in stream.records for operation in _operations(record)]
-    touched = {key for name, path, *rest in operations for key in _touched(path, name, rest, stream.facts)}
+    touched: set[Any] = set()
+    for record, _ in stream.records:
+        path = record[1]
+        key = path[0] if path else record[_BARE] if len(record) > _BARE else None
+        if type(key) is not str or key not in touched:  # else known already, as nearly all are
+            for name, path, *arguments in _operations(record):
+                touched.update(_touched(path, name, arguments, stream.facts))
     lost = [key for key in stream.facts if key not in touched]
     part = [key for key in touched if key not in stream.facts]
     undone = [f"all changes of {_inline(key)}{_again(stream.facts[key])}" for key in lost]
@@ -7414,16 +7412,14 @@ def _apply(root: StateDict, record: Any) -> None:
         node._do_once(len(node._items), tuple(path), operation, *grown)
 
 
-def _operations(record: Any) -> Iterator[list[Any]]:
-    """Yield what a record does, one operation after the other; raises TypeError or ValueError where it is none."""
+def _operations(record: Any) -> list[list[Any]]:
+    """Return what a record does, one operation after the other; raises TypeError or ValueError where it is none."""
     if type(record) is not list or not record or type(record[0]) is not str:
         raise TypeError("a record is a list that begins with an operation")
     if record[0] == "transaction":
         _, records = record
-        for inner in records:
-            yield from _operations(inner)
-    elif len(record) > _BARE + 1 or not _is_fact(record):
-        yield record
+        return [operation for inner in records for operation in _operations(inner)]
+    return [record] if len(record) > _BARE + 1 or not _is_fact(record) else []
 
 
 def _target(root: StateDict, path: Any) -> Any:

@@ -243,7 +243,7 @@ class _Vacuum:
         tree.edits = self.edits
         tree.limit = max(2 * len(self.text), module._VACUUM_FLOOR)
         if tree.document.is_doubtful:  # by now
-            self.document.doubt()
+            self.document.is_doubtful = True
         if later:
             tree.is_clean, tree._separator = False, ""
             tree.first_record, tree.attested = module._first_record(later.decode()), {*self.touched}

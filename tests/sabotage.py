@@ -322,7 +322,7 @@ FAULTS = [
     ),
     Fault(
         "trust the edits after an interrupt",
-        [("            self.document.doubt()  # whether", "            pass  # whether")],
+        [("            self.document.is_doubtful = True  # whether", "            pass  # whether")],
     ),
     Fault(
         "an operation that the text is not told of",

@@ -246,7 +246,7 @@ def test_a_document_follows_edits_and_leaves_the_one_before_as_it_was(chance: ra
             for _ in range(chance.randrange(1, 12)):
                 document.edits.append(edit(value, chance))
             doubtful = document.copied()
-            doubtful.doubt()
+            doubtful.is_doubtful = True
             renewed = document.renewed(value)
             for found in (renewed, doubtful.renewed(value)):
                 assert found.lost == {}
