@@ -163,5 +163,12 @@ def test_no_file_names_a_package_registry() -> None:
     assert naming == []
 
 
+def test_the_page_about_the_tests_tells_where_each_file_belongs() -> None:
+    page = (ROOT / "tests/README.md").read_text(encoding="utf-8")
+    files = {file.name for file in (ROOT / "tests").rglob("*.py")} - {"__init__.py", "conftest.py"}
+
+    assert {name for name in files if f"{name}`" not in page} == set()
+
+
 def test_every_deliberate_fault_finds_its_place() -> None:
     assert all(sabotaged(SOURCE, fault) != SOURCE for fault in FAULTS)
