@@ -4681,11 +4681,12 @@ class _Node(_Holder):
     def _commit(self, operation: str, *arguments: Any) -> None:
         """Do an operation, after a look at the length; what is part of the state writes its record first."""
         if not self._enter():
-            self._do(operation, *(arguments if self._tree is None else self._unshared(operation, *arguments)))
+            self._do(operation, *(arguments if self._tree is None else _with_values(_unshared, operation, *arguments)))
             return
         tree, (path, keys) = self._tree, self._locate()
         assert tree is not None  # noqa: S101 - for the type checker
-        record = ",".join([f'["{operation}",[{path}]', *map(_flow, arguments)])
+        written = arguments if operation != "order" else arguments[:1]
+        record = ",".join([f'["{operation}",[{path}]', *map(_flow, written)])
         tree.commit(f"{record}]", self, keys, operation, *self._grown(operation, *arguments))
 
     def _do(self, operation: str, *arguments: Any) -> None:
@@ -4720,11 +4721,9 @@ class _Node(_Holder):
         """Return of the arguments of an operation what the text has to know: values where they replace containers."""
         if operation == "insert" or (operation == "set" and not isinstance(self._at(arguments[0]), _Node)):
             return arguments[0], _UNDEFINED
-        if operation == "set":
-            return arguments[0], _unshared(arguments[1])
         if operation == "splice" and arguments[0] == arguments[1]:
             return arguments[0], arguments[1], range(len(arguments[2]))
-        return self._unshared(operation, *arguments[:1] if operation == "order" else arguments)
+        return arguments[:1] if operation == "order" else _with_values(_unshared, operation, *arguments)
 
     def _taken(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments that a record has for an operation, if they fit; raises what `_MISFITS` are."""
@@ -4738,27 +4737,11 @@ class _Node(_Holder):
 
     def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments of an operation with nodes in the place of plain containers."""
-        if operation in ("set", "insert"):
-            key, value = arguments
-            return key, self._grow(value, key)
-        if operation == "update":
-            return ({key: self._grow(value, key) for key, value in arguments[0].items()},)
-        if operation == "splice":
-            start, stop, values = arguments
-            return start, stop, [self._grow(value, index) for index, value in enumerate(values, start)]
-        return arguments
+        return _with_values(self._grow, operation, *arguments)
 
     def _at(self, key: Any) -> Any:
         """Return what stands at a key; None in a mapping that lacks it."""
         return self._items.get(key) if type(self._items) is dict else self._items[key]
-
-    @staticmethod
-    def _unshared(operation: str, *arguments: Any) -> tuple[Any, ...]:
-        """Return the arguments with copies of nodes: what a failed transaction may bring back has those of its own."""
-        *others, new = arguments or (None,)
-        if operation == "update":
-            return ({key: _unshared(value) for key, value in new.items()},)
-        return (*others, [*map(_unshared, new)] if operation == "splice" else _unshared(new)) if arguments else ()
 
     def _checked(self, value: Any, key: Any) -> Any:
         """Return a plain copy of a value that is to be stored under a key."""
@@ -4840,7 +4823,21 @@ def _grow(value: Any, tree: _Tree, parent: _Node | None, key: Any) -> Any:
     return value
 
 
-def _unshared(value: Any) -> Any:
+def _with_values(convert: Callable[[Any, Any], Any], operation: str, *arguments: Any) -> tuple[Any, ...]:
+    """Return the arguments of an operation with what `convert` makes of each value and its key."""
+    if operation in ("set", "insert"):
+        key, value = arguments
+        return key, convert(value, key)
+    if operation == "update":
+        return ({key: convert(value, key) for key, value in arguments[0].items()},)
+    if operation == "splice":
+        start, stop, values = arguments
+        return start, stop, [convert(value, index) for index, value in enumerate(values, start)]
+    return arguments
+
+
+def _unshared(value: Any, _key: Any = None) -> Any:
+    """Return a copy of a node: what a failed transaction may bring back has those of its own."""
     return _plain(value) if isinstance(value, _Node) else value
 
 
@@ -5527,13 +5524,7 @@ class StateList(_Node, MutableSequence[Any]):
             self._commit("splice", start, stop, values)
 
     def _reorder(self, indexes: list[int]) -> None:
-        items = [self._items[index] for index in indexes]
-        if self._enter():
-            path, keys = self._locate()
-            record = f'["order",[{path}],{_flow(indexes)}]'
-            self._tree.commit(record, self, keys, "order", indexes, items)  # type: ignore[union-attr]
-        else:
-            self._do("order", indexes, items)
+        self._commit("order", indexes, [self._items[index] for index in indexes])
 
     def _key_of(self, child: _Node) -> int:
         """Return the index of a child: search outwards from where it was last seen."""
@@ -6897,17 +6888,13 @@ class _SharedTree(_LiveTree):
                 if record is None:
                     loader = _Loader(line[4:], self.document.version)
                     record = loader.value(loader.root, 0)
-                self._take_record(*record)
+                if _is_fact(record):
+                    self.attested.add(record[1][0])
+                for operation in _operations(record):
+                    self._take_operation(*operation)
 
-    def _take_record(self, name: str, path: Any, *arguments: Any) -> None:
-        """Apply a record of another process; what is primed in a quarter of the time, as `assign` does."""
-        if name == "transaction":
-            for inner in path:
-                self._take_record(*inner)
-            return
-        if name in ("was", "hash") and _is_fact([name, path, *arguments]):
-            self.attested.add(path[0])
-            return
+    def _take_operation(self, name: str, path: Any, *arguments: Any) -> None:
+        """Do what another process did; what is primed in a quarter of the time, as `assign` does."""
         node = _target(self.root, path)
         if not self._is_put(node, name, *arguments):
             _apply(self.root, [name, path, *arguments])
@@ -7270,18 +7257,15 @@ class _Fitting:
         self.left_out: list[Any] = []
 
     def apply(self, root: StateDict, record: Any) -> None:
-        if record[0] == "transaction":
-            for inner in record[1]:
-                self.apply(root, inner)
-            return
-        key = (record[1][:1] or record[2:3] or [_GONE])[0]
-        if key not in self.left_out:
-            try:
-                _apply(root, record)
-            except _MISFITS:
-                if key not in self.keys:
-                    raise
-                self.left_out.append(key)
+        for operation in _operations(record):
+            key = (operation[1][:1] or operation[2:3] or [_GONE])[0]
+            if key not in self.left_out:
+                try:
+                    _apply(root, operation)
+                except _MISFITS:
+                    if key not in self.keys:
+                        raise
+                    self.left_out.append(key)
 
 
 def _undecided(keys: list[Any], left_out: list[Any]) -> str:
@@ -7295,12 +7279,8 @@ def _deletions(stream: _Stream) -> list[str]:
     """Return what is known of records that a person deleted, by what others tell of the snapshot."""
     if not stream.facts:
         return []
-    touched: set[Any] = set()
-    for record, _ in stream.records:
-        path = record[1]
-        key = path[0] if path else record[_BARE] if len(record) > _BARE else None
-        if type(key) is not str or key not in touched:  # else known already, as nearly all are
-            touched.update(_touched_by(record, stream.facts))
+    operations = [operation for record, _ in stream.records for operation in _operations(record)]
+    touched = {key for name, path, *rest in operations for key in _touched(path, name, rest, stream.facts)}
     lost = [key for key in stream.facts if key not in touched]
     part = [key for key in touched if key not in stream.facts]
     undone = [f"all changes of {_inline(key)}{_again(stream.facts[key])}" for key in lost]
@@ -7314,16 +7294,6 @@ def _again(fact: list[Any]) -> str:
     return f" (again {told})" if 0 < len(told) < 40 else ""  # noqa: PLR2004 - about half a line
 
 
-def _touched_by(record: Any, present: Iterable[Any]) -> Iterable[Any]:
-    """Return the keys of the top-level entries that a record changes; present: those that a "clear" does."""
-    if _is_fact(record):
-        return ()
-    operation, path, *arguments = record
-    if operation == "transaction":
-        return [key for inner in path for key in _touched_by(inner, present)]
-    return _touched(path, operation, arguments, present)
-
-
 #: What it raises to apply a record to a state in which it does not fit.
 _MISFITS = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
@@ -7334,18 +7304,22 @@ def _misfit(error: Exception) -> str:
 
 def _apply(root: StateDict, record: Any) -> None:
     """Apply one record; raises LookupError, TypeError or ValueError if it does not fit the state."""
+    for operation, path, *arguments in _operations(record):
+        node = _target(root, path)
+        grown = node._grown(operation, *node._taken(operation, *arguments))
+        node._redo(len(node._items), tuple(path), operation, *grown)
+
+
+def _operations(record: Any) -> Iterator[list[Any]]:
+    """Yield what a record does, one operation after the other; raises TypeError or ValueError where it is none."""
     if type(record) is not list or not record or type(record[0]) is not str:
         raise TypeError("a record is a list that begins with an operation")
     if record[0] == "transaction":
         _, records = record
         for inner in records:
-            _apply(root, inner)
-        return
-    if len(record) <= _BARE + 1 and _is_fact(record):
-        return
-    operation, path, *arguments = record
-    node = _target(root, path)
-    node._redo(len(node._items), tuple(path), operation, *node._grown(operation, *node._taken(operation, *arguments)))
+            yield from _operations(inner)
+    elif len(record) > _BARE + 1 or not _is_fact(record):
+        yield record
 
 
 def _target(root: StateDict, path: Any) -> Any:

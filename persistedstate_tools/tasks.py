@@ -187,6 +187,7 @@ class _Hold:
 
     def end(self) -> None:
         """Leave the turn to others; the caller has the lock."""
+        self.is_wanted = False  # the thread that fetched it may not have looked yet, and would do it once more
         if self.is_here:
             self.is_here = False
             self.tree.journal.end_turn()

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 DESCRIPTORS = Path("/proc/self/fd")
+#: Seconds that a thread of a test which has nothing more to do may take to end on a busy machine.
+MOMENT = 20
 #: The variable with the seed of all random tests.
 SEED = "PERSISTEDSTATE_SEED"
 
@@ -153,11 +155,13 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
     yield
 
+    if "threads" not in allowed:
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(MOMENT)
+        assert set(threading.enumerate()) <= threads
     if "descriptors" not in allowed and _descriptors() - descriptors:
         gc.collect()
         assert _descriptors() <= descriptors
-    if "threads" not in allowed:
-        assert set(threading.enumerate()) <= threads
     if folder and "files" not in allowed:
         assert {entry.name for entry in folder.iterdir()} <= {"x.state"}
 

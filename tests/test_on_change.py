@@ -215,7 +215,7 @@ def test_it_is_called_when_the_change_is_in_the_file_and_the_lock_is_free(watche
     def look(*_: object) -> None:
         thread = threading.Thread(target=lambda: watched.l.append(1))
         thread.start()
-        thread.join(10)
+        thread.join(60)
         seen.append(records(path))
 
     stop = on_change(watched, look, "n")
@@ -341,7 +341,7 @@ def test_a_call_comes_in_the_thread_that_made_the_change_before_the_statement_re
         if not threads:
             threads.append(threading.Thread(target=lambda: watched.update(n=2)))
             threads[0].start()
-            threads[0].join(10)
+            threads[0].join(60)
 
     telling = watched._tree.lock
     telling.lock = Between(telling.lock, change_meanwhile)
@@ -410,7 +410,7 @@ def test_a_reader_is_told_in_a_child_that_was_forked_while_it_was_read(path: Pat
         def hold() -> None:
             with reader._thread_lock:
                 is_held.set()
-                may_go.wait(10)
+                may_go.wait(60)
 
         def look() -> object:
             reader.refresh()
@@ -418,7 +418,7 @@ def test_a_reader_is_told_in_a_child_that_was_forked_while_it_was_read(path: Pat
             return calls
 
         with in_threads(hold, until=may_go):
-            is_held.wait(10)
+            assert is_held.wait(60)
             state.n = 1
             said = in_child(look)
 

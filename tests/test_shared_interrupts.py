@@ -166,6 +166,23 @@ def test_an_interrupt_at_any_instruction_of_a_shared_change(
             check(path, state, neighbour, START, (between, after), point)
 
 
+@pytest.mark.leaves("descriptors")
+def test_a_change_behind_one_that_was_interrupted_in_the_same_turn_reaches_others() -> None:
+    writing = {persistedstate._SharedJournal.append.__code__, persistedstate._write_at.__code__}
+    with opened() as (_, state, _), state._thread_lock:
+        points = [point for point in executed(partial(CHANGES["set"], state)) if point.code in writing]
+
+    assert {point.code for point in points} == writing
+    for point in points:
+        with opened() as (path, state, neighbour):
+            with state._thread_lock:
+                interrupt(point, partial(CHANGES["set"], state))
+                state["behind"] = 1
+            expected = plain(state)
+            assert expected in ({**START, "behind": 1}, {**START, "mine": 5, "behind": 1}), point
+            assert neighbour.seen() == expected == oracle.read(path, oracle.FASTEST), point
+
+
 @pytest.mark.leaves("descriptors", "threads")
 @rounds(ci=200, nightly=10_000)
 def test_an_interrupt_in_the_merge_of_a_save(chance: random.Random, rounds: int, monkeypatch: Any) -> None:

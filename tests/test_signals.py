@@ -567,7 +567,7 @@ def test_interrupt_does_not_silence_the_timer_of_fsync(path: Path, monkeypatch: 
             synced.clear()
             state.a = number
 
-            assert synced.wait(10), number
+            assert synced.wait(PATIENCE), number
         number += 1
     assert number > 10
 

@@ -26,7 +26,7 @@ TOOLS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "persis
 SECTIONS = ["Errors", "Text", "Journal", "Nodes", "State", "Tools"]
 BANNER = re.compile(r"^# -{2,} (\w[\w ]*) -{2,}$", re.MULTILINE)
 
-LINE_BUDGET = 8_310
+LINE_BUDGET = 8_290
 TOOLS_BUDGET, FILE_BUDGET = 4_530, 400
 MEDIAN_LENGTH, NINE_IN_TEN, LONGEST = 6, 18, 40
 
@@ -170,5 +170,16 @@ def test_the_page_about_the_tests_tells_where_each_file_belongs() -> None:
     assert {name for name in files if f"{name}`" not in page} == set()
 
 
-def test_every_deliberate_fault_finds_its_place() -> None:
-    assert all(sabotaged(SOURCE, fault) != SOURCE for fault in FAULTS)
+def test_every_deliberate_fault_finds_its_place_and_leaves_a_module() -> None:
+    """Only the statements of the module that it changes are parsed: all of them, for each fault, would take long."""
+    for fault in FAULTS:
+        whole, faulty = (
+            (ROOT / fault.file).read_text(encoding="utf-8").split("\n\n\n"),
+            sabotaged(fault).split("\n\n\n"),
+        )
+
+        changed = [statement for statement in faulty if statement not in whole]
+
+        assert changed, fault.name
+        for statement in changed:
+            compile(statement, fault.name, "exec")

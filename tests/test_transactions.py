@@ -750,7 +750,7 @@ def test_a_node_that_a_transaction_removed_takes_no_lock_later(state: Any, path:
     with state.transaction():  # which another thread would wait for
         worker = threading.Thread(target=node.__setitem__, args=("meanwhile", 2), daemon=True)
         worker.start()
-        worker.join(10)
+        worker.join(60)
         assert not worker.is_alive()
 
     assert node == {**START["dict"], "in between": 1, "later": {1, 2}, "meanwhile": 2}
