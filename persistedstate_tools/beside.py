@@ -295,7 +295,7 @@ class _Values:
 
     def _copied(self, value: Any) -> Any:
         """Copy a value; others may change it in between, but not the list of what is in a container."""
-        content, simple = module._held(value), module._SIMPLE
+        content, simple = module._items_of(value), module._SIMPLE
         if type(content) not in (dict, list):
             return content
         self._give_way()
@@ -333,8 +333,8 @@ class _Values:
                 node, copied = node._items[key], copied[key]
             except (LookupError, TypeError, AttributeError):  # a container around it is another one by now
                 return
-        again = _list_again if type(module._held(node)) is list else _dict_again
-        again(copied, module._held(node), operations)
+        again = _list_again if type(module._items_of(node)) is list else _dict_again
+        again(copied, module._items_of(node), operations)
 
 
 def _dict_again(copied: dict[Any, Any], items: dict[Any, Any], operations: list[Any]) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import persistedstate
 from persistedstate import (
-    _CONTENT,
     _LOCK_RETRY,
     _MISFITS,
     _NOT_UTF_8,
@@ -26,6 +25,7 @@ from persistedstate import (
     _BadText,
     _Document,
     _explained,
+    _find_content,
     _first_json,
     _is_record,
     _Journal,
@@ -302,13 +302,12 @@ def _why_no_record(text: str) -> _BadText:
 
 def _start_of(entry: str) -> int:
     """Return where the content of an entry starts, 0 if there is none."""
-    content = _CONTENT.search(entry)
-    return content.start() if content else 0
+    return max(_find_content(entry), 0)
 
 
 def _loose(entry: str) -> str:
     """Return the lines above an entry that do not belong to it."""
-    return _residue(entry) if _CONTENT.search(entry) else ""
+    return _residue(entry) if _find_content(entry) >= 0 else ""
 
 
 def _lines(text: str) -> list[str]:

@@ -344,8 +344,8 @@ def test_after_a_conflict_the_same_statement_works(shared: PersistedState, peer:
         shared.a += 1
 
     assert str(caught.value) == (
-        f"{Path(shared)}: STATE.a was changed by another process since it was read; repeat the statement, or let "
-        "STATE.transaction() hold both the reading and the writing"
+        f"{Path(shared)}: STATE.a was changed by another process or person since it was read; repeat the statement, or "
+        "let STATE.transaction() hold both the reading and the writing"
     )
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), StateError)
     shared.a += 1
@@ -838,10 +838,18 @@ def test_a_save_that_makes_the_text_longer_by_what_stands_at_its_end_is_seen(
 def test_a_save_is_a_conflict_with_what_it_changed(shared: PersistedState) -> None:
     save(Path(shared), Path(shared).read_text().replace("a: 1", "a: 10"))
 
-    with pytest.raises(StateConflict):
+    with pytest.raises(StateConflict, match="changed by another process or person since"):
         shared.a += 1
 
     assert shared.a == 10
+
+
+def test_a_save_that_removes_a_container_is_a_conflict_with_a_change_of_it(shared: PersistedState) -> None:
+    job = shared.jobs[0]
+    save(Path(shared), Path(shared).read_text().replace("- name: x\n", ""))
+
+    with pytest.raises(StateConflict, match="another process or person removed or replaced"):
+        job["name"] = "mine"
 
 
 def test_what_a_person_broke_is_kept_beside_once(shared: PersistedState, peer: Peer) -> None:
@@ -1107,6 +1115,40 @@ def test_a_change_of_which_a_part_was_written_beside_leaves_nothing(
     assert peer.do("state.b = 2; said = plain(state)") == {**plain(shared), "b": 2}
     shared.refresh()
     assert oracle.read(Path(shared)) == plain(shared)
+
+
+def test_an_interrupt_in_front_of_the_end_of_a_turn_leaves_it_to_others(
+    shared: PersistedState, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(persistedstate._SharedJournal, "end_turn", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shared.a = 5
+
+    assert peer.do("state.b = 2; said = plain(state)") == {**plain(shared), "b": 2}
+
+
+def test_a_catch_up_that_is_interrupted_is_whole_or_undone(
+    shared: PersistedState, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(tree: Any, *record: Any) -> None:
+        if record[2] == "b":
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        take(tree, *record)
+
+    before, take = plain(shared), persistedstate._SharedTree._take_operation
+    after = peer.do("state.a = 5; state.b = 6; said = plain(state)")
+    monkeypatch.setattr(persistedstate._SharedTree, "_take_operation", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shared.refresh()
+
+    assert plain(shared) in (before, after)
+    shared.refresh()
+    assert plain(shared) == after
 
 
 def test_a_change_behind_one_that_was_interrupted_in_the_same_turn_reaches_others(

@@ -10,6 +10,7 @@ import queue
 import random
 import sys
 import threading
+import time
 import types
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,30 @@ def test_threads_that_count_transact_and_vacuum_lose_nothing(
         content = plain(state)
         assert oracle.read(path) == content
     assert oracle.read(path) == content
+
+
+@pytest.mark.stress
+@pytest.mark.usefixtures("hurried")
+@sized(ci=300, nightly=30_000)
+def test_what_threads_change_during_vacuums_beside_them_is_in_the_file(
+    path: Path, chance: random.Random, rounds: int
+) -> None:
+    def work(mine: int) -> None:
+        for _ in range(rounds):
+            workers[mine].step()
+            tree.limit = 0  # a vacuum is due at each change, until one is under way
+
+    with opened(path) as state:
+        tree, workers = state._tree, [Worker(state, mine, random.Random(chance.random())) for mine in range(THREADS)]
+        generation, tree.is_in_loops = tree.generation, True
+
+        in_each(work)
+        while tree.beside is not None:
+            time.sleep(0)
+
+        assert tree.generation > generation
+        assert plain(state.items_of) == {str(worker.mine): worker.items for worker in workers}
+        assert oracle.read(path) == plain(state) == reopened(path)
 
 
 @pytest.mark.stress

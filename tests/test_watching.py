@@ -335,6 +335,25 @@ def test_a_loop_takes_over_where_its_tasks_run(path: Path, calls: Calls) -> None
 
 
 @pytest.mark.usefixtures("quick")
+def test_what_was_told_is_told_again_where_a_transaction_kept_it_from_being_taken_over(path: Path) -> None:
+    """That of a task began in front of the refresh, and leaves no change behind which somebody would look."""
+
+    async def serve() -> None:
+        loop, told = asyncio.get_running_loop(), asyncio.Event()
+        with opened(path, _watch=lambda: loop.call_soon_threadsafe(told.set)) as state:
+            save(path, START.replace("n: 1", "n: 2"))
+            await asyncio.wait_for(told.wait(), PATIENCE)
+            told.clear()
+            async with state.transaction():
+                assert not state.refresh()
+            await asyncio.wait_for(told.wait(), PATIENCE)
+            assert state.refresh()
+            assert state.n == 2
+
+    asyncio.run(serve())
+
+
+@pytest.mark.usefixtures("quick")
 def test_what_was_told_comes_with_the_next_change(path: Path, calls: Calls) -> None:
     told = threading.Event()
     with opened(path, _watch=told.set) as state:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from adapters.servers import free_port, installed, postgres
+from adapters.servers import TRIES, free_port, installed, postgres
 from processes import PATIENCE
 
 from persistedstate import StateError
@@ -54,21 +54,32 @@ class Server:
         self.folder, self.options = folder, options
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
-        self.start()
+        self.start(is_new=True)
 
     def words(self) -> list[str]:
         """Return the command that starts it."""
         return [program(), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", ""]
 
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
-        words = [*self.words(), *self.options]
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, "LC_ALL": "C"})
+    def start(self, *, is_new: bool = False) -> None:
+        """Start it, and wait until it answers; on another port, where somebody else was faster to take that."""
+        for _ in range(TRIES):
+            words = [*self.words(), *self.options]
+            with (self.folder / "log").open("ab") as log:
+                self.process = subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, "LC_ALL": "C"})
+            if self.comes_up():
+                return
+            self.port = free_port() if is_new else self.port
+        raise AssertionError((self.folder / "log").read_text())
+
+    def comes_up(self) -> bool:
+        """Wait until it answers; False where it ends instead."""
         deadline = time.monotonic() + PATIENCE
-        while not self.answers():
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()  # noqa: PT018
+        while self.process.poll() is None:
+            if self.answers():
+                return self.process.poll() is None
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
             time.sleep(0.01)
+        return False
 
     def answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), PATIENCE) as link:
@@ -142,10 +153,10 @@ class Postgres(Server):
     def words(self) -> list[str]:
         return postgres(self.port, self.folder)
 
-    def start(self) -> None:
+    def start(self, *, is_new: bool = False) -> None:
         """Start it, also where the one before was killed, and its number may be that of somebody else now."""
         (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
-        super().start()
+        super().start(is_new=is_new)
 
     def answers(self) -> bool:
         import psycopg

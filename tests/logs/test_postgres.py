@@ -20,7 +20,7 @@ from threads import in_threads, together
 
 from logs import servers
 from logs.servers import Postgres, opened, refusal
-from logs.writers import Writer, turn
+from logs.writers import Writer, impatient, turn
 from persistedstate import StateError
 from persistedstate_logs import Contents, Forked
 
@@ -135,7 +135,7 @@ def test_a_standby_that_takes_over_has_each_change_that_returned(pair: tuple[Pos
 def test_what_is_settled_on_another_connection_waits_for_the_standby_too(pair: tuple[Postgres, Postgres]) -> None:
     """The first try is in the primary; its session was ended while it waited."""
     primary, _ = pair
-    with opened(primary.url("x", "?timeout=1"), fsync=True) as log:
+    with opened(primary.url("x"), fsync=True) as log:
         position = log.append(b"0", log.open(0).position)
         primary.command("ALTER SYSTEM SET synchronous_standby_names = 'another'")
         primary.command("SELECT pg_reload_conf()")
@@ -158,7 +158,8 @@ def attempt(log: PostgresLog, position: Any) -> str:
     from persistedstate_logs import Unknown
 
     try:
-        log.append(b"1", position)
+        with impatient(log):
+            log.append(b"1", position)
     except Unknown:
         return "unknown"
     return "written"

@@ -13,7 +13,7 @@ from processes import PATIENCE
 from logs import servers
 from logs.proxy import BEHIND, FORWARD, Proxy, of_scripts
 from logs.servers import opened, records, refusal
-from logs.writers import turn
+from logs.writers import impatient, turn
 from persistedstate import PersistedState, StateError
 from persistedstate_logs import Contents, Forked, Unknown
 
@@ -167,12 +167,12 @@ def test_what_a_replica_has_survives_its_promotion(pair: tuple[Server, Server]) 
     primary, replica = pair
     with (
         contextlib.closing(Proxy(primary.port)) as proxy,
-        opened(primary.url("x", "?replicas=1&timeout=2", port=proxy.port), fsync=True) as log,
+        opened(primary.url("x", "?replicas=1&timeout=4", port=proxy.port), fsync=True) as log,
     ):
         position = log.append(b"1", log.open(0).position)
         log.sync()
         proxy.fate = of_scripts(BEHIND)
-        with pytest.raises(Unknown):
+        with pytest.raises(Unknown), impatient(log):
             log.append(b"2", position)
         await_step(primary, replica)
         primary.kill()
@@ -191,16 +191,17 @@ def test_waiting_for_replicas_waits_for_what_another_connection_wrote(pair: tupl
     primary, replica = pair
     with (
         contextlib.closing(Proxy(primary.port)) as proxy,
-        opened(primary.url("x", "?replicas=1&timeout=2", port=proxy.port), fsync=True) as log,
+        opened(primary.url("x", "?replicas=1&timeout=4", port=proxy.port), fsync=True) as log,
     ):
         position = log.append(b"0", log.open(0).position)  # the server knows the script from here on
         log.sync()
         replica.pause()
         proxy.fate = of_scripts(BEHIND)
-        with pytest.raises(Unknown):
+        with pytest.raises(Unknown), impatient(log):
             log.append(b"1", position)
         proxy.fate = of_scripts(FORWARD)
-        assert len(records(primary.url("x"))) == 2  # it has landed
+        while len(records(primary.url("x"))) < 2:  # it is under way
+            pass
         log.append(b"1", position)
 
         with pytest.raises(OSError, match="0 of 1 replicas only"):

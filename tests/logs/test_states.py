@@ -50,13 +50,14 @@ from test_shared import (  # noqa: F401 - they run here, too, with the fixtures 
     test_what_was_not_read_is_not_overwritten,
     test_what_was_removed_by_another_process_can_be_read_and_not_changed,
 )
-from test_tasks import add, behind_a_process
+from test_tasks import HOLDER, add, behind_a_process
 from test_watching import WRITER
 from threads import in_threads, together
 
 import persistedstate
 from logs import servers
 from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
+from logs.writers import impatient
 from persistedstate import (
     PersistedState,
     StateConflict,
@@ -251,6 +252,25 @@ def test_a_task_waits_for_the_turn_of_another_process_while_the_loop_goes_on(url
             assert plain(follower) == {"a": 2, "l": ["x", "z"]}
 
 
+def test_a_task_that_is_cancelled_while_a_process_has_the_turn_leaves_it(url: str) -> None:
+    """Another one has it next, long before a lease would end that this process does not give back."""
+
+    async def main() -> None:
+        async with behind_a_process(state, "x") as (child, task):
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            child.tell("")
+            assert child.line() == "ended"
+        with Child(HOLDER, url) as other:
+            assert other.line() == "begun"
+
+    url = f"{url}{'&' if '?' in url else '?'}lease=600"
+    with PersistedState(url, a=1, l=[]) as state:
+        asyncio.run(main())
+
+
 def test_tasks_and_processes_at_once_lose_nothing(url: str) -> None:
     async def main() -> None:
         with contextlib.ExitStack() as stack:
@@ -387,8 +407,8 @@ def test_who_watches_waits_for_a_server_that_is_gone(
     monkeypatch.setattr(watching, "_PERIOD", 0.05)
     monkeypatch.setattr(watching, "_warn_afterwards", told.put)
     with servers.running(tmp_path, *kind.always, kind=kind) as server:
-        url = server.url("state", "?timeout=0.5")
-        with PersistedState(url, _fsync=True, _watch=True, a=1) as state:
+        url = server.url("state")
+        with PersistedState(f"{url}?timeout=2", _fsync=True, _watch=True, a=1) as state:
             on_change(state, lambda *change: news.put(change))
             server.kill()
             assert os.fspath(state) in told.get(timeout=PATIENCE)
@@ -546,6 +566,22 @@ def test_what_others_wrote_that_is_not_declared_is_told(url: str) -> None:
         other.mode = "slow"
     with Importer(url) as state:
         assert state.mode is Mode.SLOW
+
+
+def test_what_a_script_assigns_that_is_not_declared_reaches_nobody(url: str) -> None:
+    pytest.importorskip("msgspec")
+    with Importer(url) as state, test_shared.Peer(url) as peer:  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"STATE\.retry: expected int"):
+            state.retry = "many"  # type: ignore[assignment]
+        with state.transaction():
+            for number in range(3):
+                state.retry = number
+                with pytest.raises(TypeError, match=r"STATE\.retry: expected int"):
+                    state.retry = "many"  # type: ignore[assignment]
+
+        assert state.retry == 2
+        assert peer.do("state.refresh(); said = plain(state)") == {"retry": 2, "mode": "fast"}
+        peer.do("state.close()")
 
 
 # ---- Several hands --------------------------------------------------------------------------------------------------
@@ -733,10 +769,11 @@ def test_cut_connections_lose_and_double_nothing(url: str, proxied: Proxy, chanc
 def test_a_change_without_an_answer_is_unknown_until_the_next_one(
     url: str, proxied: Proxy, fate: str, how: str
 ) -> None:
-    with spelled(through(proxied, url, "?timeout=0.3"), a=1, jobs=[]) as state:
+    with spelled(through(proxied, url), a=1, jobs=[]) as state:
         state.a = 2
         proxied.fate = lambda data: of_scripts(fate)(data) if b'"lost"' in data else FORWARD
-        with pytest.raises(StateUnknown, match="whether this change was written is not known"):
+        log = state._tree.journal.log
+        with pytest.raises(StateUnknown, match="whether this change was written is not known"), impatient(log):
             if how == "plain":
                 state.jobs.append("lost")
             else:
@@ -744,7 +781,7 @@ def test_a_change_without_an_answer_is_unknown_until_the_next_one(
                     state.a = 3
                     state.jobs.append("lost")
         assert plain(state) == {"a": 2, "jobs": []}
-        with pytest.raises(StateUnknown):
+        with pytest.raises(StateUnknown), impatient(log):
             state.a = 4
         proxied.fate = lambda _: FORWARD
 
@@ -757,14 +794,15 @@ def test_a_change_without_an_answer_is_unknown_until_the_next_one(
 
 def test_a_server_that_is_gone_is_told_and_nothing_is_changed(tmp_path: Path, kind: type[Server]) -> None:
     with servers.running(tmp_path / "server", *kind.always, kind=kind) as server:
-        state = PersistedState(server.url("x", "?timeout=0.3"), _fsync=True, a=1, jobs=[])
+        state = PersistedState(server.url("x"), _fsync=True, a=1, jobs=[])
         server.kill()
-        with pytest.raises(OSError, match="reached"):
-            state.a = 2
-        with pytest.raises(OSError, match="reached"), state.transaction():
-            state.a = 3
-        with pytest.raises(OSError, match="reached"):
-            state.refresh()
+        with impatient(state._tree.journal.log):
+            with pytest.raises(OSError, match="reached"):
+                state.a = 2
+            with pytest.raises(OSError, match="reached"), state.transaction():
+                state.a = 3
+            with pytest.raises(OSError, match="reached"):
+                state.refresh()
         assert plain(state) == {"a": 1, "jobs": []}
         server.start()
 
@@ -867,6 +905,32 @@ def test_who_sleeps_past_the_turn_goes_on_if_nobody_wrote(url: str) -> None:
         other.refresh()
         assert other.a == state.a == 5
     assert len(Place(url).read_text().split("---")) == 4
+
+
+def test_who_sleeps_past_the_turn_writes_nothing_while_another_one_has_it(url: str) -> None:
+    def sleep() -> None:
+        with pytest.raises(StateConflict), state.transaction():
+            state.a += 1
+            is_inside.set()
+            is_lost.wait(PATIENCE)
+        told.append(state.a)
+
+    told: list[int] = []
+    is_inside, is_lost = threading.Event(), threading.Event()
+    with PersistedState(f"{url}?lease=0.2", a=1) as state, spelled(url) as other:
+        sleeper = threading.Thread(target=sleep)
+        sleeper.start()
+        assert is_inside.wait(PATIENCE)
+        with other.transaction():
+            is_lost.set()
+            sleeper.join(0.1)
+            assert sleeper.is_alive()
+            other.a += 10
+        sleeper.join(PATIENCE)
+
+        state.refresh()
+        assert told == [1]
+        assert other.a == state.a == 11
 
 
 @pytest.mark.parametrize("is_doubtful", [False, True])
