@@ -1,4 +1,4 @@
-"""Suite E of the reliability plan: every system call of five workloads fails, once or from then on.
+"""Suite E: every system call of five workloads fails, once or from then on.
 
 A call fails with each error that it may meet, before or after it took effect; a write may also take only a part of its
 data. A second fault may hit while the first is dealt with, and while the file is opened.

@@ -1,4 +1,4 @@
-"""Suite J of the reliability plan: valid files, damaged at random.
+"""Suite J: valid files, damaged at random.
 
 Promise: such a file opens to what readers without the module find in it, where nothing but a torn tail was dropped; or
 it is refused with StateCorrupt, which names a line, and every byte of it stays as it was. There is no other exception,

@@ -9,16 +9,16 @@ import pickle
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import oracle
 import pytest
 from editing import save
-from processes import Child, listing
+from processes import Child, in_child, listing
 from rounds import rounds as sized
 from test_followers import script
+from threads import together
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateConflict, StateError, StateLocked, on_change, plain
@@ -184,9 +184,7 @@ def test_who_does_not_wait_for_the_thread_lock_does_not_get_it(
         with pytest.raises(RuntimeError, match="un-acquired"):
             shared._thread_lock.release()
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
+    together(ask)
     shared._thread_lock.release()
 
     assert got == [False]
@@ -762,11 +760,7 @@ def test_threads_of_several_processes_lose_nothing(shared: PersistedState) -> No
     with Peer(Path(shared)) as one, Peer(Path(shared)) as other:
         one.tell(counting)
         other.tell(counting)
-        threads = [threading.Thread(target=lambda: [shared.jobs.append(n) for n in range(50)]) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(*[lambda: [shared.jobs.append(n) for n in range(50)]] * 3)
         assert [one.line(), other.line()] == ["null", "null"]
         one.do("state.close()")
         other.do("state.close()")
@@ -950,24 +944,6 @@ def test_a_vacuum_whose_process_was_killed_behind_the_renaming_is_no_save_of_a_p
 
 
 # ---- Fork -----------------------------------------------------------------------------------------------------------
-
-
-def in_child(action: Callable[[], object]) -> str:
-    """Return what an action in a forked child returns, or raises, as text."""
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            said = repr(action())
-        except BaseException as error:  # noqa: BLE001
-            said = f"{type(error).__name__}: {error}"
-        os.write(theirs, said.encode())
-        os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as pipe:
-        said = pipe.read()
-    assert os.waitpid(pid, 0)[1] == 0
-    return said
 
 
 def test_a_forked_child_opens_the_file_anew(shared: PersistedState) -> None:

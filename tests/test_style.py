@@ -169,6 +169,13 @@ def test_no_file_names_a_package_registry() -> None:
     assert naming == []
 
 
+def test_the_page_about_the_tests_tells_where_each_file_belongs() -> None:
+    page = (ROOT / "tests/README.md").read_text(encoding="utf-8")
+    files = {file.name for file in (ROOT / "tests").rglob("*.py")} - {"__init__.py", "conftest.py"}
+
+    assert {name for name in files if f"{name}`" not in page} == set()
+
+
 @pytest.mark.parametrize("kind", [StateDict, StateList])
 def test_every_operation_that_a_record_may_name_is_known_wherever_it_has_to_be(kind: Any) -> None:
     names = [name.removeprefix("_take_") for name in dir(kind) if name.startswith("_take_")]

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from processes import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: Seconds in which a server must accept connections.
-PATIENCE = 60.0
 TRIES = 3
 
 

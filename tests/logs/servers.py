@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from adapters.servers import TRIES, installed, postgres
+from adapters.servers import TRIES, free_port, installed, postgres
+from processes import PATIENCE
+
+from persistedstate import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Seconds for a server to start or end.
-PATIENCE = 60.0
 #: Each change is on the disk before it is acknowledged; no process is forked to write the log anew.
 ALWAYS = ("--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0")
 
@@ -226,12 +227,26 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-def log(server: Server, url: str, **options: Any) -> Any:
-    """Return a log of a server's engine."""
-    return getattr(importlib.import_module(server.engine), server.log)(url, **options)
+def log(url: str, **options: Any) -> Any:
+    """Return a log of the engine that has such addresses."""
+    kind = Postgres if url.startswith("postgres") else Server
+    return getattr(importlib.import_module(kind.engine), kind.log)(url, **options)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
+def opened(url: str, **options: Any) -> contextlib.closing[Any]:
+    """Give such a log, and close it in the end."""
+    return contextlib.closing(log(url, **options))
+
+
+def records(url: str) -> list[bytes]:
+    """Return the records on a server, which may be starting."""
+    with opened(url) as log:
+        found: list[bytes] = log.open(PATIENCE).records
+        return found
+
+
+def refusal(url: str, **options: Any) -> Exception:
+    """Open a log that must refuse; return the error."""
+    with opened(url, **options) as log, pytest.raises((OSError, StateError)) as caught:
+        log.open(0)
+    return caught.value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import enum
 import importlib
 import io
 import itertools
@@ -19,6 +20,7 @@ import signal
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ import pytest
 import test_conformance
 import test_shared
 from oracle import same
-from processes import Child, interrupt_at
+from processes import PATIENCE, Child, interrupt_at
 from rounds import rounds
 from test_conformance import ListNodes, MappingNodes, MappingRoot
 from test_shared import (  # noqa: F401 - they run here, too, with the fixtures of this file
@@ -50,6 +52,7 @@ from test_shared import (  # noqa: F401 - they run here, too, with the fixtures 
 )
 from test_tasks import HOLDER, add, behind_a_process
 from test_watching import WRITER
+from threads import in_threads, together
 
 import persistedstate
 from logs import servers
@@ -74,8 +77,6 @@ if TYPE_CHECKING:
 
     from logs.servers import Server
 
-#: Seconds to wait for a server that comes back.
-PATIENCE = 60
 _numbers = itertools.count()
 
 
@@ -172,9 +173,9 @@ def test_a_state_is_there_again_for_the_next_one(url: str) -> None:
     assert Place(url).read_text() == "counter: 1\njobs:\n- name: a\n  done: true\nother:\n- 1\n"
 
 
-def test_a_vacuum_comes_by_itself_and_keeps_comments(url: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vacuum_comes_by_itself_and_keeps_comments(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(persistedstate, "_VACUUM_FLOOR", 500)
-    with contextlib.closing(servers.log(server, url)) as log:
+    with servers.opened(url) as log:
         log.replace(b"# mine\na: 0   # counts\nb: 0\n", log.open().position, edit=True)
     with PersistedState(url) as state, spelled(url) as other:
         for _ in range(50):
@@ -531,6 +532,60 @@ class TestMappingRootOnPostgres(OnPostgres, MappingRoot):
 del ListNodes, MappingNodes, MappingRoot  # else pytest runs them again on files
 
 
+# ---- Declared --------------------------------------------------------------------------------------------------------
+
+
+class Mode(enum.Enum):
+    FAST = "fast"
+    SLOW = "slow"
+
+
+class Importer(PersistedState):
+    retry: int = 3
+    mode: Mode = Mode.FAST
+
+
+def test_what_others_wrote_that_is_not_declared_is_told(url: str) -> None:
+    pytest.importorskip("msgspec")
+    with Importer(url) as state, test_shared.Peer(url) as peer:  # type: ignore[arg-type]
+        peer.do("state.update(retry='many', mode='quick')")
+        with pytest.warns(RuntimeWarning, match=r'\(retry: expected int, but it is "many", and 1 more\)'):
+            assert state.refresh()
+
+        assert plain(state) == {"retry": "many", "mode": "quick"}
+        with pytest.raises(StateCorrupt) as caught:
+            _ = state.mode
+        assert str(caught.value) == (
+            f'{url}: mode: expected "fast" or "slow", but it is "quick"\n'
+            "mend it with `persistedstate edit ADDRESS`, or with `persistedstate set ADDRESS mode VALUE`"
+        )
+        state.update(retry=4, mode="slow")
+        assert peer.do("state.refresh(); said = plain(state)") == {"retry": 4, "mode": "slow"}
+        peer.do("state.mode = 'quick'; state.close()")
+    with pytest.raises(StateCorrupt, match=r": mode: expected .*\n.*edit ADDRESS"):
+        Importer(url)
+    with PersistedState(url) as other:
+        other.mode = "slow"
+    with Importer(url) as state:
+        assert state.mode is Mode.SLOW
+
+
+def test_what_a_script_assigns_that_is_not_declared_reaches_nobody(url: str) -> None:
+    pytest.importorskip("msgspec")
+    with Importer(url) as state, test_shared.Peer(url) as peer:  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"STATE\.retry: expected int"):
+            state.retry = "many"  # type: ignore[assignment]
+        with state.transaction():
+            for number in range(3):
+                state.retry = number
+                with pytest.raises(TypeError, match=r"STATE\.retry: expected int"):
+                    state.retry = "many"  # type: ignore[assignment]
+
+        assert state.retry == 2
+        assert peer.do("state.refresh(); said = plain(state)") == {"retry": 2, "mode": "fast"}
+        peer.do("state.close()")
+
+
 # ---- Several hands --------------------------------------------------------------------------------------------------
 
 COUNTING = """
@@ -680,28 +735,21 @@ def c_key(_: random.Random, number: int) -> str:
 # ---- Servers and connections that fail ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
-    proxy = Proxy(server.port)
-    yield proxy
-    proxy.close()
-
-
-def through(proxy: Proxy, url: str, options: str = "") -> str:
-    return url.replace(f":{proxy.target}/", f":{proxy.port}/") + options
+def through(proxied: Proxy, url: str, options: str = "") -> str:
+    return url.replace(f":{proxied.target}/", f":{proxied.port}/") + options
 
 
 @pytest.mark.stress
 @rounds(ci=200, nightly=5000)
-def test_cut_connections_lose_and_double_nothing(url: str, proxy: Proxy, chance: random.Random, rounds: int) -> None:
+def test_cut_connections_lose_and_double_nothing(url: str, proxied: Proxy, chance: random.Random, rounds: int) -> None:
     with PersistedState(url, counter=0, ids=[]) as state:
         pass
-    hands = [spelled(through(proxy, url, "?timeout=20")) for _ in range(3)]
+    hands = [spelled(through(proxied, url, "?timeout=20")) for _ in range(3)]
     acknowledged: list[int] = []
-    proxy.fate = at_random(chance, 0.1)
+    proxied.fate = at_random(chance, 0.1)
 
     def run(hand: PersistedState) -> None:
-        while sum(proxy.cuts.values()) < rounds:
+        while sum(proxied.cuts.values()) < rounds:
             with contextlib.suppress(StateConflict):
                 with hand.transaction():
                     hand.counter += 1
@@ -709,11 +757,7 @@ def test_cut_connections_lose_and_double_nothing(url: str, proxy: Proxy, chance:
                     value = hand.counter
                 acknowledged.append(value)
 
-    threads = [threading.Thread(target=run, args=(hand,)) for hand in hands]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*(partial(run, hand) for hand in hands))
     for hand in hands:
         hand.close()
 
@@ -724,10 +768,12 @@ def test_cut_connections_lose_and_double_nothing(url: str, proxy: Proxy, chance:
 
 @pytest.mark.parametrize("fate", [BEFORE, BEHIND])
 @pytest.mark.parametrize("how", ["plain", "transaction"])
-def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, proxy: Proxy, fate: str, how: str) -> None:
-    with spelled(through(proxy, url), a=1, jobs=[]) as state:
+def test_a_change_without_an_answer_is_unknown_until_the_next_one(
+    url: str, proxied: Proxy, fate: str, how: str
+) -> None:
+    with spelled(through(proxied, url), a=1, jobs=[]) as state:
         state.a = 2
-        proxy.fate = lambda data: of_scripts(fate)(data) if b'"lost"' in data else FORWARD
+        proxied.fate = lambda data: of_scripts(fate)(data) if b'"lost"' in data else FORWARD
         log = state._tree.journal.log
         with pytest.raises(StateUnknown, match="whether this change was written is not known"), impatient(log):
             if how == "plain":
@@ -739,7 +785,7 @@ def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, prox
         assert plain(state) == {"a": 2, "jobs": []}
         with pytest.raises(StateUnknown), impatient(log):
             state.a = 4
-        proxy.fate = lambda _: FORWARD
+        proxied.fate = lambda _: FORWARD
 
         assert state.refresh()  # it was sent again, and landed once
         assert plain(state) == {"a": 2 if how == "plain" else 3, "jobs": ["lost"]}
@@ -781,11 +827,8 @@ def test_open_waits_for_the_server(tmp_path: Path, kind: type[Server]) -> None:
         server.kill()
         with pytest.raises(ConnectionError):
             PersistedState(server.url("x"))
-        thread = threading.Thread(target=server.start)
-        thread.start()
-        with PersistedState(server.url("x"), _wait=PATIENCE, a=1) as state:
+        with in_threads(server.start), PersistedState(server.url("x"), _wait=PATIENCE, a=1) as state:
             assert state.a == 1
-        thread.join()
 
 
 @pytest.mark.stress
@@ -805,18 +848,13 @@ def test_kills_of_the_server_lose_nothing(tmp_path: Path, kind: type[Server], ro
                         hand.ids.append(value)
                     acknowledged.append(value)
 
-        threads = [threading.Thread(target=run, args=(hand,)) for hand in hands]
-        for thread in threads:
-            thread.start()
-        for _ in range(rounds):
-            before = len(acknowledged)
-            while len(acknowledged) < before + 5:
-                time.sleep(0.001)
-            server.kill()
-            server.start()
-        is_over.set()
-        for thread in threads:
-            thread.join()
+        with in_threads(*(partial(run, hand) for hand in hands), until=is_over):
+            for _ in range(rounds):
+                before = len(acknowledged)
+                while len(acknowledged) < before + 5:
+                    time.sleep(0.001)
+                server.kill()
+                server.start()
         for hand in hands:
             hand.close()
 
@@ -962,13 +1000,13 @@ def both(state: PersistedState, number: int) -> None:
         state.ids.append(number)
 
 
-def test_the_thread_lock_holds_the_turn_in_a_child_of_a_fork_too(url: str, server: Server) -> None:
+def test_the_thread_lock_holds_the_turn_in_a_child_of_a_fork_too(url: str) -> None:
     with PersistedState(url, a=0) as state:
         child = os.fork()
         if not child:
             status = 1
             try:
-                with state._thread_lock, contextlib.closing(servers.log(server, url)) as other:
+                with state._thread_lock, servers.opened(url) as other:
                     state.a = 1
                     other.open(0)
                     with contextlib.suppress(TimeoutError):

@@ -6,15 +6,14 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from processes import PATIENCE
+
 from persistedstate_logs import Contents, News, Overtaken, Unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from persistedstate_logs import Log
-
-#: Seconds to wait for a turn or for a server that comes back.
-PATIENCE = 60.0
 
 
 @contextmanager
