@@ -4,7 +4,8 @@
     .venv/bin/python tests/sabotage.py FAULT ...   # some, by their names
 
 Each fault is one that a reviewer might miss. A suite catches it when one of its tests fails that passes without the
-fault; at least two should, and after two that did the others are not asked. First asked are those that the table names.
+fault; at least two should, and after two that did the others are not asked. First asked are those that the table names,
+for the tests that it names: that takes seconds where all suites take minutes.
 Only `.venvs/engines/bin/python` has the servers with which engines are tested: without them their suites skip.
 `tests/test_style.py` sees to it that every fault still finds its place.
 """
@@ -20,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -494,12 +494,13 @@ def copied(folder: Path) -> None:
         shutil.copy(ROOT / name, folder)
 
 
-def failure(folder: Path, seed: str, tests: list[str]) -> str:
-    """Return the first of the tests in a folder that fails, empty if none does."""
+def failure(folder: Path, seed: str, tests: list[str], only: str = "") -> str:
+    """Return the first of the tests in a folder that fails, empty if none does; only: part of the names to run."""
     small = {"PERSISTEDSTATE_SHARE": "0.1", "PERSISTEDSTATE_CASES": "0.1"}
     environment = {**small, **os.environ, "PERSISTEDSTATE_SEED": seed, "PYTHONPATH": str(folder)}
     environment["PYTHONDONTWRITEBYTECODE"] = ""  # tests start many processes, which shall not all compile the same
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/{test}" for test in tests)]
+    words += ["-k", only] if only else []
     try:
         run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, timeout=LIMIT, check=False)
     except subprocess.TimeoutExpired:
@@ -511,34 +512,43 @@ def failure(folder: Path, seed: str, tests: list[str]) -> str:
     return "" if run.returncode in {0, 5} else found[1] if found else f"exit code {run.returncode}"
 
 
-def catches(fault: Fault, folder: Path, clean: Path, suite: str) -> bool:
-    """Tell whether a suite fails in a folder with a faulty module, and not in one without; print by what."""
+def catching(fault: Fault, folder: Path, clean: Path, suite: str, only: str = "") -> str:
+    """Return by which test a suite fails in a folder with a faulty module, and not in one without; print that."""
     seed = os.environ.get("PERSISTEDSTATE_SEED") or str(random.SystemRandom().getrandbits(48))
-    test = failure(folder, seed, SUITES[suite])
+    test = failure(folder, seed, SUITES[suite], only)
     is_flawed = "::" in test and failure(clean, seed, [test]) != ""
     if test:
         what = ", which fails without it, too" if is_flawed else ""
         print(f"{fault.name}: {suite}: {test}{what} (PERSISTEDSTATE_SEED={seed})", flush=True)
-    return test != "" and not is_flawed
+    return "" if is_flawed else re.sub(r"^.*?::(\w+).*", r"\1", test, flags=re.DOTALL)
 
 
-def named() -> dict[str, list[str]]:
-    """Return the suites that the table names for each fault."""
+def named(fault: Fault) -> list[tuple[str, str]]:
+    """Return the suites and tests that the table names for a fault."""
     table = TABLE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
-    rows = re.findall(r"^\| (.+) \| (.*) \|$", table, re.MULTILINE)
-    return {name: [suite for suite in caught.split(", ") if suite in SUITES] for name, caught in rows}
+    rows = dict(re.findall(r"^\| (.+) \| (.*) \|$", table, re.MULTILINE))
+    found = re.findall(r"([^,].*?): `(\w+)`(?:, |$)", rows.get(fault.name, ""))
+    return [(suite, test) for suite, test in found if suite in SUITES]
 
 
-def tried(fault: Fault, clean: Path) -> list[str]:
-    """Return the suites that catch a fault."""
+def tried(fault: Fault, clean: Path) -> dict[str, str]:
+    """Return the suites that catch a fault, and by which tests."""
+    caught: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copied(folder)
         (folder / fault.file).write_text(sabotaged(fault), encoding="utf-8")
-        order = dict.fromkeys([*named().get(fault.name, []), *SUITES])
-        caught = [*islice((suite for suite in order if catches(fault, folder, clean, suite)), WANTED)]
-    print(f"{fault.name}: {'caught' if len(caught) == WANTED else 'NOT CAUGHT'} by {caught}", flush=True)
-    return sorted(caught, key=[*SUITES].index)
+        for suite, only in [*named(fault), *((suite, "") for suite in SUITES)]:
+            if suite not in caught and len(caught) < WANTED:
+                test = catching(fault, folder, clean, suite, only)
+                caught |= {suite: test} if test else {}
+    print(f"{fault.name}: {'caught' if len(caught) == WANTED else 'NOT CAUGHT'} by {[*caught]}", flush=True)
+    return caught
+
+
+def in_table(caught: dict[str, str]) -> str:
+    """Return what the table says of the suites that catch a fault, in the order of the suites."""
+    return ", ".join(f"{suite}: `{caught[suite]}`" for suite in SUITES if suite in caught)
 
 
 def main() -> int:
@@ -552,7 +562,7 @@ def main() -> int:
         lines = [
             "| fault | caught by |\n",
             "|---|---|\n",
-            *(f"| {fault.name} | {', '.join(caught)} |\n" for fault, caught in rows),
+            *(f"| {fault.name} | {in_table(caught)} |\n" for fault, caught in rows),
         ]
         before, _, rest = TABLE.read_text(encoding="utf-8").partition(BEGIN)
         TABLE.write_text(before + BEGIN + "".join(lines) + END + rest.partition(END)[2], encoding="utf-8")

@@ -123,6 +123,8 @@ def test_what_threads_change_during_vacuums_beside_them_is_in_the_file(
         for _ in range(rounds):
             workers[mine].step()
             tree.limit = 0  # a vacuum is due at each change, until one is under way
+            with state._thread_lock:
+                assert oracle.same(oracle.read(path, READER), plain(state))
 
     monkeypatch.setattr(beside, "_SLICE", 1)
     with opened(path, _fsync=True) as state:

@@ -69,7 +69,7 @@ from persistedstate import (
     on_change,
     plain,
 )
-from persistedstate_tools import watching
+from persistedstate_tools import tasks, watching
 
 if TYPE_CHECKING:
     import random
@@ -269,6 +269,24 @@ def test_a_task_that_is_cancelled_while_a_process_has_the_turn_leaves_it(url: st
     url = f"{url}{'&' if '?' in url else '?'}lease=600"
     with PersistedState(url, a=1, l=[]) as state:
         asyncio.run(main())
+
+
+def test_an_interrupt_in_front_of_the_end_of_a_block_of_a_task_undoes_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def leave(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "leave", leave)
+    with PersistedState(url, l=[]) as state, contextlib.closing(asyncio.new_event_loop()) as loop:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            loop.run_until_complete(add(state, "x"))
+
+        assert plain(state) == {"l": []}
+        assert caught.value is not None  # whose traceback holds the block
+        state.l.append("y")
+        with PersistedState(url, _readonly=True) as follower:
+            assert plain(follower) == {"l": ["y"]}
 
 
 def test_tasks_and_processes_at_once_lose_nothing(url: str) -> None:
