@@ -54,7 +54,7 @@ from test_watching import WRITER
 import persistedstate
 from logs import servers
 from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
-from logs.writers import impatient
+from logs.writers import impatient, turn
 from persistedstate import (
     PersistedState,
     StateConflict,
@@ -246,6 +246,32 @@ def test_a_task_waits_for_the_turn_of_another_process_while_the_loop_goes_on(url
 
         with PersistedState(url, _readonly=True) as follower:
             assert plain(follower) == {"a": 2, "l": ["x", "z"]}
+
+
+def test_a_task_gets_its_turn_among_others_who_never_rest(url: str, server: Server) -> None:
+    """One of them always has the turn, for longer than a task asks for it at first, and another one waits for it."""
+    is_over = threading.Event()
+
+    def hurry() -> None:
+        with contextlib.closing(servers.log(server, url)) as log:
+            log.open(0)
+            while not is_over.is_set():
+                with turn(log):
+                    time.sleep(0.015)
+
+    threads = [threading.Thread(target=hurry) for _ in range(2)]
+    with PersistedState(url, l=[]) as state:
+        for thread in threads:
+            thread.start()
+        try:
+            for name in "xyz":
+                asyncio.run(asyncio.wait_for(add(state, name), PATIENCE))
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join()
+
+        assert plain(state.l) == ["x", "y", "z"]
 
 
 def test_tasks_and_processes_at_once_lose_nothing(url: str) -> None:
