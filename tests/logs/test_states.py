@@ -57,7 +57,7 @@ from threads import in_threads, together
 import persistedstate
 from logs import servers
 from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
-from logs.writers import impatient
+from logs.writers import impatient, turn
 from persistedstate import (
     PersistedState,
     StateConflict,
@@ -287,6 +287,32 @@ def test_an_interrupt_in_front_of_the_end_of_a_block_of_a_task_undoes_it(
         state.l.append("y")
         with PersistedState(url, _readonly=True) as follower:
             assert plain(follower) == {"l": ["y"]}
+
+
+def test_a_task_gets_its_turn_among_others_who_never_rest(url: str) -> None:
+    """One of them always has the turn, for longer than a task asks for it at first, and another one waits for it."""
+    is_over = threading.Event()
+
+    def hurry() -> None:
+        with contextlib.closing(servers.log(url)) as log:
+            log.open(0)
+            while not is_over.is_set():
+                with turn(log):
+                    time.sleep(0.015)
+
+    threads = [threading.Thread(target=hurry) for _ in range(2)]
+    with PersistedState(url, l=[]) as state:
+        for thread in threads:
+            thread.start()
+        try:
+            for name in "xyz":
+                asyncio.run(asyncio.wait_for(add(state, name), PATIENCE))
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join()
+
+        assert plain(state.l) == ["x", "y", "z"]
 
 
 def test_tasks_and_processes_at_once_lose_nothing(url: str) -> None:
