@@ -257,7 +257,7 @@ _USES = {
 
 
 class StateConflict(StateError):
-    """Another process changed what this statement would overwrite, since it was read; nothing was written.
+    """Another process or person changed what this statement would overwrite, since it was read; nothing was written.
 
     Repeat the statement: by now memory holds what the other one wrote. In `with STATE.transaction():` nobody else can
     come in between.
@@ -651,7 +651,7 @@ def _read_scalar(raw: str) -> Any:
     if first not in "\"'0123456789-.[{!":
         return _CONSTANTS.get(raw, raw)
     if first == '"':
-        return raw[1:-1] if "\\" not in raw else _json(raw)
+        return raw[1:-1] if "\\" not in raw else _decoder(_unique).decode(raw)
     if first == "'":
         return raw[1:-1].replace("''", "'")
     return _read_special(raw) if first in ".[{!" else _read_number(raw)
@@ -715,10 +715,6 @@ def _restored(pairs: list[tuple[str, Any]]) -> Any:
 def _is_key(key: Any) -> bool:
     """Tell whether a plain value may be a key; nan may not, it would never be found again."""
     return key is None or isinstance(key, (str, int)) or (isinstance(key, float) and not isnan(key))
-
-
-def _json(text: str) -> Any:
-    return _decoder(_unique).decode(text)
 
 
 @cache
@@ -1317,7 +1313,7 @@ def _own_comments(gap: str, column: int) -> int:
 
 def _residue(piece: str) -> str:
     """Return what stays of a piece when its entry goes: the lines above that are not the entry's own comments."""
-    return "" if piece.lstrip(" ")[:1] not in "#\r\n\t" else _not_own(piece[: _content_start(piece)])
+    return "" if piece.lstrip(" ")[:1] not in "#\r\n\t" else _not_own(_lines_above(piece))
 
 
 def _not_own(above: str) -> str:
@@ -1458,12 +1454,12 @@ class _Part:
     def text(self, name: Any, value: Any, within: _Entries) -> str:
         """Return the text with the present value; name: (key,), or None for an item of a list."""
         if self.changed and self.inside is None and not self.is_stale:
-            if text := self._with_scalars(_held(value)):
+            if text := self._with_scalars(_items_of(value)):
                 return text
             self.opened()
         if self.inside is not None and not self.is_stale:
             with _UNFIT:
-                return str(self._joined(_held(value), within))
+                return str(self._joined(_items_of(value), within))
             self.inside = None
         new = _plain(value)
         with _UNFIT:
@@ -1606,6 +1602,9 @@ class _Entries:
 
     __slots__ = ("gone", "is_moved", "original", "outer", "parts")
 
+    #: What a new entry is.
+    kind: type[_Part] = _Part
+
     def __init__(self, parts: Any) -> None:
         self.parts: Any = parts
         self.original = list(parts.values() if type(parts) is dict else parts)
@@ -1618,10 +1617,6 @@ class _Entries:
         """How entries are set in."""
         return self.outer.style if self.outer is not None else _USUAL
 
-    def new(self) -> _Part:
-        """Return a new entry."""
-        return _Part()
-
     def made(self, key: Any, piece: str) -> _Part:  # noqa: ARG002 - at the top level it makes a difference
         """Return the entry with a text."""
         return _Part(piece)
@@ -1631,7 +1626,7 @@ class _Entries:
         if type(self.parts) is list:
             self._reach(key + 1)
         elif key not in self.parts:
-            self.parts[key], self.is_moved = self.gone.pop((type(key), key), None) or self.new(), True
+            self.parts[key], self.is_moved = self.gone.pop((type(key), key), None) or self.kind(), True
         found = self.parts[key]
         if type(found) is str:
             found = self.parts[key] = self.made(key, found)
@@ -1640,7 +1635,7 @@ class _Entries:
     def _reach(self, length: int) -> None:
         """Add entries for items at the end of a list: not every `append` is told."""
         if len(self.parts) < length:
-            self.parts += [self.new() for _ in range(length - len(self.parts))]
+            self.parts += [self.kind() for _ in range(length - len(self.parts))]
             self.is_moved = True
 
     def follow(self, path: Sequence[Any], operation: str, *arguments: Any) -> None:
@@ -1682,7 +1677,7 @@ class _Entries:
 
     def insert(self, index: int, _value: Any) -> None:
         self._reach(index)
-        self.parts.insert(index, self.new())
+        self.parts.insert(index, self.kind())
         self.is_moved = True
 
     def splice(self, start: int, stop: int, values: Sequence[Any]) -> None:
@@ -1692,7 +1687,7 @@ class _Entries:
         was, new = [_value_of(part) for part in old], list[_Part]()
         for index, value in zip(_origins(was, values) if old else [None] * len(values), values, strict=True):
             is_known = index is not None and (_same(was[index], value) or _likeness(was[index], value))
-            part = old[index] if index is not None and (is_known or len(old) == len(values)) else self.new()
+            part = old[index] if index is not None and (is_known or len(old) == len(values)) else self.kind()
             part.is_stale, part.given = True, value if old else _UNDEFINED
             new.append(part)
         self.parts[start:stop] = new
@@ -1771,7 +1766,7 @@ class _Entries:
         for key in items:
             part = parts.get(key)
             if part is None or _is_new(part):
-                part = self.without_merge(merges.pop(0), key, items[key]) if merges else part or self.new()
+                part = self.without_merge(merges.pop(0), key, items[key]) if merges else part or self.kind()
             self.parts[key] = part
 
     def _keeps(self, items: Any) -> bool:
@@ -1919,6 +1914,8 @@ class _Flow(_Entries):
 
     __slots__ = ("closing", "comma", "indent", "opening", "quoted")
 
+    kind = _Item
+
     def __init__(self, node: Any, loader: _Loader) -> None:
         text, start = loader.text, node.start_mark.index
         bracket = _BRACKET.match(text, start)
@@ -1953,9 +1950,6 @@ class _Flow(_Entries):
         (items[-1] if items else self.opening).beside = beside
         above, end, indent = rest.rpartition("\n")
         return above + end, f"\n{indent}"
-
-    def new(self) -> _Part:
-        return _Item()
 
     def fresh(self, _part: _Part, _name: Any, new: Any) -> str:
         return _flow_text(new, quoted=self.quoted)
@@ -2116,14 +2110,14 @@ def _likeness(one: Any, other: Any) -> int:
     return 0
 
 
-def _held(value: Any) -> Any:
+def _items_of(value: Any) -> Any:
     """Return what a node holds; any other value itself."""
     return getattr(value, "_items", value)
 
 
 def _plain(value: Any) -> Any:
     """Return a plain, deep copy."""
-    content = _held(value)
+    content = _items_of(value)
     if type(content) is dict:
         return {key: item if type(item) in _SIMPLE else _plain(item) for key, item in content.items()}
     return [item if type(item) in _SIMPLE else _plain(item) for item in content] if type(content) is list else content
@@ -2303,7 +2297,8 @@ class _Document:
         self.lost: dict[Any, Exception] = {}
         #: What went wrong where it should not, when this was made; all values are in the text nevertheless.
         self.faults: list[Exception] = []
-        #: What happened to the values since: paths, operations and their arguments; and whether that may not be all.
+        #: What happened to the values since: paths, operations and their arguments; and whether that may not be all, so
+        #: that the next renewal compares all values with the text.
         self.edits: list[tuple[Any, ...]] = []
         self.is_doubtful = False
         #: A text, and the anchors in it.
@@ -2481,10 +2476,6 @@ class _Document:
             return _same(fact[2] if len(fact) > _BARE else _GONE, value)
         [key] = fact[1]
         return value is not _GONE and fact[2] == _crc(self.pieces.get(key, self.single))
-
-    def doubt(self) -> None:
-        """Compare all values with the text, at the next renewal: what happened to them may not all be in `edits`."""
-        self.is_doubtful = True
 
     def renewed(self, items: Mapping[Any, Any]) -> _Document:
         """Return a document with the present values, whatever happens: at worst all of it is written plainly.
@@ -2811,14 +2802,14 @@ class _Stream:
             elif not self._read_chunk(self.text[mark + 3 : end], mark + 3):
                 break
         #: What records tell of the snapshot, by key; and of those the ones that a person has changed there since.
-        self.facts = self._told(self.text[marks[0] :]) if marks else {}
+        self.facts = self._facts_in(self.text[marks[0] :]) if marks else {}
         self.edited = [
             key for key, fact in self.facts.items() if not self.document.is_told(fact, self.value.get(key, _GONE))
         ]
         #: Those of them of which no value is told.
         self.undecided = [key for key in self.edited if self.facts[key][0] == "hash"]
 
-    def _told(self, journal: str) -> dict[Any, list[Any]]:
+    def _facts_in(self, journal: str) -> dict[Any, list[Any]]:
         """Return the first record that tells of each key."""
         facts: dict[Any, list[Any]] = {}
         for record, _ in self.records if '--- ["was",' in journal or '--- ["hash",' in journal else ():
@@ -2965,7 +2956,7 @@ class _Saved:
 
     def with_value(self, value: dict[Any, Any]) -> tuple[_Document, dict[Any, Any]]:
         """Return their text with another value, and that in the order of the text; raises ValueError, _BadText."""
-        self.original.doubt()
+        self.original.is_doubtful = True
         document = self.original.renewed(value)
         document.check(value)
         return document, value
@@ -3098,8 +3089,8 @@ def _corrupt(path: str, text: str, problem: _BadText) -> StateCorrupt:
 
 
 # ------------------------------------------------------ Journal ------------------------------------------------------
-# Owns the descriptor, the lock, and every system call; applies nothing. `append` is the only way to add to the file,
-# `replace` the only way to renew it.
+# Owns the descriptor and the lock, and makes its system calls by `_system`; applies nothing. `append` is the only way
+# to add to the file, `replace` the only way to renew it; what never became whole is cut.
 
 
 class _System:
@@ -3152,8 +3143,10 @@ class _System:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
 
     @staticmethod
-    def lock(descriptor: int) -> bool:
+    def lock(descriptor: int, kind: str = "LOCK_EX") -> bool:
         """Take the lock of an open file if nobody holds it; it ends with the process. Raises OSError.
+
+        kind: "LOCK_EX" alone, "LOCK_SH" together with others who take it so.
 
         portalocker would do the same where there is `flock`, and to import it took longer than all else that a script
         does which changes a state once: 37 of 65 ms (portalocker 4.4, CPython 3.11).
@@ -3161,7 +3154,7 @@ class _System:
         if sys.platform == "win32":
             return _lock_by_portalocker(descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, getattr(fcntl, kind) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
@@ -3178,15 +3171,6 @@ class _System:
                 unlock(descriptor)
         else:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-    @staticmethod
-    def lock_shared(descriptor: int) -> bool:
-        """Take the lock of an open file together with others, unless one has it for itself."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
     @staticmethod
     def await_lock(descriptor: int) -> None:
@@ -3433,7 +3417,7 @@ class _Journal:
         self.wrote_at = self.due_at = self.clock = 0.0
         #: Somebody else may have written.
         self.is_suspicious = False
-        #: What our file looks like; length and hash of what the latest look found in it, ours or somebody else's.
+        #: How our file looks, since when; length and hash of what the latest look found in it, ours or somebody else's.
         self.dated = _Dated()
         self.read: tuple[int, int] | None = None
         #: Held while the disk is waited for; and why that failed, until the file is written anew.
@@ -3466,7 +3450,7 @@ class _Journal:
         return False
 
     def _know(self, data: bytes) -> None:
-        """Note what the file holds, and how it looks, so that a change by somebody else will be noticed."""
+        """Note what our file holds (`known`) and how it looks (`basis`); what differs is somebody else's."""
         self._let_displaced_go()
         self.size = len(data)
         self.known = (len(data), hash(data))
@@ -3622,24 +3606,24 @@ class _Journal:
                 raise
 
     def _glance_around(self, now: float) -> None:
-        """Note whether somebody else may have written, by the look of the file; `is_foreign` finds out."""
+        """Note whether somebody else may have written, as after a look that is too young; `is_foreign` finds out."""
         clock, self.clock = self.clock, _system.time() - now
         self.due_at = now + _LOOK_EVERY
         glance, known = self._glance(), self.basis
         if glance != known:
             is_ours = glance is not None and known is not None and glance[:2] == known[:2] and glance[2] == self.size
             is_just_written = glance is not None and abs(glance[3] / 1e9 - self.wrote_at - clock) < _CLOCK_TICK
-            self.is_suspicious = not (is_ours and is_just_written and abs(self.clock - clock) < _CLOCK_TICK)
+            self.is_suspicious |= not (is_ours and is_just_written and abs(self.clock - clock) < _CLOCK_TICK)
         elif not self.dated.tells(glance):
             self.is_suspicious = True
 
     def is_foreign(self) -> bool:
-        """Find out whether somebody else wrote, replaced or removed the file."""
+        """Find out whether somebody else wrote, replaced or removed the file; suspicious until that is merged."""
         while True:
             size = self.size
             is_foreign = self.displaced >= 0 or self._is_foreign()
             if size == self.size:  # else a signal handler has appended meanwhile
-                self.is_suspicious = False
+                self.is_suspicious = is_foreign
                 return is_foreign
 
     def _is_foreign(self) -> bool:
@@ -4048,7 +4032,7 @@ class _SharedJournal(_Journal):
             self._begin(note)
             return True
         if _system.now() >= deadline and self._is_named():
-            how = "" if _system.lock_shared(self.descriptor) else "alone"  # "": by another name of the file
+            how = "" if _system.lock(self.descriptor, "LOCK_SH") else "alone"  # "": by another name of the file
             raise StateLocked(self.path, _holder(status), how)
         self.close()
         return False
@@ -4080,10 +4064,10 @@ class _SharedJournal(_Journal):
 
     def _join(self, *, is_first: bool) -> bool:
         """Take the lock of the state file together with the others; False if somebody else has it."""
-        return (not is_first or _system.lock(self.descriptor)) and _system.lock_shared(self.descriptor)
+        return (not is_first or _system.lock(self.descriptor)) and _system.lock(self.descriptor, "LOCK_SH")
 
     def _lock(self, descriptor: int) -> bool:
-        return _system.lock_shared(descriptor)
+        return _system.lock(descriptor, "LOCK_SH")
 
     def _begin(self, note: _Note | None) -> None:
         if note is None:
@@ -4176,7 +4160,7 @@ class _SharedJournal(_Journal):
         end = len(data) if is_all else self.size + len(data)
         if path == (note.device, note.inode):
             self._switch(path)
-            data += self._unfinished(end)
+            data += self._salvaged(end)
         if is_all:
             self._know(data)
         else:
@@ -4197,7 +4181,7 @@ class _SharedJournal(_Journal):
         old, self.descriptor, self.claimed, self.inode = self.descriptor, self.claimed, -1, _seen(status)[:2]
         self._let_go(old)
 
-    def _unfinished(self, end: int) -> bytes:
+    def _salvaged(self, end: int) -> bytes:
         """Return what a writer that was killed added to the file, and not to the copy; cut what is no whole record.
 
         What stands behind a text that a person saved is the end of that text.
@@ -4496,7 +4480,10 @@ class _Image:
 
 
 class _Tree:
-    """What the nodes of one state share. `commit` is the one funnel for changes.
+    """What the nodes of one state share.
+
+    A change of the script goes through `commit`, or `assign`, the short way; a merge (`_become`) and a record that is
+    read (`_apply`) do operations without a record.
 
     Slots for what each change reads: from the thirtieth attribute on, CPython finds all of them in more time, 0.05 us
     of a change.
@@ -4513,8 +4500,8 @@ class _Tree:
         self.path = path
         self.lock: Any = RLock()
         #: None while changes are welcome, else a call, (function, *arguments), that has to be made first: `_finish` a
-        #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_tell` a late
-        #: warning, or, for ever, `refuse`.
+        #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_reload` or
+        #: `_reopen` a shared one, `_tell` a late warning, or, for ever, `refuse`.
         self.halted: tuple[Any, ...] | None = None
         #: What the nodes were that other processes changed, by their ids, when the statement under way began.
         self.missed: dict[int, _Image] = {}
@@ -4522,7 +4509,8 @@ class _Tree:
         self.unread: dict[int, _Image] = {}
         #: How many snapshots there have been.
         self.generation = 0
-        #: What the text of the latest snapshot has to follow: paths, operations and what matters of their arguments.
+        #: What the text of the latest snapshot has to follow: paths, operations and what matters of their arguments. A
+        #: short way leaves none (see `_heads`), so that a list may be longer than they tell.
         self.edits: list[tuple[Any, ...]] = []
         #: The open transactions, the outermost first.
         self.levels: list[_Level] = []
@@ -4565,7 +4553,7 @@ class _Tree:
     def overlooks(self, node: _Node, key: Any, value: Any = _GONE) -> bool:
         """Raise StateConflict if another process changed what a statement is about to overwrite, which has not read it.
 
-        Returns whether the value, a node, was there and was replaced: then there is nothing to do.
+        Returns True where nothing is to be done: the value is the node that is there, or that was, as in `+=`.
         """
         raise NotImplementedError
 
@@ -4710,8 +4698,9 @@ class _Node(_Holder):
     """A container of the tree, or one that was removed from it: that is as plain as any other.
 
     A node is in the tree if its parents lead to the root; to remove it is to clear its link to its parent. Each
-    operation of a record is a method of the same name with an underscore. Its last step changes `_items` by one call
-    of C code, so that after an interrupt the length tells whether it was done, or else it may be repeated (`_redo`).
+    operation of a record is a method of the same name with an underscore; tests/test_style.py names what else has to
+    know it. Its last step changes `_items` by one call of C code, so that after an interrupt the length tells whether
+    it was done, or else it may be repeated: `_do_once`.
     """
 
     __slots__ = ("_heads", "_items", "_key", "_parent", "_place", "_tree")
@@ -4792,7 +4781,7 @@ class _Node(_Holder):
         return node
 
     def _fix_length(self) -> int:
-        """Fix what the record of a change builds on, which nobody may change from now on; return the length."""
+        """Return the length, on which a change builds, and note the moment: after another change `_make` refuses."""
         if self._tree is not None:
             self._tree.started = self._tree.moment()
         return len(self._items)
@@ -4814,18 +4803,18 @@ class _Node(_Holder):
             self._remember(operation, *arguments)
         getattr(self, "_" + operation)(*arguments)
 
-    def _redo(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
+    def _do_once(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
         """Do an operation of the state unless that was done: unless the node has another length than it had before.
 
         keys: what leads to the node.
         """
         if len(self._items) == length:
-            self._tree.edits.append((keys, operation, *self._told(operation, *arguments)))  # type: ignore[union-attr]
+            self._tree.edits.append((keys, operation, *self._for_text(operation, *arguments)))  # type: ignore[union-attr]
             self._do(operation, *arguments)
 
     def _perform(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
         """Do an operation, and get ready for its like: at once, because an edit must be there that tells of it."""
-        self._redo(length, keys, operation, *arguments)
+        self._do_once(length, keys, operation, *arguments)
         self._prime(operation, *arguments)
 
     def _prime(self, operation: str, *arguments: Any) -> None:
@@ -4833,10 +4822,10 @@ class _Node(_Holder):
         raise NotImplementedError
 
     def _put(self, length: int, key: str | None, value: Any) -> None:
-        """Make the change of which `_heads` tells, unless it was made; see `_redo`."""
+        """Make the change of which `_heads` tells, unless it was made; see `_do_once`."""
         raise NotImplementedError
 
-    def _told(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
+    def _for_text(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return of the arguments of an operation what the text has to know: values where they replace containers."""
         if operation == "insert" or (operation == "set" and not isinstance(self._at(arguments[0]), _Node)):
             return arguments[0], _UNDEFINED
@@ -5330,13 +5319,11 @@ class StateDict(_Node, _Mapping[Any]):
 
     def _remember(self, operation: str, *arguments: Any) -> None:
         keys = arguments[:1] if operation == "set" else arguments[0] if operation == "update" else None
-        self._keep()
-        for level in self._tree.levels if self._tree is not None else ():
-            image = level.images[id(self)]
+        for image in self._keep():
             if keys is None and not image.extent:
                 whole = self._items.copy()
                 _put_back(whole, image.kept)
-                image = level.images[id(self)] = _Image(self, whole, extent=True)
+                image.kept, image.extent = whole, True
             for key in keys or () if not image.extent else ():
                 if key not in image.kept:
                     image.kept[key] = self._items.get(key, _GONE)
@@ -5360,6 +5347,16 @@ def _put_back(items: dict[Any, Any], kept: dict[Any, Any]) -> None:
             items[key] = old
 
 
+def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
+    """Return the keys of the top-level entries that an operation changes; present: those that there are.
+
+    keys: what leads to its node, a mapping where that is the root.
+    """
+    if keys:
+        return keys[:1]
+    return arguments[:1] if operation in ("set", "delete") else arguments[0] if operation == "update" else present
+
+
 class _Root(StateDict):
     """The root of a tree: its entries are shown as attributes of the facades, and their text is known one by one."""
 
@@ -5375,9 +5372,9 @@ class _Root(StateDict):
                 items[key] = _grow(item, tree, self, key)
         self._show_all()
 
-    def _redo(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
+    def _do_once(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
         if len(self._items) == length:
-            super()._redo(length, keys, operation, *arguments)
+            super()._do_once(length, keys, operation, *arguments)
         else:
             self._show_all()
 
@@ -5388,37 +5385,25 @@ class _Root(StateDict):
         if operation == "set" and arguments[0] in self._tree.attributes:
             super()._prime(operation, *arguments)
 
-    def _set(self, key: Any, value: Any) -> None:
-        super()._set(key, value)
-        self._show(key, value)
-
-    def _update(self, items: dict[Any, Any]) -> None:
-        super()._update(items)
-        for key, value in items.items():
-            self._show(key, value)
-
-    def _delete(self, key: Any) -> None:
-        super()._delete(key)
-        if type(key) is str:
-            self._tree.attributes.pop(key, None)
-
-    def _clear(self) -> None:
-        super()._clear()
-        self._show_all()
+    def _do(self, operation: str, *arguments: Any) -> None:
+        super()._do(operation, *arguments)
+        for key in [*_touched((), operation, arguments, self._tree.attributes)] if operation != "order" else ():
+            self._show(key)
 
     def _restore(self, image: _Image) -> None:
         super()._restore(image)
         self._show_all()
 
-    def _show(self, key: Any, value: Any) -> None:
-        if type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
-            self._tree.attributes[key] = value
+    def _show(self, key: Any) -> None:
+        """Let the attributes have an entry as it is now."""
+        if key not in self._items:
+            self._tree.attributes.pop(key, None)
+        elif type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
+            self._tree.attributes[key] = self._items[key]
 
     def _show_all(self) -> None:
-        for name in self._tree.attributes.keys() - self._items.keys():
-            self._tree.attributes.pop(name, None)
-        for key, value in self._items.items():
-            self._show(key, value)
+        for key in {**self._tree.attributes, **self._items}:
+            self._show(key)
 
 
 def _index(index: Any) -> int:
@@ -5710,7 +5695,7 @@ class StateList(_Node, MutableSequence[Any]):
         return _Image(self, [], len(self._items))
 
     def _remember(self, operation: str, *arguments: Any) -> None:
-        start = 0 if operation in ("order", "clear") else arguments[0]
+        start = arguments[0] if operation in ("set", "insert", "delete", "splice") else 0
         for image in self._keep():
             known = image.extent - len(image.kept)
             if start < known:
@@ -5724,7 +5709,8 @@ class StateList(_Node, MutableSequence[Any]):
 
 
 # ------------------------------------------------------- State -------------------------------------------------------
-# The facade: options, transactions, vacuum, opening and closing. Nothing above knows what a state is.
+# What becomes of a change: a tree with its file, alone or shared; readers; merging; who is told of changes. Then the
+# facade, `PersistedState`, with opening, closing and forks.
 
 #: The open trees of this process, so that a second opening of a file shares the first.
 _open_trees: list[_LiveTree] = []
@@ -5765,16 +5751,6 @@ class _Task(namedtuple("_Task", "scheduler task")):
     __slots__ = ()
     scheduler: str
     task: weakref.ref[Any]
-
-
-def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
-    """Return the keys of the top-level entries that an operation changes.
-
-    keys: what leads to its node. present: those that there are.
-    """
-    if keys:
-        return keys[:1]
-    return present if operation == "clear" else arguments[0] if operation == "update" else arguments[:1]
 
 
 _NO_LATEST = (None, None, None)
@@ -5818,7 +5794,7 @@ class _LiveTree(_Tree):
         self.task: _Task | None = None
         #: Where a value was set last in them, to which no record in `batch` belongs yet: how that begins, node and key.
         self.latest: tuple[Any, Any, Any] = _NO_LATEST
-        #: What `halted` is during a change, made once for all of them.
+        #: What `halted` is during a change, and at the edge of a transaction, made once for all of them.
         self.finish, self.unclear = self._finish, (self._show_latest,)
         #: The thread that opened them; means nothing without `levels`, which are set later and ended earlier.
         self.owner = 0
@@ -5875,9 +5851,9 @@ class _LiveTree(_Tree):
 
     def _go_on_behind(self, stream: _Stream, data: bytes) -> None:
         """Note what has to be known of the content of the file by who appends to it."""
-        self.is_clean = not stream.records
-        self.first_record = _first_record(stream.text)
-        self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)
+        self.is_clean = not stream.records  # behind the snapshot
+        self.first_record = _first_record(stream.text)  # tells which snapshot somebody had read who saved it as well
+        self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)  # of the file, in bytes; then a vacuum is due
         self.attested, self.facts = {*stream.facts}, {}
         self.has_facts = not self.document.unended and (bool(stream.facts) or not stream.records)
         self._separator = self._separator_behind(self.document, data)
@@ -6025,7 +6001,7 @@ class _LiveTree(_Tree):
         return True
 
     def _show_latest(self) -> None:
-        """Finish a change that was interrupted while it set the latest value of a transaction."""
+        """Finish a change that was interrupted while it set the latest value of a transaction, if any was."""
         _, node, key = self.latest
         if node is not None:
             node._put(0, key, node._items[key])
@@ -6068,7 +6044,7 @@ class _LiveTree(_Tree):
         if is_noted if sink is self.batch else self.journal.landed(size, entry):
             if sink is not self.batch and (self.is_clean or self._separator or self.facts):
                 self._note_appended(entry)
-            self.document.doubt()  # whether the change is among the edits is not known
+            self.document.is_doubtful = True  # whether the change is among the edits is not known
             apply(*arguments)
         self.halted = None
 
@@ -6117,7 +6093,7 @@ class _LiveTree(_Tree):
         if self.levels:
             reason = f"the disk failed ({self.trouble}); leave the transaction, then it is tried again"
             raise StateError(self.path, reason)
-        self.document.doubt()
+        self.document.is_doubtful = True
         try:
             self.halted = None
             self._vacuum()
@@ -6414,17 +6390,17 @@ class _LiveTree(_Tree):
                 raise
         raise OSError(errno.EBUSY, "somebody keeps writing the file", self.path)
 
-    def _await_edit(self) -> _Edit:
+    def _await_edit(self) -> _HandEdit:
         """Return what somebody else saved, once it is whole, as far as that can be told."""
         deadline = _system.now() + _PATIENCE
         while True:
             data, basis, is_quiet = self.journal.read_foreign(deadline)
-            edit = _Edit(data, basis, is_quiet=is_quiet)
+            edit = _HandEdit(data, basis, is_quiet=is_quiet)
             edit.compare([self.document, *self.history.previous()])
             if not edit.is_doubtful or _system.now() + _QUIET >= deadline:
                 return edit
 
-    def _take_over(self, edit: _Edit) -> None:
+    def _take_over(self, edit: _HandEdit) -> None:
         """Merge an edit, or keep it aside where that cannot be; either way the file is a fresh snapshot then."""
         if edit.saved is None:
             self._refuse(edit)
@@ -6434,7 +6410,7 @@ class _LiveTree(_Tree):
             base = self.history.base(edit.saved, self.document, self.first_record, doubtful)
             value = _merged(base, mine, edit.saved.value)
             for declaration in self.declarations:
-                value = declaration.filled(value)
+                value = declaration.filled(value, mine)
                 declaration.check(value, self.path, edit.saved.text, mine)
             document, value = edit.saved.with_value(value)
             is_new = self.history.is_new(edit.saved, self.document)
@@ -6450,7 +6426,7 @@ class _LiveTree(_Tree):
         self._renew(document, edit.basis, value, edit.saved if is_new else None)
         self.merges += not _same(mine, value)
 
-    def _refuse(self, edit: _Edit) -> None:
+    def _refuse(self, edit: _HandEdit) -> None:
         """Go on without an edit, and tell where that is kept."""
         kept = f"; it is kept in {self.journal.keep_aside(edit.data, 'edited')}" if edit.data and edit.text else ""
         try:
@@ -6465,6 +6441,8 @@ class _LiveTree(_Tree):
         before = self.merges
         if not self.levels:
             self.look()
+        elif self.watcher is not None:
+            self.watcher.told = None  # it tells again when the transaction is over
         return self.merges > before
 
     def declare(self, rule: tuple[Any, bool]) -> None:
@@ -6523,7 +6501,7 @@ class _LiveTree(_Tree):
             is_idle = self.halted is None and not self.levels
             if (missing or self.journal.is_new) and not self.root._items and self.is_clean and is_idle:
                 try:
-                    self.root._redo(0, (), "update", *self.root._grown("update", missing))
+                    self.root._do_once(0, (), "update", *self.root._grown("update", missing))
                     self._vacuum()
                 except BaseException:
                     _surely(self._forget_defaults)
@@ -6536,7 +6514,7 @@ class _LiveTree(_Tree):
     def _forget_defaults(self) -> None:
         """Be empty again, as the file is, unless that holds the defaults, or whether it does is open."""
         if self.edits and self.renewal is None:
-            self.root._clear()
+            self.root._do("clear")
             self.edits.clear()
 
     def _vacuum_in_time(self) -> None:
@@ -6641,7 +6619,7 @@ class _LiveTree(_Tree):
         self.shut(StateError(self.path, reason))
 
 
-class _Edit:
+class _HandEdit:
     """What somebody else left in the place of the state file.
 
     data: its bytes, None if there is no file any more. basis: how it looked. is_quiet: nobody was writing any more.
@@ -6872,7 +6850,7 @@ class _SharedTree(_LiveTree):
         self.is_edited = False
         #: The tree of those nodes that others removed: a change of them raises.
         self.grave = _Tree(journal.path)
-        reason = "another process removed or replaced this container; read it from the state again, and repeat that"
+        reason = "another process or person removed or replaced this container; read it anew, and repeat the change"
         self.grave.halted = (self.grave.refuse, StateConflict(journal.path, reason))
         self.grave.levels.append(_Level(0, 0))
         _Root({}, self.grave)
@@ -6887,21 +6865,21 @@ class _SharedTree(_LiveTree):
         with self.lock:
             if self.journal.is_in_turn:
                 self.missed = self.unread  # what is read from here on is up to date
-                self._leave_unread()
+                self._claim_missed()
                 yield
                 return
             try:
                 try:
                     self._begin_turn(wait)
-                    self._leave_unread()
+                    self._claim_missed()
                     yield
                 finally:
                     self.journal.end_turn()
             finally:
                 self.journal.end_turn()  # an interrupt may have come in front of the first
 
-    def _leave_unread(self) -> None:
-        """Let a statement begin with what there is in `missed`; a helper leaves that for the one under way."""
+    def _claim_missed(self) -> None:
+        """Keep `missed` for the statement that begins; what a helper finds is left for the script's next one, too."""
         if get_ident() not in _helpers:
             self.unread = {}
 
@@ -7015,13 +6993,13 @@ class _SharedTree(_LiveTree):
     def _take_operation(self, name: str, path: Any, *arguments: Any) -> None:
         """Do what another process did; what is primed in a quarter of the time, as `assign` does."""
         node = _target(self.root, path)
-        if not self._is_put(node, name, *arguments):
+        if not self._put_primed(node, name, *arguments):
             _apply(self.root, [name, path, *arguments])
             if all(type(key) is str for key in path):  # to find the way from a list takes long
                 node._locate()
                 node._prime(name, *arguments)
 
-    def _is_put(self, node: _Node, name: str, place: Any = None, value: Any = _GONE, *_: Any) -> bool:
+    def _put_primed(self, node: _Node, name: str, place: Any = None, value: Any = _GONE, *_: Any) -> bool:
         """Make a change of which the heads of a node tell; False if it is none."""
         key, length = place if name == "set" else None, len(node._items)
         if name not in ("set", "insert") or key not in node._heads or type(value) not in _SCALARS:
@@ -7062,8 +7040,8 @@ class _SharedTree(_LiveTree):
             return True
         if is_changed or (isinstance(now, _Node) and any(_is_below(image.node, now) for image in self.missed.values())):
             place = f"STATE{''.join(map(_step, node._path()))}{'[…]' if isinstance(key, slice) else _step(key)}"
-            reason = f"{place} was changed by another process since it was read; repeat the statement, or let "
-            raise StateConflict(self.path, f"{reason}STATE.transaction() hold both the reading and the writing")
+            reason = f"{place} was changed by another process or person since it was read; repeat the statement, or "
+            raise StateConflict(self.path, f"{reason}let STATE.transaction() hold both the reading and the writing")
         return False
 
     def _was_and_is(self, node: _Node, key: Any) -> tuple[Any, Any]:
@@ -7087,7 +7065,7 @@ class _SharedTree(_LiveTree):
             past.pop()
         self.journal.past = past
 
-    def _await_edit(self) -> _Edit:
+    def _await_edit(self) -> _HandEdit:
         self.history = _History()  # of all processes
         for text, first_record, by_person in self.journal.past_texts():
             document = _Document()
@@ -7364,7 +7342,7 @@ def _merge_edit(root: _Root, stream: _Stream, path: str) -> list[str]:
     mine = {key: value for key, value in _plain(latest).items() if key not in fitting.left_out}
     mine.update((key, theirs[key]) for key in fitting.left_out if key in theirs)
     _become(root, _merged(base, mine, theirs))
-    stream.document.doubt()
+    stream.document.is_doubtful = True
     return [_undecided(stream.undecided, fitting.left_out)] if stream.undecided else []
 
 
@@ -7398,8 +7376,13 @@ def _deletions(stream: _Stream) -> list[str]:
     """Return what is known of records that a person deleted, by what others tell of the snapshot."""
     if not stream.facts:
         return []
-    operations = [operation for record, _ in stream.records for operation in _operations(record)]
-    touched = {key for name, path, *rest in operations for key in _touched(path, name, rest, stream.facts)}
+    touched: set[Any] = set()
+    for record, _ in stream.records:
+        path = record[1]
+        key = path[0] if path else record[_BARE] if len(record) > _BARE else None
+        if type(key) is not str or key not in touched:  # else known already, as nearly all are
+            for name, path, *arguments in _operations(record):
+                touched.update(_touched(path, name, arguments, stream.facts))
     lost = [key for key in stream.facts if key not in touched]
     part = [key for key in touched if key not in stream.facts]
     undone = [f"all changes of {_inline(key)}{_again(stream.facts[key])}" for key in lost]
@@ -7426,19 +7409,17 @@ def _apply(root: StateDict, record: Any) -> None:
     for operation, path, *arguments in _operations(record):
         node = _target(root, path)
         grown = node._grown(operation, *node._taken(operation, *arguments))
-        node._redo(len(node._items), tuple(path), operation, *grown)
+        node._do_once(len(node._items), tuple(path), operation, *grown)
 
 
-def _operations(record: Any) -> Iterator[list[Any]]:
-    """Yield what a record does, one operation after the other; raises TypeError or ValueError where it is none."""
+def _operations(record: Any) -> list[list[Any]]:
+    """Return what a record does, one operation after the other; raises TypeError or ValueError where it is none."""
     if type(record) is not list or not record or type(record[0]) is not str:
         raise TypeError("a record is a list that begins with an operation")
     if record[0] == "transaction":
         _, records = record
-        for inner in records:
-            yield from _operations(inner)
-    elif len(record) > _BARE + 1 or not _is_fact(record):
-        yield record
+        return [operation for inner in records for operation in _operations(inner)]
+    return [record] if len(record) > _BARE + 1 or not _is_fact(record) else []
 
 
 def _target(root: StateDict, path: Any) -> Any:
@@ -7548,7 +7529,7 @@ def _become(node: Any, value: Any) -> None:
         target = node
         for key in path:
             target = target._items[key]
-        _edit_node(target, *edit)
+        _follow_script(target, *edit)
 
 
 def _fill(node: Any, value: dict[Any, Any]) -> None:
@@ -7560,7 +7541,7 @@ def _fill(node: Any, value: dict[Any, Any]) -> None:
             _fill(node[key], item)
 
 
-def _edit_node(node: Any, operation: str, key: Any, *values: Any) -> None:
+def _follow_script(node: Any, operation: str, key: Any, *values: Any) -> None:
     old = node._at(key) if operation == "set" else None
     if isinstance(old, _Node) and type(values[0]) is type(old._items):  # one of them is empty
         _become(old, values[0])

@@ -68,6 +68,7 @@ class Teller(_Follower):
         _replay(latest, stream, self.path, apply)
         if stream.edited:
             news = list(differences(before, _plain(latest)))
+        stream.document.edits = latest._tree.edits
         self.stream, self.snapshot, self.latest = stream, snapshot, latest
         self.news += news
         sound = len(data) - stream.torn
@@ -106,7 +107,6 @@ class Teller(_Follower):
         try:
             if self.stream is None:
                 return ""
-            self.stream.document.doubt()
             return text_of(self.stream.document, self.latest, self.steps)
         except Refusal as missing:
             return f"# {missing}\n"

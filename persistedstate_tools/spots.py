@@ -36,9 +36,6 @@ class Spot:
         lines = enumerate(self.text[: self.start].split("\n"), 1)
         return [(number, line) for number, line in reversed(list(lines)) if _is_content(line)]
 
-    def number(self, offset: int) -> int:
-        return self.text.count("\n", 0, offset) + 1
-
     def needs_quotes(self, offset: int, what: str) -> _BadText:
         """Say that a value, which begins there, has to stand in quotes."""
         value = self.text[offset:].partition("\n")[0].partition(" #")[0].rstrip()

@@ -897,6 +897,24 @@ def test_kill_at_the_steps_of_a_vacuum_loses_nothing(
     assert oracle.read(path) == {"n": last, "l": list(range(1, last + 1))}
 
 
+@pytest.mark.leaves("files")
+def test_what_sed_makes_of_a_long_list_that_a_killed_script_changed_is_kept_beside(path: Path) -> None:
+    path.write_text("jobs:\n" + "".join(f"- item number {number}\n" for number in range(100)))
+    code = (
+        "import sys, persistedstate; persistedstate.PersistedState(sys.argv[1]).jobs.append('last'); print(); input()"
+    )
+    with Child(code, path) as child:
+        child.expect("")  # then it is killed
+    assert run(tool("sed"), "-i", "s/item number 7$/another/", path).returncode == 0
+    edited = path.read_bytes()
+
+    with pytest.warns(RuntimeWarning, match="jobs: changed in the snapshot"), PersistedState(path) as state:
+        assert state.jobs[-1] in ("last", "item number 99")
+
+    [kept] = [file for file in path.parent.iterdir() if file != path]
+    assert kept.read_bytes() == edited
+
+
 @pytest.fixture(scope="module")
 def strace(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     """A command that makes system calls on the file fail; to be followed by the injection."""

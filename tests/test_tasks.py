@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import oracle
 import pytest
 from checks import reopened, run_child, scratch
-from processes import PATIENCE, Child, listing
+from processes import PATIENCE, Child, in_child, listing
 from rounds import rounds as sized
+from threads import in_threads, together
+from workload import Abort
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateConflict, StateError, StateReadOnly, on_change, plain
@@ -30,12 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 
-#: The fast one, where PyYAML has it.
-READER = "libyaml" if "libyaml" in oracle.READERS else "pyyaml"
-
-
-class Abort(Exception):  # noqa: N818 - no error, but the end of a transaction
-    """Ends a transaction that shall leave nothing."""
+READER = oracle.FASTEST
 
 
 @contextlib.contextmanager
@@ -49,14 +46,9 @@ def held_by_a_thread(state: Any) -> Iterator[threading.Event]:
             begun.set()
             assert may_end.wait(PATIENCE)
 
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert begun.wait(PATIENCE)
-    try:
+    with in_threads(hold, until=may_end):
+        assert begun.wait(PATIENCE)
         yield may_end
-    finally:
-        may_end.set()
-        thread.join()
 
 
 async def until(is_so: Callable[[], object]) -> None:
@@ -200,13 +192,8 @@ def test_a_thread_that_begins_one_transaction_after_the_other_lets_tasks_in(path
             await add(state, str(number))
 
     with PersistedState(path, a=1, l=[]) as state:
-        thread = threading.Thread(target=hurry)
-        thread.start()
-        try:
+        with in_threads(hurry, until=is_over):
             asyncio.run(asyncio.wait_for(main(), PATIENCE))
-        finally:
-            is_over.set()
-            thread.join()
 
         assert plain(state.l) == [*map(str, range(20))]
         assert oracle.read(path) == plain(state)
@@ -228,11 +215,7 @@ def test_tasks_of_two_loops_wait_for_each_other(path: Path) -> None:
         asyncio.run(main())
 
     with PersistedState(path, a=0, l=[]) as state:
-        threads = [threading.Thread(target=run, args=[name]) for name in "ab"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(partial(run, "a"), partial(run, "b"))
 
         assert state.a == len(state.l) == 120
         assert oracle.read(path) == plain(state)
@@ -345,7 +328,7 @@ def test_a_turn_that_came_is_not_fetched_again_when_the_task_is_through(
 
     def take_and_rest(hold: Any) -> bool:
         is_in_line = take(hold)
-        assert is_in_line or is_through.wait(PATIENCE)
+        assert not hold.is_here or is_through.wait(PATIENCE)
         return is_in_line
 
     async def main() -> None:
@@ -442,18 +425,11 @@ def test_a_child_that_is_forked_while_the_disk_is_waited_for_has_no_descriptor_o
         disk = HeldDisk(monkeypatch)
         state.a = 2
         assert disk.begun.wait(PATIENCE)
-        end, other_end = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            files = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
-            os.write(other_end, repr(files).encode())
-            os._exit(0)
-        os.waitpid(pid, 0)
+        files = in_child(lambda: [link.resolve() for link in Path("/proc/self/fd").iterdir()])
         disk.may_go_on.set()
 
-        assert os.fspath(path) not in os.read(end, 10_000).decode()
-        os.close(end)
-        os.close(other_end)
+        assert files.startswith("[")
+        assert os.fspath(path) not in files
 
 
 async def never(state: Any) -> None:
@@ -893,7 +869,8 @@ class Twins:
     def __init__(self, path: Path, twin: Path, chance: random.Random) -> None:
         for each in (path, twin):
             each.write_text(TEXT)
-        self.state, self.twin = PersistedState(path), PersistedState(twin)
+        # With True, others change the state also when all but their change is in the new file, and awaits the disk.
+        self.state, self.twin = PersistedState(path, _fsync=chance.random() < 0.5), PersistedState(twin)
         self.path, self.tree, self.chance = path, self.state._tree, chance
         self.number, self.busy = 0, 0.0
 
@@ -968,6 +945,13 @@ def due(state: Any) -> None:
 
 async def until_vacuumed(state: Any) -> None:
     await until(lambda: state._tree.beside is None)
+
+
+async def vacuum_beside(state: Any) -> None:
+    """Make a change at which a vacuum is due, and let the other tasks run until a thread has made it."""
+    due(state)
+    state.n = 1
+    await until_vacuumed(state)
 
 
 def test_a_vacuum_that_is_due_in_a_loop_is_made_by_a_thread_while_the_loop_goes_on(
@@ -1078,9 +1062,7 @@ def test_a_vacuum_that_fails_beside_the_loop_is_tried_as_any_other_and_warns_as_
     path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     async def main() -> None:
-        due(state)
-        state.n = 1
-        await until_vacuumed(state)
+        await vacuum_beside(state)
         state.n = 2
 
     path.write_text(TEXT)
@@ -1102,9 +1084,7 @@ def test_a_renaming_that_does_not_last_is_told_by_the_next_change(path: Path, mo
         raise OSError(5, "Input/output error")
 
     async def main() -> None:
-        due(state)
-        state.n = 1
-        await until_vacuumed(state)
+        await vacuum_beside(state)
         disk.failures = 1
         with pytest.raises(OSError, match="Input/output error"):
             state.n = 2
@@ -1123,9 +1103,7 @@ def test_a_renaming_that_does_not_last_is_told_by_the_next_change(path: Path, mo
 @pytest.mark.filterwarnings("error")
 def test_a_warning_that_is_an_error_is_raised_by_the_next_change(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        due(state)
-        state.n = 1
-        await until_vacuumed(state)
+        await vacuum_beside(state)
         with pytest.raises(RuntimeWarning, match="no vacuum"):
             state.n = 2
         state.n = 3
@@ -1239,9 +1217,7 @@ def test_a_shared_state_is_vacuumed_beside_the_loop_too(path: Path) -> None:
     threads: list[int] = []
 
     async def main() -> None:
-        due(state)
-        state.n = 1
-        await until_vacuumed(state)
+        await vacuum_beside(state)
 
     path.write_text(TEXT)
     with PersistedState(path, _shared=True) as state:
@@ -1263,9 +1239,7 @@ def test_who_is_told_of_changes_is_not_told_of_a_vacuum(path: Path) -> None:
     told: list[Any] = []
 
     async def main() -> None:
-        due(state)
-        state.n = 1
-        await until_vacuumed(state)
+        await vacuum_beside(state)
         state.n = 2
 
     path.write_text(TEXT)
