@@ -27,7 +27,7 @@ SECTIONS = ["Errors", "Text", "Journal", "Nodes", "State", "Tools"]
 BANNER = re.compile(r"^# -{2,} (\w[\w ]*) -{2,}$", re.MULTILINE)
 
 LINE_BUDGET = 8_310
-TOOLS_BUDGET, FILE_BUDGET = 4_535, 400
+TOOLS_BUDGET, FILE_BUDGET = 4_540, 400
 MEDIAN_LENGTH, NINE_IN_TEN, LONGEST = 6, 18, 40
 
 Function = (ast.FunctionDef, ast.AsyncFunctionDef)
