@@ -127,6 +127,9 @@ class _Hold:
         try:
             if _is_of_another_task(tree):
                 return False
+            if isinstance(tree, module._SharedTree) and not tree.journal.is_in_turn:
+                self.is_here = False  # another task had the same turn, and has ended it
+                return False
             if isinstance(tree, module._LogTree):
                 tree.journal.depth = 0  # this is the outermost step of the turn
             block.__enter__()

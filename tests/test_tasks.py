@@ -320,6 +320,43 @@ def test_a_task_that_is_cancelled_when_it_has_the_turn_gives_it_back(path: Path)
             asyncio.run(main(chances))
 
 
+def test_a_turn_that_another_task_has_ended_is_fetched_again_while_the_loop_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two had the same one, of which one was cancelled; and another process has taken its turn since then."""
+    is_lost, wake = threading.Event(), tasks._Asyncio.wake
+
+    children: list[Child] = []
+
+    def lose_and_wake(waiter: Any) -> None:
+        if state._tree.journal.is_in_turn and not children:
+            with state._tree.lock:
+                state._tree.journal.end_turn()
+                children.append(Child(HOLDER, path).__enter__())
+                assert children[0].line() == "begun"
+            is_lost.set()
+        wake(waiter)
+
+    async def main() -> None:
+        way_out = threading.Timer(PATIENCE / 4, lambda: children[0].tell(""))
+        way_out.start()
+        task = asyncio.create_task(add(state, "x"))
+        await until(is_lost.is_set)
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        assert way_out.is_alive()
+        way_out.cancel()
+        children[0].tell("")
+        await task
+        children[0].__exit__(None, None, None)
+
+    monkeypatch.setattr(tasks._Asyncio, "wake", lose_and_wake)
+    with PersistedState(path, a=1, l=[], _shared=True) as state:
+        asyncio.run(main())
+
+        assert plain(state) == {"a": 2, "l": ["x"]}
+
+
 def test_a_turn_that_came_is_not_fetched_again_when_the_task_is_through(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
