@@ -124,9 +124,7 @@ class _Vacuum:
 
     def _vacuum(self) -> None:
         """Do a vacuum as any other; what a person saved is left to the next change, which merges it in its thread."""
-        journal = self.tree.journal
-        journal.is_suspicious = journal.is_foreign()
-        if not journal.is_suspicious:
+        if not self.tree.journal.is_foreign():
             self.tree.vacuum_or_warn()
 
     def _free(self) -> None:
@@ -245,7 +243,7 @@ class _Vacuum:
         tree.edits = self.edits
         tree.limit = max(2 * len(self.text), module._VACUUM_FLOOR)
         if tree.document.is_doubtful:  # by now
-            self.document.doubt()
+            self.document.is_doubtful = True
         if later:
             tree.is_clean, tree._separator = False, ""
             tree.first_record, tree.attested = module._first_record(later.decode()), {*self.touched}
@@ -295,7 +293,7 @@ class _Values:
 
     def _copied(self, value: Any) -> Any:
         """Copy a value; others may change it in between, but not the list of what is in a container."""
-        content, simple = module._held(value), module._SIMPLE
+        content, simple = module._items_of(value), module._SIMPLE
         if type(content) not in (dict, list):
             return content
         self._give_way()
@@ -333,8 +331,8 @@ class _Values:
                 node, copied = node._items[key], copied[key]
             except (LookupError, TypeError, AttributeError):  # a container around it is another one by now
                 return
-        again = _list_again if type(module._held(node)) is list else _dict_again
-        again(copied, module._held(node), operations)
+        again = _list_again if type(module._items_of(node)) is list else _dict_again
+        again(copied, module._items_of(node), operations)
 
 
 def _dict_again(copied: dict[Any, Any], items: dict[Any, Any], operations: list[Any]) -> None:

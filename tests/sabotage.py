@@ -322,13 +322,13 @@ FAULTS = [
     ),
     Fault(
         "trust the edits after an interrupt",
-        [("            self.document.doubt()  # whether", "            pass  # whether")],
+        [("            self.document.is_doubtful = True  # whether", "            pass  # whether")],
     ),
     Fault(
         "an operation that the text is not told of",
         [
             (
-                "            self._tree.edits.append((keys, operation, *self._told(operation, *arguments)))",
+                "            self._tree.edits.append((keys, operation, *self._for_text(operation, *arguments)))",
                 "            assert self._tree",
             )
         ],
