@@ -73,7 +73,6 @@ SUITES = {
     "faults of servers": ["logs/test_faults.py"],
     "states in a log in memory": ["logs/test_memory_states.py"],
     "states on servers": ["logs/test_states.py"],
-    "declared on servers": ["logs/test_declared_states.py"],
 }
 
 
@@ -344,10 +343,8 @@ FAULTS = [
     Fault(
         "leave half a rewrite without notice",
         [
-            (
-                "            if self.journal.is_half_rewritten or self.journal.unfinished",
-                "            if self.journal.unfinished",
-            )
+            ("            if self.journal.is_half_rewritten or self.journal.unf", "            if self.journal.unf"),
+            ("is_open = self.journal.is_half_rewritten or not", "is_open = not"),
         ],
     ),
     Fault(

@@ -461,6 +461,17 @@ def test_what_one_removed_oneself_lives_on(shared: PersistedState, peer: Peer) -
     assert shared.jobs == [{"name": "x"}, 1]
 
 
+def test_what_a_transaction_that_failed_had_removed_is_shared_again(shared: PersistedState, peer: Peer) -> None:
+    with pytest.raises(LookupError), shared.transaction():
+        del shared.jobs[0], shared.conf["deep"]
+        raise LookupError
+    shared.jobs[0]["name"] = "again"
+    shared.conf["deep"]["n"] = 2
+
+    assert shared.jobs[0]["name"] == "again"
+    assert peer.do("state.refresh(); said = plain(state)") == plain(shared)
+
+
 def test_a_transaction_that_fails_undoes_only_its_own(shared: PersistedState, peer: Peer) -> None:
     peer.do("state.a = 10; state.jobs.append('theirs')")
 

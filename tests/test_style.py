@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sabotage import FAULTS, sabotaged
+from sabotage import FAULTS, SUITES, sabotaged
 
 import persistedstate
 from persistedstate import StateDict, StateList
@@ -203,3 +203,7 @@ def test_every_deliberate_fault_finds_its_place_and_leaves_a_module() -> None:
         assert changed, fault.name
         for statement in changed:
             compile(statement, fault.name, "exec")
+
+
+def test_every_suite_that_is_asked_for_deliberate_faults_is_there() -> None:
+    assert [file for files in SUITES.values() for file in files if not (ROOT / "tests" / file).is_file()] == []
