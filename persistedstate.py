@@ -5819,6 +5819,8 @@ class _LiveTree(_Tree):
             self.lock.release()
         return self.lock
 
+    turn = still
+
     def _refuse_started(self, kind: str) -> NoReturn:
         reason = f"the transaction that started this {kind} is open, and perhaps waits for it"
         raise StateError(self.path, f"{reason}; use the state in the task that opened it, or after it")
@@ -5939,7 +5941,8 @@ class _LiveTree(_Tree):
             self.halted = pending
             if self.started != self.moment():
                 self._refuse_change()
-            self._write_latest()
+            if self.levels:
+                self._write_latest()
             sink.append(entry)
             if sink is not self.batch and (self.is_clean or self._separator or self.facts):
                 self._note_appended(entry)
@@ -7867,15 +7870,17 @@ class PersistedState(_Mapping[str]):
                         if tree.halted is not None:
                             tree.resume()  # in a forked child it says so
                         tree.end(level)
-                    finally:
+                    except BaseException:
                         tree.abandon(depth)
-                finally:
+                        raise
+                except BaseException:
                     try:
                         tree.abandon(depth)  # an interrupt may have come in front of the first
                     except BaseException:
                         if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
                             tree.halted = (tree._undo_abandoned, depth, tree.halted)
                         raise
+                    raise
         finally:
             if tree.lines:
                 _tool("tasks").wake(tree)
