@@ -5425,19 +5425,17 @@ class StateList(_Node, MutableSequence[Any]):
 
     def insert(self, index: Any, value: Any) -> None:
         with self._turn():
-            is_ours = self._enter()
-            start, _, _ = slice(_index(index), None).indices(len(self._items))
+            is_ours, part = self._enter(), slice(_index(index), None)
             if is_ours:
-                value = self._checked(value, start)
-            start, _, _ = slice(_index(index), None).indices(self._fix_length())  # the check may run foreign code
+                value = self._checked(value, part.indices(len(self._items))[0])
+            start, _, _ = part.indices(self._fix_length())  # the check may run foreign code
             self._commit("insert", start, value)
 
     def append(self, value: Any) -> None:
         tree = self._tree
         if tree is not None and self._heads and tree.assign(self, None, value):
             return
-        with self._turn():
-            self.insert(len(self._items), value)
+        self.insert(sys.maxsize, value)
 
     def _put(self, length: int, _key: Any, value: Any) -> None:
         if len(self._items) == length:
@@ -5510,7 +5508,7 @@ class StateList(_Node, MutableSequence[Any]):
         """Return a valid, not negative index."""
         if not hasattr(type(index), "__index__"):
             raise TypeError(f"list indices must be integers or slices, not {type(index).__name__}")
-        position, length = _index(index), self._fix_length()
+        position, length = int(index.__index__()), self._fix_length()
         position += length if position < 0 else 0
         if not 0 <= position < length:
             raise IndexError(error)
