@@ -4412,6 +4412,8 @@ class _Tree:
         self.started: Any = None  #: The `moment` at which the change under way looked where it belongs.
         #: The nodes that know the beginnings of records; a vacuum makes them forget.
         self.primed: list[_Node] = []
+        #: By those beginnings: a type that needs no other check, and what else tells whether a value fits.
+        self.fitting: dict[str, tuple[Any, Callable[[Any], bool]]] = {}
         #: The root's entries that can be read as attributes.
         self.attributes: dict[str, Any] = {}
         #: Names that are something else there.
@@ -4424,8 +4426,8 @@ class _Tree:
         #: The thread that looks at what others do, if somebody wants one.
         self.watcher: Any = None
 
-    def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
-        """Write the record, then do the operation to the node, to which `keys` lead; neither if the first fails."""
+    def commit(self, record: str, node: _Node, edit: tuple[Any, ...], *arguments: Any) -> None:
+        """Write the record, then do the operation of the edit to the node; neither if the first fails."""
         raise NotImplementedError
 
     def moment(self) -> Any:
@@ -4474,19 +4476,13 @@ class _Tree:
 
     def prime(self, node: _Node, key: str | None, head: str) -> None:
         """Let a node know how the record of a change begins that it is likely to make again."""
-        if self.watches:
-            return
-        if node._heads is _NO_HEADS:
-            if len(self.primed) >= _MOST_PRIMED:
-                self.forget_heads()
-            self.primed.append(node)
-            node._heads = {}
-        node._heads[key] = head
+        raise NotImplementedError
 
     def forget_heads(self) -> None:
         for node in self.primed:
             node._heads = _NO_HEADS
         self.primed.clear()
+        self.fitting.clear()
 
 
 def _lay_out(printer: Any, holder: _Holder, stream: Any, *place: int) -> None:
@@ -4672,6 +4668,12 @@ class _Node(_Holder):
             node = node._parent
         return node
 
+    def _depth(self) -> int:
+        node, depth = self, 0
+        while node._parent is not None:
+            node, depth = node._parent, depth + 1
+        return depth
+
     def _fix_length(self) -> int:
         """Fix what the record of a change builds on, which nobody may change from now on; return the length."""
         if self._tree is not None:
@@ -4686,7 +4688,8 @@ class _Node(_Holder):
         tree, (path, keys) = self._tree, self._locate()
         assert tree is not None  # noqa: S101 - for the type checker
         record = ",".join([f'["{operation}",[{path}]', *map(_flow, arguments)])
-        tree.commit(f"{record}]", self, keys, operation, *self._grown(operation, *arguments))
+        edit = self._told(keys, operation, *arguments)
+        tree.commit(f"{record}]", self, edit, *self._grown(operation, *arguments))
 
     def _do(self, operation: str, *arguments: Any) -> None:
         tree = self._tree
@@ -4694,19 +4697,24 @@ class _Node(_Holder):
             self._remember(operation, *arguments)
         getattr(self, "_" + operation)(*arguments)
 
-    def _redo(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
+    def _redo(self, length: int, edit: tuple[Any, ...], *arguments: Any) -> None:
         """Do an operation of the state unless that was done: unless the node has another length than it had before.
 
-        keys: what leads to the node.
+        edit: what `_told` returns of it.
         """
         if len(self._items) == length:
-            self._tree.edits.append((keys, operation, *self._told(operation, *arguments)))  # type: ignore[union-attr]
-            self._do(operation, *arguments)
+            self._tree.edits.append(edit)  # type: ignore[union-attr]
+            self._do(edit[1], *arguments)
+        else:
+            self._show_all()
 
-    def _perform(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
+    def _show_all(self) -> None:
+        """Let what shows the items elsewhere, too, follow an operation that an interrupt may have kept from that."""
+
+    def _perform(self, length: int, edit: tuple[Any, ...], *arguments: Any) -> None:
         """Do an operation, and get ready for its like: at once, because an edit must be there that tells of it."""
-        self._redo(length, keys, operation, *arguments)
-        self._prime(operation, *arguments)
+        self._redo(length, edit, *arguments)
+        self._prime(edit[1], *arguments)
 
     def _prime(self, operation: str, *arguments: Any) -> None:
         """Note how the record of a change begins that is likely to follow an operation; see `_heads`."""
@@ -4716,15 +4724,20 @@ class _Node(_Holder):
         """Make the change of which `_heads` tells, unless it was made; see `_redo`."""
         raise NotImplementedError
 
-    def _told(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
-        """Return of the arguments of an operation what the text has to know: values where they replace containers."""
-        if operation == "insert" or (operation == "set" and not isinstance(self._at(arguments[0]), _Node)):
-            return arguments[0], _UNDEFINED
+    def _told(self, keys: _Keys, operation: str, *arguments: Any) -> tuple[Any, ...]:
+        """Return the edit that tells the text of an operation: with values, plain ones, where they replace containers.
+
+        keys: what leads to the node.
+        """
         if operation == "set":
-            return arguments[0], _unshared(arguments[1])
+            key, value = arguments
+            is_other = type(value) in (dict, list) and isinstance(self._at(key), _Node)
+            return keys, operation, key, value if is_other else _UNDEFINED
+        if operation == "insert":
+            return keys, operation, arguments[0], _UNDEFINED
         if operation == "splice" and arguments[0] == arguments[1]:
-            return arguments[0], arguments[1], range(len(arguments[2]))
-        return self._unshared(operation, *arguments[:1] if operation == "order" else arguments)
+            return keys, operation, arguments[0], arguments[1], range(len(arguments[2]))
+        return (keys, operation, *arguments)
 
     def _taken(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments that a record has for an operation, if they fit; raises what `_MISFITS` are."""
@@ -4740,12 +4753,12 @@ class _Node(_Holder):
         """Return the arguments of an operation with nodes in the place of plain containers."""
         if operation in ("set", "insert"):
             key, value = arguments
-            return key, self._grow(value, key)
+            return key, _grow(value, self._tree, self, key)
         if operation == "update":
-            return ({key: self._grow(value, key) for key, value in arguments[0].items()},)
+            return ({key: _grow(value, self._tree, self, key) for key, value in arguments[0].items()},)
         if operation == "splice":
             start, stop, values = arguments
-            return start, stop, [self._grow(value, index) for index, value in enumerate(values, start)]
+            return start, stop, [_grow(value, self._tree, self, index) for index, value in enumerate(values, start)]
         return arguments
 
     def _at(self, key: Any) -> Any:
@@ -4764,11 +4777,8 @@ class _Node(_Holder):
         """Return a plain copy of a value that is to be stored under a key."""
         if type(value) in _AS_THEY_ARE:
             return value
-        depth = 0 if type(value) in _SCALARS else len(self._path())
+        depth = 0 if type(value) in _SCALARS else self._depth()
         return _stored(_storable, value, depth, lambda: [*self._path(), key])
-
-    def _grow(self, value: Any, key: Any) -> Any:
-        return value if self._tree is None else _grow(value, self._tree, self, key)
 
     def _let_go(self, children: Iterable[Any], kept: Iterable[Any] = ()) -> None:
         """Let nodes that are removed live on as plain containers that never write."""
@@ -4823,21 +4833,16 @@ class _Node(_Holder):
 _NO_LOCK = nullcontext()
 
 
-def _grow(value: Any, tree: _Tree, parent: _Node | None, key: Any) -> Any:
-    """Turn a plain value into a node of the tree, in place; scalars stay what they are."""
-    if type(value) is dict:
-        mapping = StateDict(value, tree, parent, key)
-        for name, item in value.items():
-            if type(item) in (dict, list):
-                value[name] = _grow(item, tree, mapping, name)
-        return mapping
-    if type(value) is list:
-        sequence = StateList(value, tree, parent, key)
-        for index, item in enumerate(value):
-            if type(item) in (dict, list):
-                value[index] = _grow(item, tree, sequence, index)
-        return sequence
-    return value
+def _grow(value: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> Any:
+    """Return a node of the tree for a plain value, which stays as it is; scalars are returned themselves."""
+    if type(value) not in (dict, list):
+        return value
+    kind, pairs = (StateDict, value.items()) if type(value) is dict else (StateList, enumerate(value))
+    node = kind(value.copy(), tree, parent, key)
+    for name, item in pairs:
+        if type(item) not in _SIMPLE:
+            node._items[name] = _grow(item, tree, node, name)
+    return node
 
 
 def _unshared(value: Any) -> Any:
@@ -5092,9 +5097,10 @@ class StateDict(_Node, _Mapping[Any]):
 
     def _prime(self, operation: str, *arguments: Any) -> None:
         if operation == "set" and self._place is not None:
-            key, value = arguments
-            if type(key) is str and type(value) in _SCALARS:
-                self._tree.prime(self, key, f'["set",[{self._place[0]}],{_flow(key)},')  # type: ignore[union-attr]
+            (key, value), tree = arguments, self._tree
+            is_put = self is not tree.root or key in tree.attributes  # type: ignore[union-attr] # see `_Root._put`
+            if is_put and type(key) is str and type(value) in _SCALARS:
+                tree.prime(self, key, f'["set",[{self._place[0]}],{_flow(key)},')  # type: ignore[union-attr]
 
     def __delitem__(self, key: Any) -> None:
         with self._turn():
@@ -5255,22 +5261,12 @@ class _Root(StateDict):
         tree.root = self
         self._place = ("", ())
         for key, item in items.items():
-            if type(item) in (dict, list):
+            if type(item) not in _SIMPLE:
                 items[key] = _grow(item, tree, self, key)
         self._show_all()
 
-    def _redo(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
-        if len(self._items) == length:
-            super()._redo(length, keys, operation, *arguments)
-        else:
-            self._show_all()
-
     def _put(self, _length: int, key: Any, value: Any) -> None:
         self._items[key] = self._tree.attributes[key] = value
-
-    def _prime(self, operation: str, *arguments: Any) -> None:
-        if operation == "set" and arguments[0] in self._tree.attributes:
-            super()._prime(operation, *arguments)
 
     def _set(self, key: Any, value: Any) -> None:
         super()._set(key, value)
@@ -5394,19 +5390,18 @@ class StateList(_Node, MutableSequence[Any]):
 
     def _scatter(self, indexes: range, values: list[Any]) -> None:
         """Set items here and there: in one record, and in memory by one change of the part that holds them."""
-        is_ours, first, last = self._enter(), min(indexes), max(indexes)
-        items = self._items[first : last + 1]
+        is_ours, first, end = self._enter(), min(indexes), max(indexes) + 1
+        items = self._items[first:end]
+        for index, value in zip(indexes, values, strict=True):
+            items[index - first] = value if self._tree is None else _unshared(value)
         if not is_ours:
-            for index, value in zip(indexes, values, strict=True):
-                items[index - first] = value if self._tree is None else _unshared(value)
-            self._do("splice", first, last + 1, items)
+            self._do("splice", first, end, items)
             return
         path, keys = self._locate()
         records = [f'["set",[{path}],{i},{_flow(item)}]' for i, item in zip(indexes, values, strict=True)]
-        for index, value in zip(indexes, values, strict=True):
-            items[index - first] = self._grow(value, index)
         record = f'["transaction",[{",".join(records)}]]'
-        self._tree.commit(record, self, keys, "splice", first, last + 1, items)  # type: ignore[union-attr]
+        edit = self._told(keys, "splice", first, end, _plain(items))
+        self._tree.commit(record, self, edit, *self._grown("splice", first, end, items))  # type: ignore[union-attr]
 
     def __delitem__(self, index: Any) -> None:
         with self._turn():
@@ -5529,7 +5524,7 @@ class StateList(_Node, MutableSequence[Any]):
         if self._enter():
             path, keys = self._locate()
             record = f'["order",[{path}],{_flow(indexes)}]'
-            self._tree.commit(record, self, keys, "order", indexes, items)  # type: ignore[union-attr]
+            self._tree.commit(record, self, (keys, "order", indexes), indexes, items)  # type: ignore[union-attr]
         else:
             self._do("order", indexes, items)
 
@@ -5655,14 +5650,15 @@ class _Task(namedtuple("_Task", "scheduler task")):
     task: weakref.ref[Any]
 
 
-def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
+def _touched(edit: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
     """Return the keys of the top-level entries that an operation changes.
 
-    keys: what leads to its node. present: those that there are.
+    edit: what leads to its node, its name and its arguments. present: those that there are.
     """
+    keys, operation = edit[0], edit[1]
     if keys:
-        return keys[:1]
-    return present if operation == "clear" else arguments[0] if operation == "update" else arguments[:1]
+        return keys[:1]  # type: ignore[no-any-return]
+    return present if operation == "clear" else edit[2] if operation == "update" else edit[2:3]
 
 
 _NO_LATEST = (None, None, None)
@@ -5729,8 +5725,6 @@ class _LiveTree(_Tree):
         self.rules: list[tuple[Any, bool]] = []
         self.declarations: list[Any] = []
         self.checks: list[Any] = []
-        #: By the beginnings of records: a type that needs no other check, and what else tells whether a value fits.
-        self.fitting: dict[str, tuple[Any, Callable[[Any], bool]]] = {}
         #: An event loop uses the state, so that vacuums must not keep it waiting; one that another thread makes.
         self.is_in_loops, self.beside = False, None
         #: Why vacuums failed since the last that did not, each told once.
@@ -5776,21 +5770,20 @@ class _LiveTree(_Tree):
         unended = [f'--- ["set",[],{_flow(key)},{_flow(value)}]\n' for key, value in document.unended.items()]
         return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
 
-    def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
+    def commit(self, record: str, node: _Node, edit: tuple[Any, ...], *arguments: Any) -> None:
+        keys = edit[0]
         for check in self.checks:
-            check(keys, node, operation, arguments)
-        touched: Iterable[Any] = ()
-        if self.facts or not (keys and keys[0] in self.attested):
-            touched = _touched(keys, operation, arguments, self.root._items)
-            for key in touched:
+            check(keys, node, edit[1], arguments)
+        if not (keys and keys[0] in self.attested):
+            for key in _touched(edit, self.root._items):
                 if key not in self.attested and self.has_facts:
                     self._attest(key)
         if self.levels:
             self._check_task()
-            self._make(self.batch, record, node._perform, len(node._items), keys, operation, *arguments)
+            self._make(self.batch, record, node._perform, len(node._items), edit, *arguments)
             return
-        entry = self._framed(record, touched)
-        self._make(self.journal, entry, node._perform, len(node._items), keys, operation, *arguments)
+        entry = self._framed(record, [edit])
+        self._make(self.journal, entry, node._perform, len(node._items), edit, *arguments)
         if self.fsync or self.journal.size > self.limit or self.journal.is_suspicious:
             self._after_append()
 
@@ -5802,10 +5795,11 @@ class _LiveTree(_Tree):
                 self.facts[key] = fact
         self.attested.add(key)
 
-    def _framed(self, record: str, touched: Iterable[Any] = ()) -> bytes:
-        """Return what is appended for a record, with what is to be told of the entries that it changes."""
+    def _framed(self, record: str, edits: list[tuple[Any, ...]]) -> bytes:
+        """Return what is appended for a record, with what is to be told of the entries that its edits change."""
         if not self.facts:
             return f"{self._separator}--- {record}\n".encode()
+        touched = [key for edit in edits for key in _touched(edit, self.facts)]
         told = [self.facts[key] for key in dict.fromkeys(touched) if key in self.facts]
         return (self._separator + "".join([f"--- {each}\n" for each in [*told, record]])).encode()
 
@@ -6114,9 +6108,7 @@ class _LiveTree(_Tree):
             return
         self.started = self.moment()
         record = self.batch[0] if len(self.batch) == 1 else f'["transaction",[{",".join(self.batch)}]]'
-        edits = self.edits[self.levels[0].edits :] if self.facts else ()
-        touched = [key for keys, name, *arguments in edits for key in _touched(keys, name, arguments, self.facts)]
-        self._make(self.journal, self._framed(record, touched), self.levels.clear)
+        self._make(self.journal, self._framed(record, self.edits[self.levels[0].edits :]), self.levels.clear)
         self._after_append()
 
     def abandon(self, depth: int) -> None:
@@ -6398,14 +6390,16 @@ class _LiveTree(_Tree):
         return is_fit and type(self).assign(self, node, key, value)
 
     def prime(self, node: _Node, key: str | None, head: str) -> None:
-        if len(self.checks) <= 1:
-            for check in self.checks:
-                self.fitting[head] = check.__self__.fitting((*node._locate()[1], key))
-            super().prime(node, key, head)
-
-    def forget_heads(self) -> None:
-        super().forget_heads()
-        self.fitting.clear()
+        if self.watches or len(self.checks) > 1:
+            return
+        if node._heads is _NO_HEADS:
+            if len(self.primed) >= _MOST_PRIMED:
+                self.forget_heads()
+            self.primed.append(node)
+            node._heads = {}
+        for check in self.checks:
+            self.fitting[head] = check.__self__.fitting((*node._locate()[1], key))
+        node._heads[key] = head
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -6414,7 +6408,7 @@ class _LiveTree(_Tree):
             is_idle = self.halted is None and not self.levels
             if (missing or self.journal.is_new) and not self.root._items and self.is_clean and is_idle:
                 try:
-                    self.root._redo(0, (), "update", *self.root._grown("update", missing))
+                    self.root._redo(0, ((), "update", missing), *self.root._grown("update", missing))
                     self._vacuum()
                 except BaseException:
                     _surely(self._forget_defaults)
@@ -7322,7 +7316,7 @@ def _touched_by(record: Any, present: Iterable[Any]) -> Iterable[Any]:
     operation, path, *arguments = record
     if operation == "transaction":
         return [key for inner in path for key in _touched_by(inner, present)]
-    return _touched(path, operation, arguments, present)
+    return _touched((path, operation, *arguments), present)
 
 
 #: What it raises to apply a record to a state in which it does not fit.
@@ -7346,7 +7340,9 @@ def _apply(root: StateDict, record: Any) -> None:
         return
     operation, path, *arguments = record
     node = _target(root, path)
-    node._redo(len(node._items), tuple(path), operation, *node._grown(operation, *node._taken(operation, *arguments)))
+    taken = node._taken(operation, *arguments)
+    edit = node._told(tuple(path), operation, *arguments if operation == "order" else taken)
+    node._redo(len(node._items), edit, *node._grown(operation, *taken))
 
 
 def _target(root: StateDict, path: Any) -> Any:
@@ -7582,9 +7578,9 @@ class _TellingLock:
         """Note what there is to tell."""
         tree, touched = self.tree, set[Any]()
         is_all = self.edits is not tree.edits or len(tree.edits) < self.length
-        for keys, operation, *arguments in tree.edits[self.length :] if not is_all else ():
-            is_all = is_all or not (keys or arguments)
-            touched.update(_touched(keys, operation, arguments, ()))
+        for edit in tree.edits[self.length :] if not is_all else ():
+            is_all = is_all or edit == ((), "clear")
+            touched.update(_touched(edit, ()))
         self.edits, self.length = tree.edits, len(tree.edits)
         for watch in [*tree.watches]:
             if news := watch.news(tree.root, None if is_all else touched):

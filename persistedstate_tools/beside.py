@@ -174,8 +174,8 @@ class _Vacuum:
         """Return the keys whose values the new snapshot needs."""
         document = self.document
         changed = set[Any]()
-        for keys, operation, *arguments in edits:
-            changed.update(module._touched(keys, operation, arguments, items))
+        for edit in edits:
+            changed.update(module._touched(edit, items))
         is_all = document.single or document.is_unusual
         small = {key for key in items if len(document.pieces.get(key, "")) <= module._MOST_TOLD}
         return {*items} if is_all else changed | small
@@ -209,8 +209,8 @@ class _Vacuum:
         tree, lines = self.tree, self.tree.journal._read_from(self.size).split(b"\n")
         self.size = tree.journal.size
         touched: dict[Any, None] = {}
-        for keys, operation, *arguments in tree.edits[self.count + self.seen :]:
-            touched.update(dict.fromkeys(module._touched(keys, operation, arguments, [*self.items, *self.touched])))
+        for edit in tree.edits[self.count + self.seen :]:
+            touched.update(dict.fromkeys(module._touched(edit, [*self.items, *self.touched])))
         self.seen = len(tree.edits) - self.count
         new = [key for key in touched if key not in self.touched] if not self.document.unended else []
         self.touched.update(touched)

@@ -283,7 +283,7 @@ FAULTS = [
         [
             (
                 "            self._make(self.batch, record, node._perform,",
-                "            self._make(self.journal, self._framed(record), node._perform,",
+                "            self._make(self.journal, self._framed(record, [edit]), node._perform,",
             )
         ],
     ),
@@ -308,7 +308,7 @@ FAULTS = [
         "an operation that the text is not told of",
         [
             (
-                "            self._tree.edits.append((keys, operation, *self._told(operation, *arguments)))",
+                "            self._tree.edits.append(edit)",
                 "            assert self._tree",
             )
         ],

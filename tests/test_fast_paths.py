@@ -384,14 +384,14 @@ def test_rest_of_a_long_list_is_not_read_again(path: Path, monkeypatch: pytest.M
 def test_change_that_was_interrupted_before_the_text_knew_of_it_has_all_values_compared(
     path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    told = StateList._told
+    redo = StateList._redo
 
-    def interrupt(*_: Any) -> tuple[Any, ...]:
-        monkeypatch.setattr(StateList, "_told", told)
+    def interrupt(*_: Any) -> None:
+        monkeypatch.setattr(StateList, "_redo", redo)
         raise KeyboardInterrupt
 
     with PersistedState(path, a=[1, 2, 3]) as state:
-        monkeypatch.setattr(StateList, "_told", interrupt)
+        monkeypatch.setattr(StateList, "_redo", interrupt)
         with state.transaction() if way != "alone" else contextlib.nullcontext():
             with contextlib.suppress(KeyboardInterrupt):
                 state.a[1] = 5
