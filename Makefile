@@ -14,7 +14,7 @@ SET_UP = .ci/venv $(VENV) -e . --group dev
 .PHONY: help
 help:
 	@echo 'make demo      a script is killed, started again, interrupted, and goes on, before your eyes'
-	@echo 'make test      the tests in their quick sizes: 3 to 4 minutes on 2 cores'
+	@echo 'make test      the tests in their quick sizes: about 3 minutes on 2 cores'
 	@echo 'make check     lint, format and types'
 	@echo 'make bench     measures everything and writes benchmarks/results/: a few minutes, on a quiet machine'
 	@echo 'make campaign  the random tests in their nightly sizes: hours'
@@ -32,7 +32,7 @@ demo:
 .PHONY: test
 test:
 	@$(SET_UP)
-	@echo 'The tests at $(PERSISTEDSTATE_SHARE) of their full size; 0.05 takes 3 to 4 minutes on 2 cores, 1 about 10.'
+	@echo 'The tests at $(PERSISTEDSTATE_SHARE) of their full size; 0.05 takes about 3 minutes on 2 cores, 1 about 10.'
 	@$(VENV)/bin/python -m pytest -n auto $(ARGS)
 
 .PHONY: campaign

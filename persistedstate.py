@@ -61,7 +61,6 @@ import atexit
 import errno
 import operator
 import os
-import re
 import stat
 import sys
 import time
@@ -82,7 +81,7 @@ from collections.abc import (
 from contextlib import ExitStack, _GeneratorContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache, partial
-from itertools import islice, pairwise, takewhile
+from itertools import chain, islice, pairwise, takewhile
 from math import inf, isnan
 
 if sys.platform != "win32":
@@ -90,16 +89,19 @@ if sys.platform != "win32":
 
 TYPE_CHECKING = False  # to import typing takes 2 ms, of 22 that a script takes which changes a state once
 if TYPE_CHECKING:
+    import re
     from collections.abc import Callable, Generator
     from datetime import date, datetime, timezone
     from threading import Event
-    from typing import Any, AnyStr, NoReturn, TypeVar
+    from typing import Any, AnyStr, NoReturn, TypeAlias, TypeVar
 
     from ruamel.yaml.scanner import Scanner as _RuamelScanner
     from typing_extensions import Self
 
     #: What leads from the root to a node.
     _Keys = tuple[Any, ...]
+    #: A line as `_LINE` matched it, or as it was known without that.
+    _Line: TypeAlias = "re.Match[str] | _PlainLine"
     _Shown = TypeVar("_Shown")
     _Key = TypeVar("_Key")
 else:
@@ -146,20 +148,27 @@ _LARGE_INT = 2000
 _GONE: Any = object()
 
 
-class _Pattern:
-    """A regular expression that is compiled when it is first used: all of them take 3.4 ms (CPython 3.11)."""
+class _Later:
+    """What is imported or made when it is first used.
 
-    def __init__(self, *source: Any) -> None:
-        self._source = source
+    To import `re` takes 3 ms, to compile all patterns 8 ms (CPython 3.11), and a short script needs none of them.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        self._make = partial(make, *arguments)
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(re.compile(*self._source), name)
-        setattr(self, name, method)
-        return method
+        found = getattr(self._make(), name)
+        setattr(self, name, found)
+        return found
 
 
-def _pattern(text: AnyStr, flags: int = 0) -> re.Pattern[AnyStr]:
-    return _Pattern(text, flags)  # type: ignore[return-value]
+if not TYPE_CHECKING:
+    re = _Later(__import__, "re")
+
+
+def _pattern(text: AnyStr) -> re.Pattern[AnyStr]:
+    return _Later(lambda: re.compile(text))  # type: ignore[return-value]
 
 
 # ------------------------------------------------------ Errors -------------------------------------------------------
@@ -248,7 +257,7 @@ _USES = {
 
 
 class StateConflict(StateError):
-    """Another process changed what this statement would overwrite, since it was read; nothing was written.
+    """Another process or person changed what this statement would overwrite, since it was read; nothing was written.
 
     Repeat the statement: by now memory holds what the other one wrote. In `with STATE.transaction():` nobody else can
     come in between.
@@ -380,7 +389,7 @@ _UNUSUAL = f"[^\t\n\r -~{_WIDE}]|\r(?!\n)"
 
 _HEAD = _pattern(r"(?:[ \t]*(?:#.*)?\n)*---(?:[ \t]+#.*|[ \t]*)\n")
 _DIRECTIVE = _pattern(r"(?:[ \t]*(?:[#%][^\r\n]*)?(?:\r\n?|\n))*?%YAML[ \t]+([0-9.]+)")
-_DOCUMENT_END = _pattern(r"(?:^|(?<=[\r\x85\u2028\u2029]))\.\.\.(?=\s|\Z)", re.MULTILINE)
+_DOCUMENT_END = _pattern(r"(?m)(?:^|(?<=[\r\x85\u2028\u2029]))\.\.\.(?=\s|\Z)")
 #: What may stand behind a document, in the eyes of every reader.
 _AFTERWORD = _pattern(r"\.\.\.(?: *| +#.*)\n(?: *(?:#.*)?\n)*")
 _TAGS = {
@@ -392,7 +401,79 @@ _TAGS = {
 _MERGE = "tag:yaml.org,2002:merge"
 _QUOTED = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 _UNENDED = r'"[^"\\]*(?:\\.[^"\\]*)*\\?\Z'  # else what lacks its end would be searched again from each quote in it
-_STRING = _pattern(rf"{_QUOTED}|{_UNENDED}", re.DOTALL)
+_STRING = _pattern(rf"(?s){_QUOTED}|{_UNENDED}")
+
+
+#: What there may be in a word that needs no pattern to be known as one.
+_IN_WORDS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./- "
+#: So many lines are read without a pattern, in all texts of a process together: more are worth the time to compile it.
+_few_lines: Iterator[int] = iter(range(500))
+
+
+class _PlainLine:
+    """A line of words, numbers and simple strings; tells what a match of `_LINE` would."""
+
+    __slots__ = ("_groups", "_span", "_value_end", "string")
+    lastindex = 4
+
+    def __init__(self, text: str, span: tuple[int, int], value_end: int, groups: tuple[Any, ...]) -> None:
+        self.string, self._span, self._value_end, self._groups = text, span, value_end, groups
+
+    def __getitem__(self, group: int) -> Any:
+        return self._groups[group - 1]
+
+    def groups(self) -> tuple[Any, ...]:
+        return self._groups
+
+    def start(self, group: int = 0) -> int:
+        return {0: self._span[0], 4: self._value_end - len(self[4] or "")}[group]
+
+    def end(self, group: int = 0) -> int:
+        return {0: self._span[1], 4: self._value_end}[group]
+
+
+def _plain_line(text: str, start: int) -> _PlainLine | None:
+    """Return the line that begins there, None if it takes a pattern to tell what it is."""
+    end = text.find("\n", start)
+    end = end if end >= 0 else len(text)
+    line = text[start:end].partition(" #")[0].rstrip(" ")
+    entry = line.lstrip(" ")
+    dashes = "- " if entry.startswith("- ") else ""
+    key, value = None, entry[len(dashes) :]
+    if not _is_bare(value):
+        key, colon, value = value.partition(":")
+        if not (colon and _is_bare(key)) or (value and not (value[0] == " " and _is_bare(value[1:]))):
+            return None
+    groups = (line[: len(line) - len(entry)], dashes, key, value if key is None else value[1:] or None, None)
+    return _PlainLine(text, (start, end), start + len(line), groups)
+
+
+def _is_bare(raw: str) -> bool:
+    """Tell whether a text is a word, a number or a string without escapes."""
+    first = raw[:1]
+    if first.isalpha() or first in ("_", "/"):
+        return not raw.strip(_IN_WORDS) and raw[-1] != " "
+    if first == '"':
+        return raw.find('"', 1) == len(raw) - 1 and "\\" not in raw and raw.isprintable()
+    if first.isdigit():
+        is_number = raw.isascii() and raw.replace(".", "", 1).isdigit() and raw[-1] != "."
+        return is_number and (first != "0" or raw[1:2] in ("", "."))
+    return raw in ("[]", "{}")
+
+
+def _plain_lines(text: str) -> tuple[list[_PlainLine], int]:
+    """Return the lines at the start of a text that take no pattern, and where the others begin."""
+    lines, start = list[_PlainLine](), 0
+    for _ in _few_lines:
+        if not text.startswith(("#", "\n"), start):
+            line = _plain_line(text, start)
+            if line is None:
+                break
+            lines.append(line)
+        start = text.find("\n", start) + 1 or len(text)
+        if start == len(text):
+            break
+    return lines, start
 
 
 @cache
@@ -473,7 +554,8 @@ def _inline(value: Any) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    return _SAFE_PLAIN.fullmatch(text) is not None and text[-1] != " " and text.lower() not in _WORDS
+    is_safe = (text.isidentifier() and text.isascii()) or (_SAFE_PLAIN.fullmatch(text) and text[-1] != " ")
+    return bool(is_safe) and text.lower() not in _WORDS
 
 
 class _Style(namedtuple("_Style", "mapping sequence dash", defaults=(2, 0, 2))):
@@ -489,12 +571,14 @@ class _Style(namedtuple("_Style", "mapping sequence dash", defaults=(2, 0, 2))):
 
 
 _USUAL = _Style()
-_KEY_AND_BELOW = _pattern(r"^([ -]*)[^\s#-].*:[ \t]*(?:#.*)?\n(?:[ \t]*(?:#.*)?\n)*( *)(- |[^\s#-])", re.MULTILINE)
-_DASH = _pattern(r"^ *(- +)[^\s#]", re.MULTILINE)
+_KEY_AND_BELOW = _pattern(r"(?m)^([ -]*)[^\s#-].*:[ \t]*(?:#.*)?\n(?:[ \t]*(?:#.*)?\n)*( *)(- |[^\s#-])")
+_DASH = _pattern(r"(?m)^ *(- +)[^\s#]")
 
 
 def _style(text: str, default: _Style) -> _Style:
     """Return the style of a text in block style, as far as it shows."""
+    if not text:
+        return default
     found = default._asdict()
     for match in reversed([*islice(_KEY_AND_BELOW.finditer(text), 20)]):
         inset = len(match[2]) - len(match[1])
@@ -567,7 +651,7 @@ def _read_scalar(raw: str) -> Any:
     if first not in "\"'0123456789-.[{!":
         return _CONSTANTS.get(raw, raw)
     if first == '"':
-        return raw[1:-1] if "\\" not in raw else _json(raw)
+        return raw[1:-1] if "\\" not in raw else _decoder(_unique).decode(raw)
     if first == "'":
         return raw[1:-1].replace("''", "'")
     return _read_special(raw) if first in ".[{!" else _read_number(raw)
@@ -633,10 +717,6 @@ def _is_key(key: Any) -> bool:
     return key is None or isinstance(key, (str, int)) or (isinstance(key, float) and not isnan(key))
 
 
-def _json(text: str) -> Any:
-    return _decoder(_unique).decode(text)
-
-
 @cache
 def _decoder(mapping: Callable[..., Any]) -> Any:
     from json import JSONDecoder
@@ -684,7 +764,9 @@ class _Scanner:
     def _scan(self, text: str) -> None:  # noqa: C901, PLR0912 - a call costs 10 %
         """Read all lines; right here, in half of the time, one more scalar or one more mapping of a list."""
         stack, known, last = self.stack, self.known, None
-        for match in _line_pattern(is_ascii=text.isascii()).finditer(text):
+        plain, start = _plain_lines(text)
+        others = _line_pattern(is_ascii=text.isascii()).finditer(text, start) if start < len(text) else ()
+        for match in chain[Any](plain, others):
             indent, dashes, raw_key, raw_value, _ = match.groups()
             (column, top), is_read = stack[-1], False
             try:
@@ -711,7 +793,7 @@ class _Scanner:
                 last = match
         self._end_entry(last)
 
-    def _line(self, match: re.Match[str], last: re.Match[str] | None) -> None:
+    def _line(self, match: _Line, last: _Line | None) -> None:
         indent, dashes, raw_key, raw_value, odd = match.groups()
         if odd is not None or not (indent or dashes or raw_key):
             self._odd_line(match, last)
@@ -724,7 +806,7 @@ class _Scanner:
         elif not self.entries[-1].odd:
             self._nested(len(indent), dashes, raw_key, raw_value)
 
-    def _odd_line(self, match: re.Match[str], last: re.Match[str] | None) -> None:
+    def _odd_line(self, match: _Line, last: _Line | None) -> None:
         if match[5] is not None and not _CONTINUED.match(match[5]):
             self._start(match.start(), None, last, odd=True)
         elif self.entries:
@@ -732,7 +814,7 @@ class _Scanner:
         else:
             raise _Odd
 
-    def _start(self, start: int, key: Any, last: re.Match[str] | None, *, odd: bool) -> None:
+    def _start(self, start: int, key: Any, last: _Line | None, *, odd: bool) -> None:
         if key in self.root and not odd:
             raise _Odd
         self._end_entry(last)
@@ -740,7 +822,7 @@ class _Scanner:
         self.hole = None
         self.entries.append(_Entry(start, key, odd=odd))
 
-    def _end_entry(self, last: re.Match[str] | None) -> None:
+    def _end_entry(self, last: _Line | None) -> None:
         """Note where an entry ends whose last line with content was that."""
         if self.entries and last is not None:
             self.entries[-1].end = min(last.end() + 1, len(last.string))
@@ -1137,16 +1219,30 @@ def _line_end(text: str, offset: int) -> int:
 
 def _content_start(text: str) -> int:
     """Return the offset of the first line that is neither blank nor a comment."""
-    match = _CONTENT.search(text)
-    if match is None:
+    start = _find_content(text)
+    if start < 0:
         raise _Odd
-    return match.start()
+    return start
+
+
+def _find_content(text: str) -> int:
+    """Return the offset of the first line that is neither blank nor a comment, -1 if there is none."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        if _is_content(text[start:end]):
+            return start
+        start = end
+    return -1
+
+
+def _is_content(line: str) -> bool:
+    return line.lstrip()[:1] not in ("", "#")
 
 
 def _lines_above(piece: str) -> str:
     """Return the comments and blank lines above an entry."""
-    content = _CONTENT.search(piece)
-    return piece[: content.start()] if content else ""
+    return piece[: max(_find_content(piece), 0)]
 
 
 def _column(text: str) -> int:
@@ -1155,16 +1251,15 @@ def _column(text: str) -> int:
 
 
 #: The header of a block scalar to which the blank lines behind it belong.
-_KEEPING = _pattern(r"[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])", re.MULTILINE)
+_KEEPING = _pattern(r"(?m)[|>][1-9]?\+[1-9]?[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])")
 #: How a line begins that goes on with the entry above.
 _CONTINUED = _pattern(r"[ \t\]},.]|[-:?](?!\S)")
-_BLOCK_SCALAR = _pattern(r"[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])", re.MULTILINE)
+_BLOCK_SCALAR = _pattern(r"(?m)[|>](?:[1-9]?[+-]?|[+-][1-9])[ \t]*(?:#.*)?(?:$|[\r\x85\u2028\u2029])")
 _BREAK = _pattern("[\r\x85\u2028\u2029]")
 #: Where a line ends in the eyes of ruamel.yaml.
 _ENDS = "\0\r\n\x85\u2028\u2029"
 _LINE_END = _pattern(r"\r\n?|\n")
 _SECOND_MARK = "a byte order mark within the file; remove it"
-_CONTENT = _pattern(r"^[^\S\n]*[^\s#]", re.MULTILINE)
 #: A blank line that may be a block scalar's: it is, if it is longer than the indentation.
 _BLANK = _pattern(r"[ \t]{2,}\r?\n")
 #: The opening bracket of a collection in flow style, behind tag and anchor.
@@ -1172,7 +1267,7 @@ _BRACKET = _pattern(r"\s*(?:[&!][^\s&!,\[\]{}]*\s*)*[\[{]")
 #: The colon of a pair that has no value.
 _FLOW_COLON = _pattern(r"\s*:")
 _FLOW_COMMA = _pattern(r"((?:\s|#.*\n)*),")
-_LOOSE_LINE = _pattern(r"^[ \t]*(?:#.*)?\n", re.MULTILINE)
+_LOOSE_LINE = _pattern(r"(?m)^[ \t]*(?:#.*)?\n")
 #: Where the next line is blank or a comment.
 _LOOSE = _pattern(r"\n(?=([ \t]*(?:#.*)?\r?\n))")
 
@@ -1192,9 +1287,9 @@ def _in_pieces(text: str, entries: Sequence[tuple[int, int]], column: int) -> tu
 
 def _piece_end(text: str, first: int, end: int, following: int, column: int) -> int:
     """Return where a piece ends whose entry ends at `end`, if that entry is right, before the following entry."""
-    for content in _CONTENT.finditer(text, end, following):  # an alias ends where its anchor does
-        end = text.find("\n", content.start(), following) + 1 or following
-    if _BLOCK_SCALAR.search(text, first, end):  # its lines may look like comments or blank
+    while (content := _find_content(text[end:following])) >= 0:  # an alias ends where its anchor does
+        end = text.find("\n", end + content, following) + 1 or following
+    if _has_block_scalar(text[first:end]):  # its lines may look like comments or blank
         end += _own_comments(text[end:following], column)
         gap = text[end:following]
         blank = gap[: len(gap) - len(gap.lstrip())]
@@ -1218,7 +1313,7 @@ def _own_comments(gap: str, column: int) -> int:
 
 def _residue(piece: str) -> str:
     """Return what stays of a piece when its entry goes: the lines above that are not the entry's own comments."""
-    return "" if piece.lstrip(" ")[:1] not in "#\r\n\t" else _not_own(piece[: _content_start(piece)])
+    return "" if piece.lstrip(" ")[:1] not in "#\r\n\t" else _not_own(_lines_above(piece))
 
 
 def _not_own(above: str) -> str:
@@ -1228,10 +1323,14 @@ def _not_own(above: str) -> str:
     return "".join(lines)
 
 
+def _has_block_scalar(text: str) -> bool:
+    return ("|" in text or ">" in text) and _BLOCK_SCALAR.search(text) is not None
+
+
 def _apart(above: str, lines: str, column: int) -> str:
     """Return the lines below a piece so that no block scalar in it would take in the first of them."""
     lines = re.sub(r"\A(?:[ \t]*[\r\n\x85\u2028\u2029])+", "", lines) if _KEEPING.search(above) else lines
-    if _BLOCK_SCALAR.search(above):
+    if _has_block_scalar(above):
         end = len(lines) - len(re.sub(rf"\A(?:[ \t]*\r?\n| {{{column + 1},}}#.*\n)+", "", lines))
         deep = rf"^ {{{column + 1},}}(?=#)|^[ \t]{{2,}}(?=\r?$)"
         lines = re.sub(deep, " " * column, lines[:end], flags=re.MULTILINE) + lines[end:]
@@ -1355,12 +1454,12 @@ class _Part:
     def text(self, name: Any, value: Any, within: _Entries) -> str:
         """Return the text with the present value; name: (key,), or None for an item of a list."""
         if self.changed and self.inside is None and not self.is_stale:
-            if text := self._with_scalars(_held(value)):
+            if text := self._with_scalars(_items_of(value)):
                 return text
             self.opened()
         if self.inside is not None and not self.is_stale:
             with _UNFIT:
-                return str(self._joined(_held(value), within))
+                return str(self._joined(_items_of(value), within))
             self.inside = None
         new = _plain(value)
         with _UNFIT:
@@ -1503,6 +1602,9 @@ class _Entries:
 
     __slots__ = ("gone", "is_moved", "original", "outer", "parts")
 
+    #: What a new entry is.
+    kind: type[_Part] = _Part
+
     def __init__(self, parts: Any) -> None:
         self.parts: Any = parts
         self.original = list(parts.values() if type(parts) is dict else parts)
@@ -1515,10 +1617,6 @@ class _Entries:
         """How entries are set in."""
         return self.outer.style if self.outer is not None else _USUAL
 
-    def new(self) -> _Part:
-        """Return a new entry."""
-        return _Part()
-
     def made(self, key: Any, piece: str) -> _Part:  # noqa: ARG002 - at the top level it makes a difference
         """Return the entry with a text."""
         return _Part(piece)
@@ -1528,7 +1626,7 @@ class _Entries:
         if type(self.parts) is list:
             self._reach(key + 1)
         elif key not in self.parts:
-            self.parts[key], self.is_moved = self.gone.pop((type(key), key), None) or self.new(), True
+            self.parts[key], self.is_moved = self.gone.pop((type(key), key), None) or self.kind(), True
         found = self.parts[key]
         if type(found) is str:
             found = self.parts[key] = self.made(key, found)
@@ -1537,7 +1635,7 @@ class _Entries:
     def _reach(self, length: int) -> None:
         """Add entries for items at the end of a list: not every `append` is told."""
         if len(self.parts) < length:
-            self.parts += [self.new() for _ in range(length - len(self.parts))]
+            self.parts += [self.kind() for _ in range(length - len(self.parts))]
             self.is_moved = True
 
     def follow(self, path: Sequence[Any], operation: str, *arguments: Any) -> None:
@@ -1579,7 +1677,7 @@ class _Entries:
 
     def insert(self, index: int, _value: Any) -> None:
         self._reach(index)
-        self.parts.insert(index, self.new())
+        self.parts.insert(index, self.kind())
         self.is_moved = True
 
     def splice(self, start: int, stop: int, values: Sequence[Any]) -> None:
@@ -1589,7 +1687,7 @@ class _Entries:
         was, new = [_value_of(part) for part in old], list[_Part]()
         for index, value in zip(_origins(was, values) if old else [None] * len(values), values, strict=True):
             is_known = index is not None and (_same(was[index], value) or _likeness(was[index], value))
-            part = old[index] if index is not None and (is_known or len(old) == len(values)) else self.new()
+            part = old[index] if index is not None and (is_known or len(old) == len(values)) else self.kind()
             part.is_stale, part.given = True, value if old else _UNDEFINED
             new.append(part)
         self.parts[start:stop] = new
@@ -1668,7 +1766,7 @@ class _Entries:
         for key in items:
             part = parts.get(key)
             if part is None or _is_new(part):
-                part = self.without_merge(merges.pop(0), key, items[key]) if merges else part or self.new()
+                part = self.without_merge(merges.pop(0), key, items[key]) if merges else part or self.kind()
             self.parts[key] = part
 
     def _keeps(self, items: Any) -> bool:
@@ -1752,7 +1850,7 @@ class _Block(_Entries):
         pieces = list(map(_piece, self.original))
         loose = list(map(_residue, pieces))
         laid = self._with_loose_lines(texts, pieces, loose) if any(loose) else texts
-        if self.is_odd and any(map(_BLOCK_SCALAR.search, pieces)):
+        if self.is_odd and any(map(_has_block_scalar, pieces)):
             for place in range(1, len(laid)):
                 laid[place] = _apart(laid[place - 1], laid[place], self.column)
             self.tail = _apart(laid[-1], self.tail, self.column) if laid else self.tail
@@ -1816,6 +1914,8 @@ class _Flow(_Entries):
 
     __slots__ = ("closing", "comma", "indent", "opening", "quoted")
 
+    kind = _Item
+
     def __init__(self, node: Any, loader: _Loader) -> None:
         text, start = loader.text, node.start_mark.index
         bracket = _BRACKET.match(text, start)
@@ -1850,9 +1950,6 @@ class _Flow(_Entries):
         (items[-1] if items else self.opening).beside = beside
         above, end, indent = rest.rpartition("\n")
         return above + end, f"\n{indent}"
-
-    def new(self) -> _Part:
-        return _Item()
 
     def fresh(self, _part: _Part, _name: Any, new: Any) -> str:
         return _flow_text(new, quoted=self.quoted)
@@ -2013,14 +2110,14 @@ def _likeness(one: Any, other: Any) -> int:
     return 0
 
 
-def _held(value: Any) -> Any:
+def _items_of(value: Any) -> Any:
     """Return what a node holds; any other value itself."""
     return getattr(value, "_items", value)
 
 
 def _plain(value: Any) -> Any:
     """Return a plain, deep copy."""
-    content = _held(value)
+    content = _items_of(value)
     if type(content) is dict:
         return {key: item if type(item) in _SIMPLE else _plain(item) for key, item in content.items()}
     return [item if type(item) in _SIMPLE else _plain(item) for item in content] if type(content) is list else content
@@ -2106,7 +2203,9 @@ def _with_scalar(piece: str, start: int, new: Any, *, is_whole: bool) -> str:
 
     is_whole: the text is that line.
     """
-    match = _line_pattern(is_ascii=piece.isascii()).match(piece, start) if type(new) in _SIMPLE else None
+    if type(new) not in _SIMPLE:
+        return ""
+    match: _Line | None = _plain_line(piece, start) or _line_pattern(is_ascii=piece.isascii()).match(piece, start)
     if match is None or match[5] is not None or match[4] in (None, "[]", "{}"):
         return ""
     if is_whole and (match.end() + 1 < len(piece) or len(match[2].rstrip()) > 1 or (match[2] and match[3])):
@@ -2168,6 +2267,10 @@ def _on_an_empty_stack(function: Callable[..., _Document], *arguments: Any) -> _
     return found[0]
 
 
+#: A snapshot without entries: lines above, what stands for a mapping, lines below.
+_EMPTY = _pattern(r"((?:[ \t]*(?:#.*)?\n)*)(\{\}[ \t]*\n)?((?:[ \t]*(?:#.*)?\n)*)")
+
+
 class _Document:
     """The text of a snapshot, cut into one piece for each top-level entry. Made by `read`, followed by `renewed`."""
 
@@ -2194,7 +2297,8 @@ class _Document:
         self.lost: dict[Any, Exception] = {}
         #: What went wrong where it should not, when this was made; all values are in the text nevertheless.
         self.faults: list[Exception] = []
-        #: What happened to the values since: paths, operations and their arguments; and whether that may not be all.
+        #: What happened to the values since: paths, operations and their arguments; and whether that may not be all, so
+        #: that the next renewal compares all values with the text.
         self.edits: list[tuple[Any, ...]] = []
         self.is_doubtful = False
         #: A text, and the anchors in it.
@@ -2263,14 +2367,14 @@ class _Document:
         self.is_unusual = _is_unusual(text)
         if self.version or self.is_unusual:
             return self._read_whole(text)
-        head = _HEAD.match(text)
+        head = _HEAD.match(text) if "---" in text else None
         start = head.end() if head else 0
         end = _DOCUMENT_END.search(text, start) if "\n..." in text or text.startswith("...") else None
         body = text[start : end.start() if end else len(text)]
         tail = text[start + len(body) :]
         try:
             self.head += text[:start]
-            is_sound = not end or (_AFTERWORD.fullmatch(tail) and (head or _CONTENT.search(body)))
+            is_sound = not end or (_AFTERWORD.fullmatch(tail) and (head or _find_content(body) >= 0))
             if not is_sound or "\n%" in text or text.startswith("%"):  # a directive, which may ask for YAML 1.1
                 raise _Odd
             value = self._read_body(body)
@@ -2281,7 +2385,9 @@ class _Document:
         return value
 
     def _read_body(self, body: str) -> dict[Any, Any]:
-        if empty := re.fullmatch(r"((?:[ \t]*(?:#.*)?\n)*)(\{\}[ \t]*\n)?((?:[ \t]*(?:#.*)?\n)*)", body):
+        start = _find_content(body)
+        may_be_empty = (body and start < 0) or body.startswith("{", start)
+        if may_be_empty and (empty := _EMPTY.fullmatch(body)):
             self.head, self.nothing, self.tail = self.head + empty[1], empty[2] or "", empty[3]
             return {}
         scanner = _Scanner(body)
@@ -2370,10 +2476,6 @@ class _Document:
             return _same(fact[2] if len(fact) > _BARE else _GONE, value)
         [key] = fact[1]
         return value is not _GONE and fact[2] == _crc(self.pieces.get(key, self.single))
-
-    def doubt(self) -> None:
-        """Compare all values with the text, at the next renewal: what happened to them may not all be in `edits`."""
-        self.is_doubtful = True
 
     def renewed(self, items: Mapping[Any, Any]) -> _Document:
         """Return a document with the present values, whatever happens: at worst all of it is written plainly.
@@ -2528,7 +2630,7 @@ class _Document:
         """See to what stands at the end."""
         if not keys:
             self.nothing = self.nothing or "{}\n"
-        elif keys[-1] not in self.unended and _BLOCK_SCALAR.search(self.pieces[keys[-1]]):
+        elif keys[-1] not in self.unended and _has_block_scalar(self.pieces[keys[-1]]):
             self.ends_with_newline = True  # what a block scalar means depends on it
 
 
@@ -2624,9 +2726,9 @@ def _is_fact(record: Any) -> bool:
 
 #: What a rewrite within the file writes in front of the new content; and what 26.1 writes there.
 _MARK = "--- # LAST VALID STATE: "
-_REWRITE = _pattern(rb"^%b([0-9]+) bytes\n" % _MARK.encode(), re.MULTILINE)
+_REWRITE = _pattern(rb"(?m)^%b([0-9]+) bytes\n" % _MARK.encode())
 _REWRITE_26_1 = b"\n---\n### LAST VALID STATE ###\n"
-_SEPARATOR = _pattern(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
+_SEPARATOR = _pattern(r"(?m)^---(?=[ \t\r\n]|\Z)")
 _NOTHING = _pattern(r"\ufeff?(?:[ \t]*(?:[#%][^\r\n]*)?(?:\r\n?|\n))*")
 
 
@@ -2700,14 +2802,14 @@ class _Stream:
             elif not self._read_chunk(self.text[mark + 3 : end], mark + 3):
                 break
         #: What records tell of the snapshot, by key; and of those the ones that a person has changed there since.
-        self.facts = self._told(self.text[marks[0] :]) if marks else {}
+        self.facts = self._facts_in(self.text[marks[0] :]) if marks else {}
         self.edited = [
             key for key, fact in self.facts.items() if not self.document.is_told(fact, self.value.get(key, _GONE))
         ]
         #: Those of them of which no value is told.
         self.undecided = [key for key in self.edited if self.facts[key][0] == "hash"]
 
-    def _told(self, journal: str) -> dict[Any, list[Any]]:
+    def _facts_in(self, journal: str) -> dict[Any, list[Any]]:
         """Return the first record that tells of each key."""
         facts: dict[Any, list[Any]] = {}
         for record, _ in self.records if '--- ["was",' in journal or '--- ["hash",' in journal else ():
@@ -2751,11 +2853,11 @@ class _Stream:
     def _first_document(self, text: str) -> tuple[_Document, dict[Any, Any], list[int]]:
         """Return the snapshot, its value, and where the later documents begin."""
         first = 0 if text.startswith("---") else text.find("\n---") + 1 or len(text)
-        marks = [match.start() for match in _SEPARATOR.finditer(text, first)]
+        marks = [match.start() for match in _SEPARATOR.finditer(text, first)] if first < len(text) else []
         if marks and _NOTHING.fullmatch(text, 0, marks[0]) and not text[marks[0] + 3 :].lstrip().startswith("["):
             del marks[0]
         snapshot = text[: marks[0]] if marks else text
-        if marks and text.startswith("---\n[", marks[0]) and not _BLOCK_SCALAR.search(snapshot):
+        if marks and text.startswith("---\n[", marks[0]) and not _has_block_scalar(snapshot):
             snapshot = snapshot.removesuffix("\n")  # 26.1 begins a record with a line feed
         try:
             document, value = _Document.read(snapshot)
@@ -2802,20 +2904,25 @@ class _Stream:
         self.records.clear()
 
 
-_RECORD_LINE = _pattern(r"^--- \[.*\][ \t\r]*(?:\n|\Z)", re.MULTILINE)
+_RECORD_LINE = _pattern(r"(?m)^--- \[.*\][ \t\r]*(?:\n|\Z)")
 _GLUED_RECORD = _pattern(r"(?<=.)--- \[.*\][ \t\r]*(?:\n|\Z)")
 
 
 def _first_record(text: str) -> str:
     """Return the first line with a record, "" if there is none."""
-    line = _RECORD_LINE.search(text, _journal_start(text))
-    return line[0].strip() if line else ""
+    start = _journal_start(text)
+    return text[start : text.find("\n", start) + 1 or len(text)].strip()
 
 
 def _journal_start(text: str) -> int:
-    mark = text.find("--- [")  # found in a twentieth of the time that the pattern would need for the snapshot
-    line = _RECORD_LINE.search(text, mark) if mark >= 0 else None
-    return line.start() if line else len(text)
+    """Return where the first line with a record begins."""
+    start = 0 if text.startswith("--- [") else text.find("\n--- [") + 1 or len(text)
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        if text[start:end].rstrip(" \t\r\n").endswith("]"):
+            break
+        start = text.find("\n--- [", end - 1) + 1 or len(text)
+    return start
 
 
 class _Saved:
@@ -2849,7 +2956,7 @@ class _Saved:
 
     def with_value(self, value: dict[Any, Any]) -> tuple[_Document, dict[Any, Any]]:
         """Return their text with another value, and that in the order of the text; raises ValueError, _BadText."""
-        self.original.doubt()
+        self.original.is_doubtful = True
         document = self.original.renewed(value)
         document.check(value)
         return document, value
@@ -2982,8 +3089,8 @@ def _corrupt(path: str, text: str, problem: _BadText) -> StateCorrupt:
 
 
 # ------------------------------------------------------ Journal ------------------------------------------------------
-# Owns the descriptor, the lock, and every system call; applies nothing. `append` is the only way to add to the file,
-# `replace` the only way to renew it.
+# Owns the descriptor and the lock, and makes its system calls by `_system`; applies nothing. `append` is the only way
+# to add to the file, `replace` the only way to renew it; what never became whole is cut.
 
 
 class _System:
@@ -3036,8 +3143,10 @@ class _System:
             fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
 
     @staticmethod
-    def lock(descriptor: int) -> bool:
+    def lock(descriptor: int, kind: str = "LOCK_EX") -> bool:
         """Take the lock of an open file if nobody holds it; it ends with the process. Raises OSError.
+
+        kind: "LOCK_EX" alone, "LOCK_SH" together with others who take it so.
 
         portalocker would do the same where there is `flock`, and to import it took longer than all else that a script
         does which changes a state once: 37 of 65 ms (portalocker 4.4, CPython 3.11).
@@ -3045,7 +3154,7 @@ class _System:
         if sys.platform == "win32":
             return _lock_by_portalocker(descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, getattr(fcntl, kind) | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
@@ -3062,15 +3171,6 @@ class _System:
                 unlock(descriptor)
         else:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-    @staticmethod
-    def lock_shared(descriptor: int) -> bool:
-        """Take the lock of an open file together with others, unless one has it for itself."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
     @staticmethod
     def await_lock(descriptor: int) -> None:
@@ -3135,6 +3235,8 @@ _LOCK_RETRY = 0.02
 _OPENING_RETRY = 0.001
 #: Seconds after which a change looks whether somebody else wrote the file.
 _LOOK_EVERY = 0.1
+#: How the name of a vacuum's temporary file goes on, behind that of the file.
+_TEMPORARY = _pattern(r"[0-9]+-[0-9a-f]{8}\.tmp")
 #: Seconds that a file must not have changed before it counts as saved; and between two looks meanwhile.
 _QUIET, _QUIET_RETRY = 0.1, 0.02
 #: Seconds by which the time that a file system notes for a write may differ from the clock.
@@ -3315,7 +3417,7 @@ class _Journal:
         self.wrote_at = self.due_at = self.clock = 0.0
         #: Somebody else may have written.
         self.is_suspicious = False
-        #: What our file looks like; length and hash of what the latest look found in it, ours or somebody else's.
+        #: How our file looks, since when; length and hash of what the latest look found in it, ours or somebody else's.
         self.dated = _Dated()
         self.read: tuple[int, int] | None = None
         #: Held while the disk is waited for; and why that failed, until the file is written anew.
@@ -3348,7 +3450,7 @@ class _Journal:
         return False
 
     def _know(self, data: bytes) -> None:
-        """Note what the file holds, and how it looks, so that a change by somebody else will be noticed."""
+        """Note what our file holds (`known`) and how it looks (`basis`); what differs is somebody else's."""
         self._let_displaced_go()
         self.size = len(data)
         self.known = (len(data), hash(data))
@@ -3430,11 +3532,12 @@ class _Journal:
     def _remove_leftovers(self) -> None:
         """Remove what a vacuum that was killed has left; nobody else can be in one, because we hold the lock."""
         folder, base = os.path.split(self.path)
-        pattern = re.compile(rf"\.{re.escape(base)}\.[0-9]+-[0-9a-f]{{8}}\.tmp")
+        start = f".{base}."
         with suppress(OSError):
-            for name in filter(pattern.fullmatch, _system.listdir(folder)):
-                with suppress(OSError):
-                    _system.unlink(os.path.join(folder, name))
+            for name in _system.listdir(folder):
+                if name.startswith(start) and _TEMPORARY.fullmatch(name, len(start)):
+                    with suppress(OSError):
+                        _system.unlink(os.path.join(folder, name))
 
     def is_same_file(self, status: os.stat_result) -> bool:
         return self.inode == (status.st_dev, status.st_ino)
@@ -3503,24 +3606,24 @@ class _Journal:
                 raise
 
     def _glance_around(self, now: float) -> None:
-        """Note whether somebody else may have written, by the look of the file; `is_foreign` finds out."""
+        """Note whether somebody else may have written, as after a look that is too young; `is_foreign` finds out."""
         clock, self.clock = self.clock, _system.time() - now
         self.due_at = now + _LOOK_EVERY
         glance, known = self._glance(), self.basis
         if glance != known:
             is_ours = glance is not None and known is not None and glance[:2] == known[:2] and glance[2] == self.size
             is_just_written = glance is not None and abs(glance[3] / 1e9 - self.wrote_at - clock) < _CLOCK_TICK
-            self.is_suspicious = not (is_ours and is_just_written and abs(self.clock - clock) < _CLOCK_TICK)
+            self.is_suspicious |= not (is_ours and is_just_written and abs(self.clock - clock) < _CLOCK_TICK)
         elif not self.dated.tells(glance):
             self.is_suspicious = True
 
     def is_foreign(self) -> bool:
-        """Find out whether somebody else wrote, replaced or removed the file."""
+        """Find out whether somebody else wrote, replaced or removed the file; suspicious until that is merged."""
         while True:
             size = self.size
             is_foreign = self.displaced >= 0 or self._is_foreign()
             if size == self.size:  # else a signal handler has appended meanwhile
-                self.is_suspicious = False
+                self.is_suspicious = is_foreign
                 return is_foreign
 
     def _is_foreign(self) -> bool:
@@ -3929,7 +4032,7 @@ class _SharedJournal(_Journal):
             self._begin(note)
             return True
         if _system.now() >= deadline and self._is_named():
-            how = "" if _system.lock_shared(self.descriptor) else "alone"  # "": by another name of the file
+            how = "" if _system.lock(self.descriptor, "LOCK_SH") else "alone"  # "": by another name of the file
             raise StateLocked(self.path, _holder(status), how)
         self.close()
         return False
@@ -3961,10 +4064,10 @@ class _SharedJournal(_Journal):
 
     def _join(self, *, is_first: bool) -> bool:
         """Take the lock of the state file together with the others; False if somebody else has it."""
-        return (not is_first or _system.lock(self.descriptor)) and _system.lock_shared(self.descriptor)
+        return (not is_first or _system.lock(self.descriptor)) and _system.lock(self.descriptor, "LOCK_SH")
 
     def _lock(self, descriptor: int) -> bool:
-        return _system.lock_shared(descriptor)
+        return _system.lock(descriptor, "LOCK_SH")
 
     def _begin(self, note: _Note | None) -> None:
         if note is None:
@@ -4057,7 +4160,7 @@ class _SharedJournal(_Journal):
         end = len(data) if is_all else self.size + len(data)
         if path == (note.device, note.inode):
             self._switch(path)
-            data += self._unfinished(end)
+            data += self._salvaged(end)
         if is_all:
             self._know(data)
         else:
@@ -4078,7 +4181,7 @@ class _SharedJournal(_Journal):
         old, self.descriptor, self.claimed, self.inode = self.descriptor, self.claimed, -1, _seen(status)[:2]
         self._let_go(old)
 
-    def _unfinished(self, end: int) -> bytes:
+    def _salvaged(self, end: int) -> bytes:
         """Return what a writer that was killed added to the file, and not to the copy; cut what is no whole record.
 
         What stands behind a text that a person saved is the end of that text.
@@ -4377,7 +4480,10 @@ class _Image:
 
 
 class _Tree:
-    """What the nodes of one state share. `commit` is the one funnel for changes.
+    """What the nodes of one state share.
+
+    A change of the script goes through `commit`, or `assign`, the short way; a merge (`_become`) and a record that is
+    read (`_apply`) do operations without a record.
 
     Slots for what each change reads: from the thirtieth attribute on, CPython finds all of them in more time, 0.05 us
     of a change.
@@ -4394,8 +4500,8 @@ class _Tree:
         self.path = path
         self.lock: Any = RLock()
         #: None while changes are welcome, else a call, (function, *arguments), that has to be made first: `_finish` a
-        #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_tell` a late
-        #: warning, or, for ever, `refuse`.
+        #: change, `_show_latest`, `_undo` or `_undo_abandoned` a transaction, `_rescue` the file, `_reload` or
+        #: `_reopen` a shared one, `_tell` a late warning, or, for ever, `refuse`.
         self.halted: tuple[Any, ...] | None = None
         #: What the nodes were that other processes changed, by their ids, when the statement under way began.
         self.missed: dict[int, _Image] = {}
@@ -4403,7 +4509,8 @@ class _Tree:
         self.unread: dict[int, _Image] = {}
         #: How many snapshots there have been.
         self.generation = 0
-        #: What the text of the latest snapshot has to follow: paths, operations and what matters of their arguments.
+        #: What the text of the latest snapshot has to follow: paths, operations and what matters of their arguments. A
+        #: short way leaves none (see `_heads`), so that a list may be longer than they tell.
         self.edits: list[tuple[Any, ...]] = []
         #: The open transactions, the outermost first.
         self.levels: list[_Level] = []
@@ -4448,7 +4555,7 @@ class _Tree:
     def overlooks(self, node: _Node, key: Any, value: Any = _GONE) -> bool:
         """Raise StateConflict if another process changed what a statement is about to overwrite, which has not read it.
 
-        Returns whether the value, a node, was there and was replaced: then there is nothing to do.
+        Returns True where nothing is to be done: the value is the node that is there, or that was, as in `+=`.
         """
         raise NotImplementedError
 
@@ -4587,8 +4694,9 @@ class _Node(_Holder):
     """A container of the tree, or one that was removed from it: that is as plain as any other.
 
     A node is in the tree if its parents lead to the root; to remove it is to clear its link to its parent. Each
-    operation of a record is a method of the same name with an underscore. Its last step changes `_items` by one call
-    of C code, so that after an interrupt the length tells whether it was done, or else it may be repeated (`_redo`).
+    operation of a record is a method of the same name with an underscore; tests/test_style.py names what else has to
+    know it. Its last step changes `_items` by one call of C code, so that after an interrupt the length tells whether
+    it was done, or else it may be repeated: `_do_once`.
     """
 
     __slots__ = ("_heads", "_items", "_key", "_parent", "_place", "_tree")
@@ -4675,7 +4783,7 @@ class _Node(_Holder):
         return depth
 
     def _fix_length(self) -> int:
-        """Fix what the record of a change builds on, which nobody may change from now on; return the length."""
+        """Return the length, on which a change builds, and note the moment: after another change `_make` refuses."""
         if self._tree is not None:
             self._tree.started = self._tree.moment()
         return len(self._items)
@@ -4683,12 +4791,13 @@ class _Node(_Holder):
     def _commit(self, operation: str, *arguments: Any) -> None:
         """Do an operation, after a look at the length; what is part of the state writes its record first."""
         if not self._enter():
-            self._do(operation, *(arguments if self._tree is None else self._unshared(operation, *arguments)))
+            self._do(operation, *(arguments if self._tree is None else _with_values(_unshared, operation, *arguments)))
             return
         tree, (path, keys) = self._tree, self._locate()
         assert tree is not None  # noqa: S101 - for the type checker
-        record = ",".join([f'["{operation}",[{path}]', *map(_flow, arguments)])
-        edit = self._told(keys, operation, *arguments)
+        written = arguments if operation != "order" else arguments[:1]
+        record = ",".join([f'["{operation}",[{path}]', *map(_flow, written)])
+        edit = self._for_text(keys, operation, *arguments)
         tree.commit(f"{record}]", self, edit, *self._grown(operation, *arguments))
 
     def _do(self, operation: str, *arguments: Any) -> None:
@@ -4697,10 +4806,10 @@ class _Node(_Holder):
             self._remember(operation, *arguments)
         getattr(self, "_" + operation)(*arguments)
 
-    def _redo(self, length: int, edit: tuple[Any, ...], *arguments: Any) -> None:
+    def _do_once(self, length: int, edit: tuple[Any, ...], *arguments: Any) -> None:
         """Do an operation of the state unless that was done: unless the node has another length than it had before.
 
-        edit: what `_told` returns of it.
+        edit: what `_for_text` returns of it.
         """
         if len(self._items) == length:
             self._tree.edits.append(edit)  # type: ignore[union-attr]
@@ -4713,7 +4822,7 @@ class _Node(_Holder):
 
     def _perform(self, length: int, edit: tuple[Any, ...], *arguments: Any) -> None:
         """Do an operation, and get ready for its like: at once, because an edit must be there that tells of it."""
-        self._redo(length, edit, *arguments)
+        self._do_once(length, edit, *arguments)
         self._prime(edit[1], *arguments)
 
     def _prime(self, operation: str, *arguments: Any) -> None:
@@ -4721,14 +4830,11 @@ class _Node(_Holder):
         raise NotImplementedError
 
     def _put(self, length: int, key: str | None, value: Any) -> None:
-        """Make the change of which `_heads` tells, unless it was made; see `_redo`."""
+        """Make the change of which `_heads` tells, unless it was made; see `_do_once`."""
         raise NotImplementedError
 
-    def _told(self, keys: _Keys, operation: str, *arguments: Any) -> tuple[Any, ...]:
-        """Return the edit that tells the text of an operation: with values, plain ones, where they replace containers.
-
-        keys: what leads to the node.
-        """
+    def _for_text(self, keys: _Keys, operation: str, *arguments: Any) -> tuple[Any, ...]:
+        """Return the edit of an operation, to whose node `keys` lead: with plain values where they replace containers."""
         if operation == "set":
             key, value = arguments
             is_other = type(value) in (dict, list) and isinstance(self._at(key), _Node)
@@ -4737,7 +4843,7 @@ class _Node(_Holder):
             return keys, operation, arguments[0], _UNDEFINED
         if operation == "splice" and arguments[0] == arguments[1]:
             return keys, operation, arguments[0], arguments[1], range(len(arguments[2]))
-        return (keys, operation, *arguments)
+        return (keys, operation, *(arguments if operation != "order" else arguments[:1]))
 
     def _taken(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments that a record has for an operation, if they fit; raises what `_MISFITS` are."""
@@ -4751,27 +4857,13 @@ class _Node(_Holder):
 
     def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments of an operation with nodes in the place of plain containers."""
-        if operation in ("set", "insert"):
-            key, value = arguments
-            return key, _grow(value, self._tree, self, key)
-        if operation == "update":
-            return ({key: _grow(value, self._tree, self, key) for key, value in arguments[0].items()},)
-        if operation == "splice":
-            start, stop, values = arguments
-            return start, stop, [_grow(value, self._tree, self, index) for index, value in enumerate(values, start)]
-        return arguments
+        if operation in ("set", "insert"):  # as most are; the other way takes 3 % of a change
+            return arguments[0], _grow(self._tree, self, arguments[1], arguments[0])
+        return _with_values(partial(_grow, self._tree, self), operation, *arguments)
 
     def _at(self, key: Any) -> Any:
         """Return what stands at a key; None in a mapping that lacks it."""
         return self._items.get(key) if type(self._items) is dict else self._items[key]
-
-    @staticmethod
-    def _unshared(operation: str, *arguments: Any) -> tuple[Any, ...]:
-        """Return the arguments with copies of nodes: what a failed transaction may bring back has those of its own."""
-        *others, new = arguments or (None,)
-        if operation == "update":
-            return ({key: _unshared(value) for key, value in new.items()},)
-        return (*others, [*map(_unshared, new)] if operation == "splice" else _unshared(new)) if arguments else ()
 
     def _checked(self, value: Any, key: Any) -> Any:
         """Return a plain copy of a value that is to be stored under a key."""
@@ -4833,7 +4925,7 @@ class _Node(_Holder):
 _NO_LOCK = nullcontext()
 
 
-def _grow(value: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> Any:
+def _grow(tree: _Tree | None, parent: _Node | None, value: Any, key: Any) -> Any:
     """Return a node of the tree for a plain value, which stays as it is; scalars are returned themselves."""
     if type(value) not in (dict, list):
         return value
@@ -4841,11 +4933,25 @@ def _grow(value: Any, tree: _Tree | None, parent: _Node | None, key: Any) -> Any
     node = kind(value.copy(), tree, parent, key)
     for name, item in pairs:
         if type(item) not in _SIMPLE:
-            node._items[name] = _grow(item, tree, node, name)
+            node._items[name] = _grow(tree, node, item, name)
     return node
 
 
-def _unshared(value: Any) -> Any:
+def _with_values(convert: Callable[[Any, Any], Any], operation: str, *arguments: Any) -> tuple[Any, ...]:
+    """Return the arguments of an operation with what `convert` makes of each value and its key."""
+    if operation in ("set", "insert"):
+        key, value = arguments
+        return key, convert(value, key)
+    if operation == "update":
+        return ({key: convert(value, key) for key, value in arguments[0].items()},)
+    if operation == "splice":
+        start, stop, values = arguments
+        return start, stop, [convert(value, index) for index, value in enumerate(values, start)]
+    return arguments
+
+
+def _unshared(value: Any, _key: Any = None) -> Any:
+    """Return a copy of a node: what a failed transaction may bring back has those of its own."""
     return _plain(value) if isinstance(value, _Node) else value
 
 
@@ -5220,13 +5326,11 @@ class StateDict(_Node, _Mapping[Any]):
 
     def _remember(self, operation: str, *arguments: Any) -> None:
         keys = arguments[:1] if operation == "set" else arguments[0] if operation == "update" else None
-        self._keep()
-        for level in self._tree.levels if self._tree is not None else ():
-            image = level.images[id(self)]
+        for image in self._keep():
             if keys is None and not image.extent:
                 whole = self._items.copy()
                 _put_back(whole, image.kept)
-                image = level.images[id(self)] = _Image(self, whole, extent=True)
+                image.kept, image.extent = whole, True
             for key in keys or () if not image.extent else ():
                 if key not in image.kept:
                     image.kept[key] = self._items.get(key, _GONE)
@@ -5250,6 +5354,16 @@ def _put_back(items: dict[Any, Any], kept: dict[Any, Any]) -> None:
             items[key] = old
 
 
+def _touched(keys: Sequence[Any], operation: str, arguments: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
+    """Return the keys of the top-level entries that an operation changes; present: those that there are.
+
+    keys: what leads to its node, a mapping where that is the root.
+    """
+    if keys:
+        return keys[:1]
+    return arguments[:1] if operation in ("set", "delete") else arguments[0] if operation == "update" else present
+
+
 class _Root(StateDict):
     """The root of a tree: its entries are shown as attributes of the facades, and their text is known one by one."""
 
@@ -5262,43 +5376,34 @@ class _Root(StateDict):
         self._place = ("", ())
         for key, item in items.items():
             if type(item) not in _SIMPLE:
-                items[key] = _grow(item, tree, self, key)
+                items[key] = _grow(tree, self, item, key)
         self._show_all()
 
     def _put(self, _length: int, key: Any, value: Any) -> None:
         self._items[key] = self._tree.attributes[key] = value
 
-    def _set(self, key: Any, value: Any) -> None:
-        super()._set(key, value)
-        self._show(key, value)
-
-    def _update(self, items: dict[Any, Any]) -> None:
-        super()._update(items)
-        for key, value in items.items():
-            self._show(key, value)
-
-    def _delete(self, key: Any) -> None:
-        super()._delete(key)
-        if type(key) is str:
-            self._tree.attributes.pop(key, None)
-
-    def _clear(self) -> None:
-        super()._clear()
-        self._show_all()
+    def _do(self, operation: str, *arguments: Any) -> None:
+        super()._do(operation, *arguments)
+        if operation == "set":  # as most are
+            self._show(arguments[0])
+            return
+        for key in [*_touched((), operation, arguments, self._tree.attributes)] if operation != "order" else ():
+            self._show(key)
 
     def _restore(self, image: _Image) -> None:
         super()._restore(image)
         self._show_all()
 
-    def _show(self, key: Any, value: Any) -> None:
-        if type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
-            self._tree.attributes[key] = value
+    def _show(self, key: Any) -> None:
+        """Let the attributes have an entry as it is now."""
+        if key not in self._items:
+            self._tree.attributes.pop(key, None)
+        elif type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
+            self._tree.attributes[key] = self._items[key]
 
     def _show_all(self) -> None:
-        for name in self._tree.attributes.keys() - self._items.keys():
-            self._tree.attributes.pop(name, None)
-        for key, value in self._items.items():
-            self._show(key, value)
+        for key in {**self._tree.attributes, **self._items}:
+            self._show(key)
 
 
 def _index(index: Any) -> int:
@@ -5400,7 +5505,7 @@ class StateList(_Node, MutableSequence[Any]):
         path, keys = self._locate()
         records = [f'["set",[{path}],{i},{_flow(item)}]' for i, item in zip(indexes, values, strict=True)]
         record = f'["transaction",[{",".join(records)}]]'
-        edit = self._told(keys, "splice", first, end, _plain(items))
+        edit = self._for_text(keys, "splice", first, end, _plain(items))
         self._tree.commit(record, self, edit, *self._grown("splice", first, end, items))  # type: ignore[union-attr]
 
     def __delitem__(self, index: Any) -> None:
@@ -5520,13 +5625,7 @@ class StateList(_Node, MutableSequence[Any]):
             self._commit("splice", start, stop, values)
 
     def _reorder(self, indexes: list[int]) -> None:
-        items = [self._items[index] for index in indexes]
-        if self._enter():
-            path, keys = self._locate()
-            record = f'["order",[{path}],{_flow(indexes)}]'
-            self._tree.commit(record, self, (keys, "order", indexes), indexes, items)  # type: ignore[union-attr]
-        else:
-            self._do("order", indexes, items)
+        self._commit("order", indexes, [self._items[index] for index in indexes])
 
     def _key_of(self, child: _Node) -> int:
         """Return the index of a child: search outwards from where it was last seen."""
@@ -5593,7 +5692,7 @@ class StateList(_Node, MutableSequence[Any]):
         return _Image(self, [], len(self._items))
 
     def _remember(self, operation: str, *arguments: Any) -> None:
-        start = 0 if operation in ("order", "clear") else arguments[0]
+        start = arguments[0] if operation in ("set", "insert", "delete", "splice") else 0
         for image in self._keep():
             known = image.extent - len(image.kept)
             if start < known:
@@ -5607,7 +5706,8 @@ class StateList(_Node, MutableSequence[Any]):
 
 
 # ------------------------------------------------------- State -------------------------------------------------------
-# The facade: options, transactions, vacuum, opening and closing. Nothing above knows what a state is.
+# What becomes of a change: a tree with its file, alone or shared; readers; merging; who is told of changes. Then the
+# facade, `PersistedState`, with opening, closing and forks.
 
 #: The open trees of this process, so that a second opening of a file shares the first.
 _open_trees: list[_LiveTree] = []
@@ -5648,17 +5748,6 @@ class _Task(namedtuple("_Task", "scheduler task")):
     __slots__ = ()
     scheduler: str
     task: weakref.ref[Any]
-
-
-def _touched(edit: Sequence[Any], present: Iterable[Any]) -> Iterable[Any]:
-    """Return the keys of the top-level entries that an operation changes.
-
-    edit: what leads to its node, its name and its arguments. present: those that there are.
-    """
-    keys, operation = edit[0], edit[1]
-    if keys:
-        return keys[:1]  # type: ignore[no-any-return]
-    return present if operation == "clear" else edit[2] if operation == "update" else edit[2:3]
 
 
 _NO_LATEST = (None, None, None)
@@ -5702,7 +5791,7 @@ class _LiveTree(_Tree):
         self.task: _Task | None = None
         #: Where a value was set last in them, to which no record in `batch` belongs yet: how that begins, node and key.
         self.latest: tuple[Any, Any, Any] = _NO_LATEST
-        #: What `halted` is during a change, made once for all of them.
+        #: What `halted` is during a change, and at the edge of a transaction, made once for all of them.
         self.finish, self.unclear = self._finish, (self._show_latest,)
         #: The thread that opened them; means nothing without `levels`, which are set later and ended earlier.
         self.owner = 0
@@ -5757,9 +5846,9 @@ class _LiveTree(_Tree):
 
     def _go_on_behind(self, stream: _Stream, data: bytes) -> None:
         """Note what has to be known of the content of the file by who appends to it."""
-        self.is_clean = not stream.records
-        self.first_record = _first_record(stream.text)
-        self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)
+        self.is_clean = not stream.records  # behind the snapshot
+        self.first_record = _first_record(stream.text)  # tells which snapshot somebody had read who saved it as well
+        self.limit = max(2 * len(self.document.text()), _VACUUM_FLOOR)  # of the file, in bytes; then a vacuum is due
         self.attested, self.facts = {*stream.facts}, {}
         self.has_facts = not self.document.unended and (bool(stream.facts) or not stream.records)
         self._separator = self._separator_behind(self.document, data)
@@ -5775,7 +5864,7 @@ class _LiveTree(_Tree):
         for check in self.checks:
             check(keys, node, edit[1], arguments)
         if not (keys and keys[0] in self.attested):
-            for key in _touched(edit, self.root._items):
+            for key in _touched(keys, edit[1], edit[2:], self.root._items):
                 if key not in self.attested and self.has_facts:
                     self._attest(key)
         if self.levels:
@@ -5799,7 +5888,7 @@ class _LiveTree(_Tree):
         """Return what is appended for a record, with what is to be told of the entries that its edits change."""
         if not self.facts:
             return f"{self._separator}--- {record}\n".encode()
-        touched = [key for edit in edits for key in _touched(edit, self.facts)]
+        touched = [key for keys, name, *values in edits for key in _touched(keys, name, values, self.facts)]
         told = [self.facts[key] for key in dict.fromkeys(touched) if key in self.facts]
         return (self._separator + "".join([f"--- {each}\n" for each in [*told, record]])).encode()
 
@@ -5909,7 +5998,7 @@ class _LiveTree(_Tree):
         return True
 
     def _show_latest(self) -> None:
-        """Finish a change that was interrupted while it set the latest value of a transaction."""
+        """Finish a change that was interrupted while it set the latest value of a transaction, if any was."""
         _, node, key = self.latest
         if node is not None:
             node._put(0, key, node._items[key])
@@ -5953,7 +6042,7 @@ class _LiveTree(_Tree):
         if is_noted if sink is self.batch else self.journal.landed(size, entry):
             if sink is not self.batch and (self.is_clean or self._separator or self.facts):
                 self._note_appended(entry)
-            self.document.doubt()  # whether the change is among the edits is not known
+            self.document.is_doubtful = True  # whether the change is among the edits is not known
             apply(*arguments)
         self.halted = None
 
@@ -6002,7 +6091,7 @@ class _LiveTree(_Tree):
         if self.levels:
             reason = f"the disk failed ({self.trouble}); leave the transaction, then it is tried again"
             raise StateError(self.path, reason)
-        self.document.doubt()
+        self.document.is_doubtful = True
         try:
             self.halted = None
             self._vacuum()
@@ -6297,17 +6386,17 @@ class _LiveTree(_Tree):
                 raise
         raise OSError(errno.EBUSY, "somebody keeps writing the file", self.path)
 
-    def _await_edit(self) -> _Edit:
+    def _await_edit(self) -> _HandEdit:
         """Return what somebody else saved, once it is whole, as far as that can be told."""
         deadline = _system.now() + _PATIENCE
         while True:
             data, basis, is_quiet = self.journal.read_foreign(deadline)
-            edit = _Edit(data, basis, is_quiet=is_quiet)
+            edit = _HandEdit(data, basis, is_quiet=is_quiet)
             edit.compare([self.document, *self.history.previous()])
             if not edit.is_doubtful or _system.now() + _QUIET >= deadline:
                 return edit
 
-    def _take_over(self, edit: _Edit) -> None:
+    def _take_over(self, edit: _HandEdit) -> None:
         """Merge an edit, or keep it aside where that cannot be; either way the file is a fresh snapshot then."""
         if edit.saved is None:
             self._refuse(edit)
@@ -6317,7 +6406,7 @@ class _LiveTree(_Tree):
             base = self.history.base(edit.saved, self.document, self.first_record, doubtful)
             value = _merged(base, mine, edit.saved.value)
             for declaration in self.declarations:
-                value = declaration.filled(value)
+                value = declaration.filled(value, mine)
                 declaration.check(value, self.path, edit.saved.text, mine)
             document, value = edit.saved.with_value(value)
             is_new = self.history.is_new(edit.saved, self.document)
@@ -6333,7 +6422,7 @@ class _LiveTree(_Tree):
         self._renew(document, edit.basis, value, edit.saved if is_new else None)
         self.merges += not _same(mine, value)
 
-    def _refuse(self, edit: _Edit) -> None:
+    def _refuse(self, edit: _HandEdit) -> None:
         """Go on without an edit, and tell where that is kept."""
         kept = f"; it is kept in {self.journal.keep_aside(edit.data, 'edited')}" if edit.data and edit.text else ""
         try:
@@ -6348,6 +6437,8 @@ class _LiveTree(_Tree):
         before = self.merges
         if not self.levels:
             self.look()
+        elif self.watcher is not None:
+            self.watcher.told = None  # it tells again when the transaction is over
         return self.merges > before
 
     def declare(self, rule: tuple[Any, bool]) -> None:
@@ -6408,7 +6499,7 @@ class _LiveTree(_Tree):
             is_idle = self.halted is None and not self.levels
             if (missing or self.journal.is_new) and not self.root._items and self.is_clean and is_idle:
                 try:
-                    self.root._redo(0, ((), "update", missing), *self.root._grown("update", missing))
+                    self.root._do_once(0, ((), "update", missing), *self.root._grown("update", missing))
                     self._vacuum()
                 except BaseException:
                     _surely(self._forget_defaults)
@@ -6421,7 +6512,7 @@ class _LiveTree(_Tree):
     def _forget_defaults(self) -> None:
         """Be empty again, as the file is, unless that holds the defaults, or whether it does is open."""
         if self.edits and self.renewal is None:
-            self.root._clear()
+            self.root._do("clear")
             self.edits.clear()
 
     def _vacuum_in_time(self) -> None:
@@ -6526,7 +6617,7 @@ class _LiveTree(_Tree):
         self.shut(StateError(self.path, reason))
 
 
-class _Edit:
+class _HandEdit:
     """What somebody else left in the place of the state file.
 
     data: its bytes, None if there is no file any more. basis: how it looked. is_quiet: nobody was writing any more.
@@ -6757,7 +6848,7 @@ class _SharedTree(_LiveTree):
         self.is_edited = False
         #: The tree of those nodes that others removed: a change of them raises.
         self.grave = _Tree(journal.path)
-        reason = "another process removed or replaced this container; read it from the state again, and repeat that"
+        reason = "another process or person removed or replaced this container; read it anew, and repeat the change"
         self.grave.halted = (self.grave.refuse, StateConflict(journal.path, reason))
         self.grave.levels.append(_Level(0, 0))
         _Root({}, self.grave)
@@ -6772,21 +6863,21 @@ class _SharedTree(_LiveTree):
         with self.lock:
             if self.journal.is_in_turn:
                 self.missed = self.unread  # what is read from here on is up to date
-                self._leave_unread()
+                self._claim_missed()
                 yield
                 return
             try:
                 try:
                     self._begin_turn(wait)
-                    self._leave_unread()
+                    self._claim_missed()
                     yield
                 finally:
                     self.journal.end_turn()
             finally:
                 self.journal.end_turn()  # an interrupt may have come in front of the first
 
-    def _leave_unread(self) -> None:
-        """Let a statement begin with what there is in `missed`; a helper leaves that for the one under way."""
+    def _claim_missed(self) -> None:
+        """Keep `missed` for the statement that begins; what a helper finds is left for the script's next one, too."""
         if get_ident() not in _helpers:
             self.unread = {}
 
@@ -6892,25 +6983,21 @@ class _SharedTree(_LiveTree):
                 if record is None:
                     loader = _Loader(line[4:], self.document.version)
                     record = loader.value(loader.root, 0)
-                self._take_record(*record)
+                if _is_fact(record):
+                    self.attested.add(record[1][0])
+                for operation in _operations(record):
+                    self._take_operation(*operation)
 
-    def _take_record(self, name: str, path: Any, *arguments: Any) -> None:
-        """Apply a record of another process; what is primed in a quarter of the time, as `assign` does."""
-        if name == "transaction":
-            for inner in path:
-                self._take_record(*inner)
-            return
-        if name in ("was", "hash") and _is_fact([name, path, *arguments]):
-            self.attested.add(path[0])
-            return
+    def _take_operation(self, name: str, path: Any, *arguments: Any) -> None:
+        """Do what another process did; what is primed in a quarter of the time, as `assign` does."""
         node = _target(self.root, path)
-        if not self._is_put(node, name, *arguments):
+        if not self._put_primed(node, name, *arguments):
             _apply(self.root, [name, path, *arguments])
             if all(type(key) is str for key in path):  # to find the way from a list takes long
                 node._locate()
                 node._prime(name, *arguments)
 
-    def _is_put(self, node: _Node, name: str, place: Any = None, value: Any = _GONE, *_: Any) -> bool:
+    def _put_primed(self, node: _Node, name: str, place: Any = None, value: Any = _GONE, *_: Any) -> bool:
         """Make a change of which the heads of a node tell; False if it is none."""
         key, length = place if name == "set" else None, len(node._items)
         if name not in ("set", "insert") or key not in node._heads or type(value) not in _SCALARS:
@@ -6951,8 +7038,8 @@ class _SharedTree(_LiveTree):
             return True
         if is_changed or (isinstance(now, _Node) and any(_is_below(image.node, now) for image in self.missed.values())):
             place = f"STATE{''.join(map(_step, node._path()))}{'[…]' if isinstance(key, slice) else _step(key)}"
-            reason = f"{place} was changed by another process since it was read; repeat the statement, or let "
-            raise StateConflict(self.path, f"{reason}STATE.transaction() hold both the reading and the writing")
+            reason = f"{place} was changed by another process or person since it was read; repeat the statement, or "
+            raise StateConflict(self.path, f"{reason}let STATE.transaction() hold both the reading and the writing")
         return False
 
     def _was_and_is(self, node: _Node, key: Any) -> tuple[Any, Any]:
@@ -6976,7 +7063,7 @@ class _SharedTree(_LiveTree):
             past.pop()
         self.journal.past = past
 
-    def _await_edit(self) -> _Edit:
+    def _await_edit(self) -> _HandEdit:
         self.history = _History()  # of all processes
         for text, first_record, by_person in self.journal.past_texts():
             document = _Document()
@@ -7253,7 +7340,7 @@ def _merge_edit(root: _Root, stream: _Stream, path: str) -> list[str]:
     mine = {key: value for key, value in _plain(latest).items() if key not in fitting.left_out}
     mine.update((key, theirs[key]) for key in fitting.left_out if key in theirs)
     _become(root, _merged(base, mine, theirs))
-    stream.document.doubt()
+    stream.document.is_doubtful = True
     return [_undecided(stream.undecided, fitting.left_out)] if stream.undecided else []
 
 
@@ -7265,18 +7352,15 @@ class _Fitting:
         self.left_out: list[Any] = []
 
     def apply(self, root: StateDict, record: Any) -> None:
-        if record[0] == "transaction":
-            for inner in record[1]:
-                self.apply(root, inner)
-            return
-        key = (record[1][:1] or record[2:3] or [_GONE])[0]
-        if key not in self.left_out:
-            try:
-                _apply(root, record)
-            except _MISFITS:
-                if key not in self.keys:
-                    raise
-                self.left_out.append(key)
+        for operation in _operations(record):
+            key = (operation[1][:1] or operation[2:3] or [_GONE])[0]
+            if key not in self.left_out:
+                try:
+                    _apply(root, operation)
+                except _MISFITS:
+                    if key not in self.keys:
+                        raise
+                    self.left_out.append(key)
 
 
 def _undecided(keys: list[Any], left_out: list[Any]) -> str:
@@ -7295,7 +7379,8 @@ def _deletions(stream: _Stream) -> list[str]:
         path = record[1]
         key = path[0] if path else record[_BARE] if len(record) > _BARE else None
         if type(key) is not str or key not in touched:  # else known already, as nearly all are
-            touched.update(_touched_by(record, stream.facts))
+            for name, path, *arguments in _operations(record):
+                touched.update(_touched(path, name, arguments, stream.facts))
     lost = [key for key in stream.facts if key not in touched]
     part = [key for key in touched if key not in stream.facts]
     undone = [f"all changes of {_inline(key)}{_again(stream.facts[key])}" for key in lost]
@@ -7309,16 +7394,6 @@ def _again(fact: list[Any]) -> str:
     return f" (again {told})" if 0 < len(told) < 40 else ""  # noqa: PLR2004 - about half a line
 
 
-def _touched_by(record: Any, present: Iterable[Any]) -> Iterable[Any]:
-    """Return the keys of the top-level entries that a record changes; present: those that a "clear" does."""
-    if _is_fact(record):
-        return ()
-    operation, path, *arguments = record
-    if operation == "transaction":
-        return [key for inner in path for key in _touched_by(inner, present)]
-    return _touched((path, operation, *arguments), present)
-
-
 #: What it raises to apply a record to a state in which it does not fit.
 _MISFITS = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
@@ -7329,20 +7404,20 @@ def _misfit(error: Exception) -> str:
 
 def _apply(root: StateDict, record: Any) -> None:
     """Apply one record; raises LookupError, TypeError or ValueError if it does not fit the state."""
+    for operation, path, *arguments in _operations(record):
+        node = _target(root, path)
+        taken = node._taken(operation, *arguments)
+        node._do_once(len(node._items), node._for_text(tuple(path), operation, *taken), *node._grown(operation, *taken))
+
+
+def _operations(record: Any) -> list[list[Any]]:
+    """Return what a record does, one operation after the other; raises TypeError or ValueError where it is none."""
     if type(record) is not list or not record or type(record[0]) is not str:
         raise TypeError("a record is a list that begins with an operation")
     if record[0] == "transaction":
         _, records = record
-        for inner in records:
-            _apply(root, inner)
-        return
-    if len(record) <= _BARE + 1 and _is_fact(record):
-        return
-    operation, path, *arguments = record
-    node = _target(root, path)
-    taken = node._taken(operation, *arguments)
-    edit = node._told(tuple(path), operation, *arguments if operation == "order" else taken)
-    node._redo(len(node._items), edit, *node._grown(operation, *taken))
+        return [operation for inner in records for operation in _operations(inner)]
+    return [record] if len(record) > _BARE + 1 or not _is_fact(record) else []
 
 
 def _target(root: StateDict, path: Any) -> Any:
@@ -7452,7 +7527,7 @@ def _become(node: Any, value: Any) -> None:
         target = node
         for key in path:
             target = target._items[key]
-        _edit_node(target, *edit)
+        _follow_script(target, *edit)
 
 
 def _fill(node: Any, value: dict[Any, Any]) -> None:
@@ -7464,7 +7539,7 @@ def _fill(node: Any, value: dict[Any, Any]) -> None:
             _fill(node[key], item)
 
 
-def _edit_node(node: Any, operation: str, key: Any, *values: Any) -> None:
+def _follow_script(node: Any, operation: str, key: Any, *values: Any) -> None:
     old = node._at(key) if operation == "set" else None
     if isinstance(old, _Node) and type(values[0]) is type(old._items):  # one of them is empty
         _become(old, values[0])
@@ -7578,9 +7653,9 @@ class _TellingLock:
         """Note what there is to tell."""
         tree, touched = self.tree, set[Any]()
         is_all = self.edits is not tree.edits or len(tree.edits) < self.length
-        for edit in tree.edits[self.length :] if not is_all else ():
-            is_all = is_all or edit == ((), "clear")
-            touched.update(_touched(edit, ()))
+        for keys, operation, *arguments in tree.edits[self.length :] if not is_all else ():
+            is_all = is_all or not (keys or arguments)
+            touched.update(_touched(keys, operation, arguments, ()))
         self.edits, self.length = tree.edits, len(tree.edits)
         for watch in [*tree.watches]:
             if news := watch.news(tree.root, None if is_all else touched):

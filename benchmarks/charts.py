@@ -28,7 +28,11 @@ COLOURS = {"memory": "#9a8c98", "process crash": "#3b82f6", "power loss": "#16a3
 DULL = {"memory": "#8d868b", "process crash": "#748bb0", "power loss": "#6b9a7f", "": "#a98a64"}
 #: Heights of a bar, of the space for one: ours is thicker.
 OURS_HEIGHT, HEIGHT = 0.8, 0.5
-LEGEND = {"memory": "memory only", "process crash": "survives a process crash", "power loss": "survives a power loss"}
+LEGEND = {
+    "memory": "lost when the process is killed",
+    "process crash": "survives a process crash",
+    "power loss": "survives a power loss",
+}
 STEPS = {"interpreter": "#7d8590", "import": "#3b82f6", "open": "#16a34a", "change": "#d97706", "end": "#9a8c98"}
 
 #: Charts of a case in all stores, on a logarithmic scale.
@@ -39,7 +43,7 @@ COMPARISONS = {
 START = "steps of such a process"
 START_TITLE = "A script that opens a small state, changes it and ends: time, shorter is better"
 TOGETHER = "several-processes"
-TOGETHER_TITLE = "Several processes count in one file: time per change, shorter is better"
+TOGETHER_TITLE = "Several processes count in one file: time per change of all together, shorter is better"
 
 
 def main() -> None:
@@ -76,9 +80,9 @@ def save(drawing: Any, title: str, caption: str, path: Path) -> None:
     path.write_text("".join(f"{line.rstrip()}\n" for line in path.read_text("utf-8").splitlines()), "utf-8")
 
 
-def canvas(bars: int) -> tuple[Any, Any]:
+def canvas(bars: int, *, has_legend: bool = True) -> tuple[Any, Any]:
     """Return an empty drawing for so many bars, and its axes."""
-    inches = 1.35 + 0.3 * bars
+    inches = 1.0 + 0.35 * has_legend + 0.3 * bars
     drawing = Figure(figsize=(9, inches))
     axes = drawing.add_axes((0.25, 0.6 / inches, 0.66, 0.3 * bars / inches))
     return drawing, axes
@@ -105,7 +109,7 @@ def comparison(rows: list[Row]) -> Any:
         durability = "process crash" if "write" in limit.limit else ""
         bars.append((f"{limit.limit.replace('`', '')} (the limit)", limit.limit_median, durability))
     bars.sort(key=lambda bar: bar[1])
-    drawing, axes = canvas(len(bars))
+    drawing, axes = canvas(len(bars), has_legend=any(durability for *_, durability in bars))
     axes.set_xscale("log")
     axes.set_xlim(bars[0][1] / 3, bars[-1][1] * 1.5)
     fill(axes, bars, [name.startswith(OURS) and name != OLD for name, *_ in bars])
@@ -123,7 +127,8 @@ def fill(axes: Any, bars: list[tuple[str, float, str]], ours: list[bool]) -> Non
         label(axes, place, value, weight)
         axes.get_yticklabels()[place].set_fontweight(weight)
     present = {durability for *_, durability in bars}
-    legend(axes, {text: COLOURS[name] for name, text in LEGEND.items() if name in present})
+    if meanings := {text: COLOURS[name] for name, text in LEGEND.items() if name in present}:
+        legend(axes, meanings)
 
 
 def start(rows: list[Row]) -> Any:

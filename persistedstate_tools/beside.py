@@ -124,9 +124,7 @@ class _Vacuum:
 
     def _vacuum(self) -> None:
         """Do a vacuum as any other; what a person saved is left to the next change, which merges it in its thread."""
-        journal = self.tree.journal
-        journal.is_suspicious = journal.is_foreign()
-        if not journal.is_suspicious:
+        if not self.tree.journal.is_foreign():
             self.tree.vacuum_or_warn()
 
     def _free(self) -> None:
@@ -174,8 +172,8 @@ class _Vacuum:
         """Return the keys whose values the new snapshot needs."""
         document = self.document
         changed = set[Any]()
-        for edit in edits:
-            changed.update(module._touched(edit, items))
+        for keys, operation, *arguments in edits:
+            changed.update(module._touched(keys, operation, arguments, items))
         is_all = document.single or document.is_unusual
         small = {key for key in items if len(document.pieces.get(key, "")) <= module._MOST_TOLD}
         return {*items} if is_all else changed | small
@@ -209,8 +207,8 @@ class _Vacuum:
         tree, lines = self.tree, self.tree.journal._read_from(self.size).split(b"\n")
         self.size = tree.journal.size
         touched: dict[Any, None] = {}
-        for edit in tree.edits[self.count + self.seen :]:
-            touched.update(dict.fromkeys(module._touched(edit, [*self.items, *self.touched])))
+        for keys, operation, *arguments in tree.edits[self.count + self.seen :]:
+            touched.update(dict.fromkeys(module._touched(keys, operation, arguments, [*self.items, *self.touched])))
         self.seen = len(tree.edits) - self.count
         new = [key for key in touched if key not in self.touched] if not self.document.unended else []
         self.touched.update(touched)
@@ -245,7 +243,7 @@ class _Vacuum:
         tree.edits = self.edits
         tree.limit = max(2 * len(self.text), module._VACUUM_FLOOR)
         if tree.document.is_doubtful:  # by now
-            self.document.doubt()
+            self.document.is_doubtful = True
         if later:
             tree.is_clean, tree._separator = False, ""
             tree.first_record, tree.attested = module._first_record(later.decode()), {*self.touched}
@@ -295,7 +293,7 @@ class _Values:
 
     def _copied(self, value: Any) -> Any:
         """Copy a value; others may change it in between, but not the list of what is in a container."""
-        content, simple = module._held(value), module._SIMPLE
+        content, simple = module._items_of(value), module._SIMPLE
         if type(content) not in (dict, list):
             return content
         self._give_way()
@@ -333,8 +331,8 @@ class _Values:
                 node, copied = node._items[key], copied[key]
             except (LookupError, TypeError, AttributeError):  # a container around it is another one by now
                 return
-        again = _list_again if type(module._held(node)) is list else _dict_again
-        again(copied, module._held(node), operations)
+        again = _list_again if type(module._items_of(node)) is list else _dict_again
+        again(copied, module._items_of(node), operations)
 
 
 def _dict_again(copied: dict[Any, Any], items: dict[Any, Any], operations: list[Any]) -> None:

@@ -25,8 +25,8 @@ def changes_of(node: Any, operation: str, arguments: tuple[Any, ...]) -> Iterato
 def length_after(node: Any, operation: str, arguments: tuple[Any, ...]) -> int:
     """Return how long a node will be after an operation."""
     length = len(node)
-    if operation == "clear":
-        return 0
+    if operation in ("clear", "order"):
+        return len(arguments[0]) if arguments else 0
     if operation == "splice":
         return length - len(range(length)[arguments[0] : arguments[1]]) + len(arguments[2])
     if operation == "insert":

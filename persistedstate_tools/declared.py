@@ -169,9 +169,16 @@ class Declaration:
 
     # What is read.
 
-    def filled(self, value: dict[Any, Any]) -> dict[Any, Any]:
-        """Return a state with the defaults, at any depth, of what is missing."""
-        filled: dict[Any, Any] = _with_missing(value, self.defaults)
+    def filled(self, value: dict[Any, Any], mine: Mapping[Any, Any] | None = None) -> dict[Any, Any]:
+        """Return a state with the defaults, at any depth, of what is missing; without those that have no room there.
+
+        mine: the state before somebody changed it; what is missing in that, too, the script has deleted.
+        """
+        filled: dict[Any, Any] = _with_missing(value, self.defaults, mine)
+        for name, default in self.defaults.items():
+            if default and type(default) is dict and name in value:
+                found = [any(self._problems_at(self.fields[name], state[name], ())) for state in (value, filled)]
+                filled[name] = (value if found == [False, True] else filled)[name]
         return filled
 
     def check(self, value: dict[Any, Any], path: str, text: str, mine: Mapping[Any, Any] | None = None) -> None:
@@ -300,11 +307,13 @@ def _without_indexes(keys: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(key if type(key) is str else None for key in keys)
 
 
-def _with_missing(value: Any, default: Any) -> Any:
+def _with_missing(value: Any, default: Any, mine: Any) -> Any:
     if value is _GONE:
         return _plain(default)
     if type(value) is dict and type(default) is dict:
-        return {**value, **{key: _with_missing(value.get(key, _GONE), item) for key, item in default.items()}}
+        known = mine if type(mine) is dict else default
+        given = {key: item for key, item in default.items() if key in value or key in known}
+        return {**value, **{key: _with_missing(value.get(key, _GONE), given[key], known.get(key)) for key in given}}
     return value
 
 

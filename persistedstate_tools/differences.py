@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from persistedstate import _GONE, _MISFITS, StateDict, _apply, _flow_text, _origins, _plain, _same
+from persistedstate import _GONE, _MISFITS, StateDict, _apply, _flow_text, _operations, _origins, _plain, _same
 from persistedstate_tools.excerpts import read_state
 from persistedstate_tools.messages import NO
 from persistedstate_tools.paths import path_text
@@ -56,20 +56,16 @@ def _list_changes(old: list[Any], new: list[Any], path: tuple[Any, ...]) -> Iter
 
 def told(root: StateDict, record: Any) -> Iterator[Change]:
     """Apply a record, and yield what it changes; raises as `_apply` does."""
-    if isinstance(record, list) and record[:1] == ["transaction"]:
-        _, records = record
-        for inner in records:
-            yield from told(root, inner)
-        return
-    changes: list[Change] = []
-    with suppress(*_MISFITS):  # which `_apply` will name
-        operation, path, *arguments = record
-        node: Any = root
-        for key in path:
-            node = node[key]
-        changes += _TELLERS[operation](node, tuple(path), *arguments)
-    _apply(root, record)
-    yield from changes
+    for operation in _operations(record):
+        changes: list[Change] = []
+        with suppress(*_MISFITS):  # which `_apply` will name
+            name, path, *arguments = operation
+            node: Any = root
+            for key in path:
+                node = node[key]
+            changes += _TELLERS[name](node, tuple(path), *arguments)
+        _apply(root, operation)
+        yield from changes
 
 
 def _told_set(node: Any, path: tuple[Any, ...], key: Any, value: Any) -> list[Change]:

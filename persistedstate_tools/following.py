@@ -42,23 +42,22 @@ class Teller(_Follower):
     def __init__(self, name: str, path: str | None = None, followed: Any = None) -> None:
         self.file = _shown(name)
         self.news: list[Change] = []
-        #: What was read last: the stream, its value without and with the records.
+        #: What was read last: the stream, the text of its snapshot, and the state with all records applied.
         self.stream: _Stream | None = None
         self.snapshot = ""
         self.latest = _Root({}, _Tree())
-        self.shown: dict[Any, Any] = {}
         super().__init__(followed or name, {}, None)
         self.steps = parse_path(path) if path is not None else []
         self.part = self._part()
 
-    def _value(self, data: bytes) -> tuple[dict[Any, Any], int]:
+    def _show(self, data: bytes) -> bool:
         stream = _parsed(self.path, data)
         is_renewed = self.stream is not None and not self._goes_on(stream)
         known = iter(self.stream.records if self.stream and not is_renewed else [])
-        news = list(differences(self.shown, stream.value)) if is_renewed else []
+        news = list(differences(_plain(self.latest), stream.value)) if is_renewed else []
         snapshot = stream.document.text()
         latest = _Root(stream.value, _Tree())
-        before = self.shown if self.stream else _plain(latest)
+        before = _plain(self.latest if self.stream else latest) if stream.edited else {}
 
         def apply(root: StateDict, record: Any) -> None:
             if next(known, None) is None:
@@ -69,9 +68,12 @@ class Teller(_Follower):
         _replay(latest, stream, self.path, apply)
         if stream.edited:
             news = list(differences(before, _plain(latest)))
-        self.stream, self.snapshot, self.latest, self.shown = stream, snapshot, latest, _plain(latest)
+        stream.document.edits = latest._tree.edits
+        self.stream, self.snapshot, self.latest = stream, snapshot, latest
         self.news += news
-        return _plain(latest), len(data) - stream.torn
+        sound = len(data) - stream.torn
+        self.known = sound, hash(data[:sound])
+        return bool(news)
 
     def _goes_on(self, stream: _Stream) -> bool:
         """Tell whether a stream is the one that was read last, with more records or none behind."""
@@ -91,7 +93,7 @@ class Teller(_Follower):
     def _part(self) -> Any:
         """Return the part that is watched, `_GONE` where it is missing."""
         try:
-            return resolve(self.shown, self.steps)[1]
+            return _plain(resolve(self.latest, self.steps)[1])
         except Refusal:
             return _GONE
 
@@ -105,7 +107,6 @@ class Teller(_Follower):
         try:
             if self.stream is None:
                 return ""
-            self.stream.document.doubt()
             return text_of(self.stream.document, self.latest, self.steps)
         except Refusal as missing:
             return f"# {missing}\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from persistedstate import _CONTENT, _TOP_LEVEL, _BadText
+from persistedstate import _TOP_LEVEL, _BadText, _is_content
 from persistedstate_tools.spots import NO_COLON, UNSEEN, Spot, column_of, lead_of
 
 
@@ -36,14 +36,14 @@ _COLON, _ITEM = re.compile(r":(?:[ \t\n]|\Z)|\A---"), re.compile(r" *- ")
 def _value_for_lack_of_colon(text: str) -> int | None:
     """Return where the value begins that goes on to the end of a text because a colon is missing in its first line."""
     *lines, last = text.split("\n")
-    while lines and not _CONTENT.match(lines[-1]):
+    while lines and not _is_content(lines[-1]):
         lines.pop()
     first = len(lines)
-    while first and _CONTENT.match(lines[first - 1]) and not _COLON.search(lines[first - 1]):
+    while first and _is_content(lines[first - 1]) and not _COLON.search(lines[first - 1]):
         first -= 1
     if first == len(lines) or _COLON.search(last):
         return None
-    above = next(filter(_CONTENT.match, reversed(lines[:first])), "---").partition(" #")[0].rstrip()
+    above = next(filter(_is_content, reversed(lines[:first])), "---").partition(" #")[0].rstrip()
     start = first
     if _ITEM.match(lines[first]) or not above.endswith((":", "---")):  # then it is an item, the last of its list
         items = [number for number in range(first, len(lines)) if _ITEM.match(lines[number])]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from persistedstate import _NOT_UTF_8, _TOP_LEVEL, _BadText, _line_start
+from persistedstate import _NOT_UTF_8, _TOP_LEVEL, _BadText, _line_number, _line_start
 from persistedstate_tools.layout import first, lacking, misfit, too_deep, top, without_colon
 from persistedstate_tools.spots import (
     NO_COLON,
@@ -144,7 +144,7 @@ def _twice(spot: Spot, match: re.Match[str]) -> _BadText:
         key = re.escape(spot.after.partition(":")[0].rstrip())
         same = re.compile(rf"^[ -]{{{len(spot.before)}}}{key}[ \t]*:", re.MULTILINE)
         above = [found.start() for found in same.finditer(spot.text, 0, spot.start)]
-        where = f"; line {spot.number(above[-1])} has it, too" if above else ""
+        where = f"; line {_line_number(spot.text, above[-1])} has it, too" if above else ""
     return spot.says(f"{match[0]}{where}")
 
 
@@ -248,9 +248,8 @@ def _in_brackets(spot: Spot, match: re.Match[str]) -> _BadText:
     if found in ("]", "}"):
         if begin >= spot.start:
             return spot.says(f"a bracket {bracket} cannot be closed by {found}")
-        return spot.says(
-            f"{_NOT_CLOSED.format(f'bracket {bracket}')}; line {spot.number(spot.offset)} has {found}", begin
-        )
+        line = _line_number(spot.text, spot.offset)
+        return spot.says(f"{_NOT_CLOSED.format(f'bracket {bracket}')}; line {line} has {found}", begin)
     if comment := re.compile(r"(?<![:\S])(//|/\*)").search(spot.text, begin, spot.offset):
         return spot.says("a comment begins with #", comment.start())
     return spot.says("a comma is missing here, or quotes around a value with a colon", end_of(spot, last))
@@ -268,7 +267,7 @@ def _document(spot: Spot, _match: re.Match[str]) -> _BadText | None:
     if above.line.startswith("---"):
         return above.says("this is no record of the script")
     if above.column > spot.column:
-        line = spot.number(spot.start)
+        line = _line_number(spot.text, spot.start)
         return above.says(f"indented deeper than line {line}; keys of the top level begin in the same column")
     return top(above)
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import persistedstate
 from persistedstate import (
-    _CONTENT,
     _LOCK_RETRY,
     _MISFITS,
     _NOT_UTF_8,
@@ -32,6 +31,7 @@ from persistedstate import (
     _journal_start,
     _Level,
     _line_number,
+    _lines_above,
     _Loader,
     _misfit,
     _own_record,
@@ -151,11 +151,12 @@ class _Remains:
         kept: list[tuple[str, int]] = []
         known = above
         for start, entry, is_orphan in _block_entries(text, is_root=is_root):
-            loose = _loose(entry) if is_root and not start else ""
+            loose = _residue(entry) if is_root and not start else ""
             at = offset + start + len(loose)
             kept.append((self._comments(above, loose, offset), offset))
             if is_orphan:
-                self._cut(at, entry[len(loose) :], "what it belongs to is missing", _start_of(entry) - len(loose))
+                place = len(_lines_above(entry)) - len(loose)
+                self._cut(at, entry[len(loose) :], "what it belongs to is missing", place)
                 part = ""
             else:
                 part = self._entry(known, entry[len(loose) :], at)
@@ -170,7 +171,7 @@ class _Remains:
         problem = _reason(above + entry)
         if problem is None:
             return entry
-        first = _start_of(entry)
+        first = len(_lines_above(entry))
         comments = self._comments(above, entry[:first], offset)
         if comments != entry[:first]:
             return comments + self._entry(above + comments, entry[first:], offset + first)
@@ -210,7 +211,7 @@ class _Remains:
             while problem := _reason(above + "".join(text for text, _ in kept)):
                 ends = list(accumulate((len(text) for text, _ in kept), initial=len(above)))
                 text, offset = kept.pop(min(max(bisect_right(ends, problem.offset) - 1, 0), len(kept) - 1))
-                first = _start_of(text)
+                first = len(_lines_above(text))
                 self._cut(offset, text, problem.reason, first + len(text[first:]) - len(text[first:].lstrip()))
         return "".join(text for text, _ in kept)
 
@@ -298,17 +299,6 @@ def _why_no_record(text: str) -> _BadText:
     except _BadText as problem:
         return _explained(text, _BadText(problem.reason, problem.offset + 3 * text.startswith("---")))
     return _BadText("this is no record", 0)
-
-
-def _start_of(entry: str) -> int:
-    """Return where the content of an entry starts, 0 if there is none."""
-    content = _CONTENT.search(entry)
-    return content.start() if content else 0
-
-
-def _loose(entry: str) -> str:
-    """Return the lines above an entry that do not belong to it."""
-    return _residue(entry) if _CONTENT.search(entry) else ""
 
 
 def _lines(text: str) -> list[str]:

@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from persistedstate import _CONTENT, _BadText, _line_start, _scanner_12
+from persistedstate import _BadText, _is_content, _line_start, _scanner_12
 
 NO_COLON = "a colon is missing (key: value)"
 #: What looks like a blank or like nothing, but is a character to YAML.
@@ -34,10 +34,7 @@ class Spot:
     def above(self) -> list[tuple[int, str]]:
         """Return the lines above with content, and their numbers, the nearest one first."""
         lines = enumerate(self.text[: self.start].split("\n"), 1)
-        return [(number, line) for number, line in reversed(list(lines)) if _CONTENT.match(line)]
-
-    def number(self, offset: int) -> int:
-        return self.text.count("\n", 0, offset) + 1
+        return [(number, line) for number, line in reversed(list(lines)) if _is_content(line)]
 
     def needs_quotes(self, offset: int, what: str) -> _BadText:
         """Say that a value, which begins there, has to stand in quotes."""

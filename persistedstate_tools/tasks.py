@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 _SHORT, _LONG, _WOKEN = 0.0002, 0.005, 0.5
 #: Seconds that a thread whose transaction has ended leaves to the tasks that wait for it.
 _GIVE_WAY = 0.0005
-#: Seconds for which a thread that waits for the turn of an engine keeps others from using the connection.
-_ASKING = 0.005
+#: Seconds for which a thread that waits for the turn of an engine keeps others from using the connection, at first; and
+#: at most, a tenth of the time that it has waited: who asks only for moments stands behind all who wait, each time.
+_ASKING, _ASKING_LONGEST = 0.005, 0.1
 #: Seconds after which such a wait was one for an answer.
 _NO_ANSWER = 1.0
 #: A process may stand in line by more than one descriptor.
@@ -112,6 +113,8 @@ class _Hold:
         self.tree, self.waiter = tree, waiter
         self.is_wanted = True
         self.is_fetching = self.is_here = False
+        #: When the thread began to wait.
+        self.since = 0.0
         self.error: BaseException | None = None
 
     def enter(self, block: Any) -> bool:
@@ -140,6 +143,7 @@ class _Hold:
         return self.is_here
 
     def _fetch(self) -> None:
+        self.since = time.monotonic()
         try:
             with module._helping():
                 while self.is_wanted and not self.is_here:
@@ -164,7 +168,8 @@ class _Hold:
             return False
         begun = time.monotonic()
         try:
-            tree._begin_turn(_ASKING if isinstance(tree, module._LogTree) else 0.0 if _HAS_LINES else inf)
+            asking = min(max(_ASKING, (begun - self.since) / 10), _ASKING_LONGEST)
+            tree._begin_turn(asking if isinstance(tree, module._LogTree) else 0.0 if _HAS_LINES else inf)
             self.is_here = True
         except TimeoutError as error:
             if isinstance(error, module.StateError) or time.monotonic() - begun > _NO_ANSWER:
@@ -187,6 +192,7 @@ class _Hold:
 
     def end(self) -> None:
         """Leave the turn to others; the caller has the lock."""
+        self.is_wanted = False  # the thread that fetched it may not have looked yet, and would do it once more
         if self.is_here:
             self.is_here = False
             self.tree.journal.end_turn()

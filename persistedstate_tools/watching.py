@@ -237,10 +237,8 @@ class Watcher:
         """Find out whether others did something, and let the next change take it over."""
         if isinstance(self.tree, _Follower):
             return bool(sight != (self.tree.seen.glance,))
-        journal = self.tree.journal
         with self.tree.lock:
-            is_foreign: bool = journal.is_foreign()
-            journal.is_suspicious = is_foreign
+            is_foreign: bool = self.tree.journal.is_foreign()
         return is_foreign
 
     def _close(self) -> None:

@@ -106,34 +106,57 @@ def test_every_file_is_written_and_whole(bench: ModuleType, figures: Any, tmp_pa
     assert json.loads((tmp_path / "results.json").read_text("utf-8"))["caption"] == "CPython 3.11 & a machine"
 
 
-@pytest.fixture(params=["counter", "open-1-mb", "start"])
-def chart(request: pytest.FixtureRequest) -> ET.Element:
+#: What was measured apart from the rest, in processes that count in one file.
+TOGETHER = json.loads((BENCHMARKS / "results/several-processes.json").read_bytes())
+
+
+@pytest.fixture(params=["counter", "open-1-mb", "start", "several-processes"])
+def name(request: pytest.FixtureRequest) -> str:
+    """The name of a chart."""
+    return str(request.param)
+
+
+@pytest.fixture
+def chart(name: str) -> ET.Element:
     """A chart in the tree, which matplotlib drew: it is not in the environment of the tests."""
-    return ET.parse(BENCHMARKS / f"results/{request.param}.svg").getroot()  # noqa: S314 - our own
+    return ET.parse(BENCHMARKS / f"results/{name}.svg").getroot()  # noqa: S314 - our own
 
 
 def words(chart: ET.Element) -> list[str]:
     return [text.text or "" for text in chart.iter(f"{SVG}text")]
 
 
-def test_charts_in_the_tree_show_the_figures_there(bench: ModuleType) -> None:
+def test_chart_in_the_tree_shows_the_figures_there(bench: ModuleType, name: str, chart: ET.Element) -> None:
     amount = importlib.import_module(bench.page.__module__).amount
+    wanted = {label: amount(seconds, "s") for label, seconds in figures_of(bench, name).items()}
+
+    drawn = words(chart)
+
+    labels = [text for text in drawn if text in wanted]
+    amounts = [text for text in drawn if text in wanted.values()][-len(labels) :]  # before them, those of the scale
+    assert dict(zip(labels, amounts, strict=True)) == wanted
+
+
+def figures_of(bench: ModuleType, name: str) -> dict[str, float]:
+    """Return the seconds that a chart has to show for each of its names."""
     figures = bench.read_results()[0]
+    if name == "several-processes":
+        speeds = TOGETHER["changes a second"].items()
+        plural = {"1": "", "2": "es", "4": "es"}
+        return {f"{n} process{plural[n]}, {store}": 1 / of[n] for store, of in speeds for n in plural}
+    if name == "start":
+        steps = figures.of_case("steps of such a process")
+        stores = ["persistedstate", "persistedstate 26.1"]
+        assert len(steps) == 5 * len(stores)
+        return {store: sum(row.median for row in steps if row.store.startswith(f"{store}, ")) for store in stores}
+    return {row.store: row.median for row in figures.of_case({"counter": "counter", "open-1-mb": "open 1 MB"}[name])}
 
-    for case, name in ("counter", "counter"), ("open 1 MB", "open-1-mb"):
-        drawn = words(ET.parse(BENCHMARKS / f"results/{name}.svg").getroot())  # noqa: S314 - our own
-        for row in figures.of_case(case):
-            assert drawn.index(amount(row.median, "s")) > drawn.index(row.store)
-    drawn = words(ET.parse(BENCHMARKS / "results/start.svg").getroot())  # noqa: S314 - our own
-    for store in ("persistedstate", "persistedstate 26.1"):
-        steps = [row.median for row in figures.of_case("steps of such a process") if row.store.startswith(f"{store}, ")]
-        assert len(steps) == 5
-        assert amount(sum(steps), "s") in drawn
 
+def test_chart_says_what_is_better_and_where_it_was_measured(bench: ModuleType, name: str, chart: ET.Element) -> None:
+    caption = TOGETHER["caption"] if name == "several-processes" else bench.read_results()[1]
 
-def test_chart_says_what_is_better_and_where_it_was_measured(bench: ModuleType, chart: ET.Element) -> None:
     assert any("shorter is better" in text for text in words(chart))
-    assert bench.read_results()[1] in words(chart)
+    assert caption in words(chart)
 
 
 def test_lines_of_the_scale_stand_behind_the_bars(chart: ET.Element) -> None:

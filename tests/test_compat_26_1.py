@@ -45,7 +45,7 @@ def python_26(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     environment = folder / "environment"
     if not environment.exists():
         new = folder / f"new-{os.getpid()}"
-        venv.create(new, with_pip=True, clear=True)
+        venv.create(new, with_pip=False, clear=True)
         install(new / "bin" / "python")
         with contextlib.suppress(OSError):  # another process was faster
             new.rename(environment)
@@ -54,9 +54,10 @@ def python_26(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def install(python: Path) -> None:
-    """Install 26.1; skip where that cannot be, but not in CI."""
+    """Install 26.1, by the pip of this environment; skip where that cannot be, but not in CI."""
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
     answer = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "persistedstate==26.1"],
+        [*pip, "install", "--quiet", "--disable-pip-version-check", "persistedstate==26.1"],
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,4 +1,4 @@
-"""Suite A of the reliability plan: the process dies before, after and within every call that changes the folder.
+"""Suite A: the process dies before, after and within every call that changes the folder.
 
 Eight workloads are recorded; the folder is built as it was between any two calls and after each byte of each write, and
 opened again. Promise: the state is that of the steps 1 to k, with acked <= k <= issued; a transaction is there whole or

@@ -252,6 +252,35 @@ def test_what_a_save_lacks_comes_back(path: Path) -> None:
         assert (state.limits["cpu"], state.retry) == ({"soft": 1, "hard": 2}, 4)
 
 
+def test_what_the_script_deleted_does_not_come_back_with_a_save(path: Path) -> None:
+    path.write_text(SOUND, encoding="utf-8")
+    with Importer(path) as state:
+        del state["last_id"], state.limits["cpu"]["hard"]
+        save(path, path.read_text(encoding="utf-8").replace("retry:   3", "retry:   4"))
+        assert state.refresh()
+        assert (state.limits["cpu"], state.retry, "last_id" in state) == ({"soft": 1}, 4, False)
+
+
+class Full(PersistedState):
+    capped: Annotated[dict[str, int], Meta(max_length=2)] = {"x": 1}  # noqa: RUF012
+    last_id: int = 0
+
+
+def test_a_default_for_which_a_mapping_has_no_room_does_not_come_back(path: Path) -> None:
+    """With it, a save would be refused, and the file would not open again."""
+    with Full(path) as state:
+        del state.capped["x"]
+        state.capped.update(a=1, b=2)
+        save(path, path.read_text(encoding="utf-8").replace("last_id: 0", "last_id: 3"))
+        assert state.refresh()
+        found = plain(state)
+    assert found == {"capped": {"a": 1, "b": 2}, "last_id": 3}
+    with Full(path) as state:
+        assert state == found
+    with Full(path, _readonly=True) as reader:
+        assert reader == found
+
+
 def assign_again(state: Any) -> None:
     state.last_id = 1
     state.last_id = 2
@@ -638,6 +667,10 @@ LENGTHS: dict[str, tuple[Any, str]] = {
     "slice": (lambda s: s.few.__setitem__(slice(1, 2), [4, 5, 6]), "STATE.few: expected a length <= 3, but it is 4"),
     "pop": (lambda s: [s.few.pop() for _ in range(2)], "STATE.few: expected a length >= 1, but it is 0"),
     "delete": (lambda s: s.few.__delitem__(slice(0, 2)), "STATE.few: expected a length >= 1, but it is 0"),
+    "extended": (
+        lambda s: [s.few.__delitem__(slice(None, None, 2)) for _ in range(2)],
+        "STATE.few: expected a length >= 1, but it is 0",
+    ),
     "clear": (lambda s: s.few.clear(), "STATE.few: expected a length >= 1, but it is 0"),
     "update": (lambda s: s.named["x"].update(b=1, c=1), "STATE.named.x: expected a length <= 2, but it is 3"),
     "set": (
@@ -805,9 +838,10 @@ class Wide(Importer):
 
 @rounds(ci=1_000, nightly=50_000)
 def test_what_the_script_may_do_leaves_what_opens_again(path: Path, chance: random.Random, rounds: int) -> None:
-    done = 0
+    done = tried = 0
     with Wide(path) as state:
-        for _ in range(rounds):
+        while tried < rounds or not tried / 10 < done < tried:  # of few rounds, it may be that all are allowed
+            tried += 1
             statement = written(plain(state), chance, 3, None, "note", "x")
             try:
                 with state.transaction() if chance.random() < 0.5 else contextlib.nullcontext():
@@ -819,4 +853,4 @@ def test_what_the_script_may_do_leaves_what_opens_again(path: Path, chance: rand
             if len(state) < 9 or chance.random() < 0.02:
                 state.update(Wide._declared.with_defaults({}))
     with Wide(path):
-        assert rounds / 10 < done < rounds
+        pass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import re
 from datetime import date, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +191,51 @@ def test_lines_are_read_as_ruamel_reads_them(chance: random.Random, rounds: int)
         assert same(persistedstate._Document.read(text)[1], expected), text
 
 
+#: Pieces of lines that need no pattern, of those that do, and of what is none of the language.
+LINE_SCRAPS = [
+    *["a", "last_id", "x y", '"n"', '"a: b"', '"é"', "0", "41", "1.5", "2024-05-01", "true", "[]", "{}", "/x/a.csv"],
+    *[*"#:-\"'[|>!?0é.+&*,{}]~ %@`\t\r\x85\u2028_", "  ", " #", " # so far", ": ", "- ", ":\n", "\n", "\n\n", "\n  "],
+    *["01", "1.", "1e3", "1_0", "-5", "²", "٣", '"a\\n"', "a:b", "12:30", "---", "...", "yes", "<<", "\n# so far\n"],
+    *["--- [", "]", "\n--- [", "] \r\n", "]\n--- [\n"],
+]  # fmt: skip
+USUAL = """\
+# how far the importer got
+last_id: 41  # of 100
+"y": 0
+
+processed:
+- a.csv
+- "12:30"
+rates:
+  first of all: 0.5
+  none: []
+jobs:
+- name: x
+  path: /tmp/x
+"""
+
+
+@rounds(ci=3_000, nightly=300_000)
+def test_lines_are_read_without_a_pattern_as_by_it(
+    chance: random.Random, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistedstate, "_few_lines", itertools.repeat(0))
+    texts = ("".join(chance.choices(LINE_SCRAPS, k=chance.randrange(1, 9))) for _ in range(rounds))
+    for text in [USUAL, *texts]:
+        lines, end = persistedstate._plain_lines(text)
+        matches = persistedstate._line_pattern(is_ascii=text.isascii()).finditer(text)
+        expected = [match for match in matches if match.start() < end and match.lastindex]
+        assert [told(line) for line in lines] == [told(match) for match in expected], text
+        content, record = re.search(r"(?m)^[^\S\n]*[^\s#]", text), persistedstate._RECORD_LINE.search(text)
+        assert persistedstate._find_content(text) == (content.start() if content else -1), text
+        assert persistedstate._journal_start(text) == (record.start() if record else len(text)), text
+    assert persistedstate._plain_lines(USUAL)[1] == len(USUAL)
+
+
+def told(line: Any) -> tuple[object, ...]:
+    return line.string, line.groups(), line.start(), line.end(), *([line.start(4), line.end(4)] if line[4] else [])
+
+
 #: What JSON cannot say, beside what looks like it and what is difficult in both.
 BEYOND_JSON = [
     *[math.inf, -math.inf, math.nan, -0.0, 1e16, b"", b"abc", bytes(range(60)), date(2024, 2, 29), date.min],
@@ -230,7 +277,7 @@ def hostile(text: str, chance: random.Random) -> str:
 
 def is_json(text: str) -> bool:
     with contextlib.suppress(ValueError):
-        persistedstate._json(text)
+        persistedstate._decoder(persistedstate._unique).decode(text)
         return True
     return False
 
@@ -384,14 +431,14 @@ def test_rest_of_a_long_list_is_not_read_again(path: Path, monkeypatch: pytest.M
 def test_change_that_was_interrupted_before_the_text_knew_of_it_has_all_values_compared(
     path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    redo = StateList._redo
+    do_once = StateList._do_once
 
     def interrupt(*_: Any) -> None:
-        monkeypatch.setattr(StateList, "_redo", redo)
+        monkeypatch.setattr(StateList, "_do_once", do_once)
         raise KeyboardInterrupt
 
     with PersistedState(path, a=[1, 2, 3]) as state:
-        monkeypatch.setattr(StateList, "_redo", interrupt)
+        monkeypatch.setattr(StateList, "_do_once", interrupt)
         with state.transaction() if way != "alone" else contextlib.nullcontext():
             with contextlib.suppress(KeyboardInterrupt):
                 state.a[1] = 5

@@ -1,4 +1,4 @@
-"""The faults of persistedstate 26.1 that shared/users.md reproduced: each row of its table, and what it says beside it.
+"""The faults that users of persistedstate 26.1 met: each was reproduced with it, and is gone here.
 
 "Killed" is a copy of the file taken while the state is open, and the exit of a real process that closes nothing.
 """

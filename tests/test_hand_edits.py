@@ -1318,6 +1318,18 @@ def test_golden_after_a_crash(path: pathlib.Path, golden: Golden) -> None:
     assert path.read_bytes().decode().rstrip("\r\n") == golden.after.rstrip("\r\n")
 
 
+@pytest.mark.parametrize("new", [[3, {"b": 1}], ["x"], [{"a": 1, "c": 3}, 1], [[1], [2], [3]]], ids=repr)
+def test_items_that_a_slice_puts_in_the_place_of_others_are_in_the_file(path: pathlib.Path, new: list[Any]) -> None:
+    path.write_text("# a list\nl:\n- 1  # one\n- {a: 1, c: 2}  # two\n# the last\n- last\n")
+    with PersistedState(path) as state:
+        state.l[0:2] = new
+        state.vacuum()
+
+        assert reopened(path) == {"l": [*new, "last"]}
+        assert path.read_text().startswith("# a list\nl:\n")
+        assert path.read_text().endswith("# the last\n- last\n")
+
+
 def test_item_added_to_a_flow_list_of_many_lines_keeps_lines_and_trailing_comma(path: pathlib.Path) -> None:
     before = b"l: [\n  one,  # 1\n  # about two\n  two,  # 2\n  # end\n]  # closes\nz: 1\n"
 

@@ -145,7 +145,7 @@ def executed(action: Callable[[], object]) -> list[Point]:
         counts[code] += 1
         points.append(Point(code, offset, len(points) + 1, counts[code]))
 
-    compiling = persistedstate._Pattern.__getattr__.__code__
+    compiling = persistedstate._Later.__getattr__.__code__
 
     with processes._uncollected():
         run_watched(note, action, FILES)

@@ -305,6 +305,29 @@ def test_lock_is_let_go_before_its_descriptor(path: Path, system: Faulty) -> Non
     assert ("unlock", held) in calls
 
 
+def test_attributes_that_a_new_file_has_from_its_folder_are_not_kept(
+    path: Path, state: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an ACL for all new files there would let others read what they could not before."""
+
+    def opened(name: str, flags: int, *mode: int) -> int:
+        descriptor = real(name, flags, *mode)
+        if flags == persistedstate._NEW:
+            os.setxattr(descriptor, "user.of_the_folder", b"x")
+        return descriptor
+
+    state.a = 1
+    try:
+        os.setxattr(path, "user.own", b"y")
+    except (AttributeError, OSError) as error:
+        pytest.skip(f"no extended attributes here: {error}")
+    real = persistedstate._system.open
+    monkeypatch.setattr(persistedstate._System, "open", staticmethod(opened))
+    state.vacuum()
+
+    assert os.listxattr(path) == ["user.own"]
+
+
 def test_locked_temporary_file_is_not_put_in_place(path: Path, system: Faulty) -> None:
     state = PersistedState(path, a=1)
     state.a = 2
@@ -658,6 +681,8 @@ def test_failed_sync_is_made_up_for_by_a_new_file(path: Path, system: Faulty, fs
         system.fsync = fail_once  # type: ignore[attr-defined]
         state.a = 2
         assert failed.wait(30)
+        while path.stat().st_ino == inode:  # the timer goes on when it has the lock
+            time.sleep(0.001)
 
         with state._thread_lock:
             assert path.read_bytes() == b"a: 2\n"

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,8 @@ import yaml
 from checks import run_child
 from processes import DROP_PRIVILEGES, WRITE_CALLS, Child, at_each_moment, count_calls, listing
 from rounds import rounds as sized
+from rounds import some
+from threads import in_threads, together
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, StateLocked, StateReadOnly, plain
@@ -566,17 +569,10 @@ def test_closing_and_opening_beside_a_thread_that_starts_programs_is_never_refus
         while not is_over.is_set():
             subprocess.run(["true"], check=True)
 
-    threads = [threading.Thread(target=start_programs) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
+    with in_threads(start_programs, start_programs, until=is_over):
         for n in range(rounds):
             with PersistedState(path, n=0) as state:
                 state.n = n
-    finally:
-        is_over.set()
-        for thread in threads:
-            thread.join()
 
     assert on_disk(path) == {"n": rounds - 1}
 
@@ -703,55 +699,37 @@ def test_a_child_that_is_forked_while_a_reader_is_in_a_refresh_goes_on_reading(p
 # ---- Threads ---------------------------------------------------------------------------------------------------------
 
 
-def together(*works: Callable[[], None]) -> None:
-    """Run each in a thread, all at once, and raise what one of them raised."""
-    barrier, errors = threading.Barrier(len(works)), list[BaseException]()
-
-    def run(work: Callable[[], None]) -> None:
-        barrier.wait()
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - handed on to the test
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for error in errors:
-        raise error
-
-
 @pytest.mark.usefixtures("hurried")
-def test_two_threads_of_50_000_increments_lose_none(path: Path) -> None:
+def test_two_threads_that_count_lose_nothing(path: Path) -> None:
+    times = some(50_000, 10_000)
     with PersistedState(path, counter=0) as state:
 
         def work() -> None:
-            for _ in range(50_000):
+            for _ in range(times):
                 with state._thread_lock:
                     state.counter += 1
 
         together(work, work)
-        assert state.counter == 100_000
+        assert state.counter == 2 * times
 
-    assert path.read_text() == "counter: 100000\n"
+    assert path.read_text() == f"counter: {2 * times}\n"
 
 
 @pytest.mark.usefixtures("hurried")
-def test_two_threads_of_50_000_appends_lose_none(path: Path) -> None:
+def test_two_threads_that_append_lose_nothing(path: Path) -> None:
+    times = some(50_000, 10_000)
     with PersistedState(path, l=[]) as state:
         items = state.l
 
         def work(begin: int) -> None:
-            for n in range(begin, begin + 50_000):
+            for n in range(begin, begin + times):
                 items.append(n)
 
-        together(lambda: work(0), lambda: work(50_000))
+        together(lambda: work(0), lambda: work(times))
         content = plain(state.l)
 
-    assert sorted(content) == list(range(100_000))
-    for half in [n for n in content if n < 50_000], [n for n in content if n >= 50_000]:
+    assert sorted(content) == list(range(2 * times))
+    for half in [n for n in content if n < times], [n for n in content if n >= times]:
         assert half == sorted(half)
     assert on_disk(path) == {"l": content}
 
@@ -861,21 +839,17 @@ def test_who_waits_for_a_file_keeps_nobody_from_opening_and_closing_others(
 
     monkeypatch.setattr(persistedstate._system, "lock", lock_and_tell)
     beside = PersistedState(other.with_name("open before"))
-    waiting = [threading.Thread(target=lambda: states.append(PersistedState(path, _wait=600))) for _ in range(2)]
-    for thread in waiting:
-        thread.start()
-    tried.wait(60)
+    with in_threads(*[lambda: states.append(PersistedState(path, _wait=600))] * 2):
+        tried.wait(60)
 
-    in_time(beside.close)
-    in_time(lambda: PersistedState(other, a=1).close())
-    with pytest.raises(StateLocked, match=str(holder.pid)):
-        PersistedState(path)
-    assert states == []
+        in_time(beside.close)
+        in_time(lambda: PersistedState(other, a=1).close())
+        with pytest.raises(StateLocked, match=str(holder.pid)):
+            PersistedState(path)
+        assert states == []
 
-    do(holder, "state.a = 7")
-    do(holder, "state.close()")
-    for thread in waiting:
-        thread.join(60)
+        do(holder, "state.a = 7")
+        do(holder, "state.close()")
     one, two = states
     one.a += 1
     assert (one.a, two.a, one._tree is two._tree) == (8, 8, True)
@@ -1014,11 +988,9 @@ def test_closing_while_another_thread_writes_loses_nothing_that_was_done(path: P
         except StateClosed:
             pass
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    done.wait(60)
-    state.close()
-    thread.join()
+    with in_threads(work):
+        done.wait(60)
+        state.close()
 
     assert on_disk(path) == {"counter": counted}
 
@@ -1344,17 +1316,12 @@ def test_threads_that_open_one_file_by_two_names_share_its_state(path: Path) -> 
         path.write_text(f"n: 0\nl: [{'1, ' * 50}2]\n")
         other.unlink(missing_ok=True)
         os.link(path, other)
-        barrier, opened = threading.Barrier(2), list[Any]()
+        opened: list[Any] = []
 
-        def work(name: Path, barrier: threading.Barrier = barrier, opened: list[Any] = opened) -> None:
-            barrier.wait()
+        def work(name: Path, opened: list[Any] = opened) -> None:
             opened.append(PersistedState(name))
 
-        threads = [threading.Thread(target=work, args=[name]) for name in (path, other)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(partial(work, path), partial(work, other))
 
         one, twin = opened
         assert one._tree is twin._tree

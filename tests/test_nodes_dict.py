@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import oracle
 import pytest
 from checks import check, records, scratch, unwrap
+from nodes import PLACES, Operation, Place, compare, deleting, outcome, root, setting, top
 
 from persistedstate import PersistedState, StateDict, StateList, plain
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-Place = Callable[[PersistedState, Any], Any]
-Operation = Callable[[Any], Any]
 OnDisk = Callable[..., dict[Any, Any]]
 
 #: The names of PersistedState's methods, which are no attributes of the state.
@@ -36,30 +35,7 @@ METHODS = [
     "close", "transaction", "vacuum", "refresh",
 ]  # fmt: skip
 
-
-def _root(state: PersistedState, value: Any) -> Any:
-    state.clear()
-    state.update(value)
-    return state
-
-
-def _top(state: PersistedState, value: Any) -> Any:
-    state.node = value
-    return state.node
-
-
-def _in_dict(state: PersistedState, value: Any) -> Any:
-    state.a = {"b": {"before": 0, "node": value, "after": []}}
-    return state.a["b"]["node"]
-
-
-def _in_list(state: PersistedState, value: Any) -> Any:
-    state.a = [0, [[], value, 1]]
-    return state.a[1][1]
-
-
-PLACES: dict[str, Place] = {"root": _root, "top": _top, "in_dict": _in_dict, "in_list": _in_list}
-places = pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
+places = pytest.mark.parametrize("place", [root, *PLACES.values()], ids=["root", *PLACES])
 
 
 class Pairs:
@@ -72,42 +48,34 @@ class Pairs:
         return [key]
 
 
-def _item(key: Any, value: Any) -> Operation:
-    return lambda x: operator.setitem(x, key, value)
-
-
-def _delete(key: Any) -> Operation:
-    return lambda x: operator.delitem(x, key)
-
-
 def start() -> dict[Any, Any]:
     return {"b": 1, "a": [1], 3: {"x": {}}, None: None, True: "t", 2.5: 0, "": "empty"}
 
 
 #: What changes start(); each is one record.
 CHANGES: dict[str, Operation] = {
-    "set old key": _item("b", 2),
-    "set new key": _item("c", [1, {"y": 2}]),
-    "set over a container": _item("a", None),
-    "set int key": _item(3, 4),
-    "set new int key": _item(4, 4),
-    "set None key": _item(None, 4),
-    "set bool key": _item(True, 4),
-    "set new bool key": _item(False, 4),
-    "set float key": _item(2.5, 4),
-    "set new float key": _item(-0.5, 4),
-    "set empty key": _item("", 4),
-    "set 1 where True is": _item(1, "one"),
-    "set 3.0 where 3 is": _item(3.0, "three"),
-    "set key with a dot": _item("a.b", 1),
-    "set underscore key": _item("_x", 1),
-    "set dunder key": _item("__class__", 1),
-    "set key of a method": _item("items", 1),
-    "delete": _delete("b"),
-    "delete container": _delete("a"),
-    "delete int key": _delete(3),
-    "delete None key": _delete(None),
-    "delete by an equal key": _delete(1.0),
+    "set old key": setting("b", 2),
+    "set new key": setting("c", [1, {"y": 2}]),
+    "set over a container": setting("a", None),
+    "set int key": setting(3, 4),
+    "set new int key": setting(4, 4),
+    "set None key": setting(None, 4),
+    "set bool key": setting(True, 4),
+    "set new bool key": setting(False, 4),
+    "set float key": setting(2.5, 4),
+    "set new float key": setting(-0.5, 4),
+    "set empty key": setting("", 4),
+    "set 1 where True is": setting(1, "one"),
+    "set 3.0 where 3 is": setting(3.0, "three"),
+    "set key with a dot": setting("a.b", 1),
+    "set underscore key": setting("_x", 1),
+    "set dunder key": setting("__class__", 1),
+    "set key of a method": setting("items", 1),
+    "delete": deleting("b"),
+    "delete container": deleting("a"),
+    "delete int key": deleting(3),
+    "delete None key": deleting(None),
+    "delete by an equal key": deleting(1.0),
     "pop": lambda x: x.pop("b"),
     "pop container": lambda x: x.pop("a"),
     "pop with default": lambda x: x.pop(2.5, 9),
@@ -172,10 +140,10 @@ READS: dict[str, Operation] = {
     "get() unhashable": lambda x: x.get([]),
     "get() nothing": lambda x: x.get(),
     "get() too much": lambda x: x.get("a", 1, 2),
-    "set unhashable": _item([], 1),
-    "delete not there": _delete("nope"),
-    "delete unhashable": _delete({}),
-    "delete tuple": _delete((1, 2)),
+    "set unhashable": setting([], 1),
+    "delete not there": deleting("nope"),
+    "delete unhashable": deleting({}),
+    "delete tuple": deleting((1, 2)),
     "pop not there": lambda x: x.pop("nope"),
     "pop nothing": lambda x: x.pop(),
     "pop too much": lambda x: x.pop("a", 1, 2),
@@ -203,36 +171,6 @@ READS: dict[str, Operation] = {
 }  # fmt: skip
 
 
-def outcome(operation: Operation, target: Any) -> Any:
-    """Return what the operation returns, in plain containers, or type and arguments of what it raises."""
-    try:
-        return unwrap(operation(target))
-    except KeyError as error:
-        return KeyError, error.args
-    except Exception as error:  # noqa: BLE001 - the point is to compare whatever it is
-        return type(error)
-
-
-def compare(state: PersistedState, path: Path, place: Place, operation: Operation, content: dict[Any, Any]) -> int:
-    """Do the same to a node and to a dict, assert the same outcome and content; return the number of records.
-
-    The node is in the snapshot before, so that the vacuum at the end has old text to change.
-    """
-    node, model = place(state, content), copy.deepcopy(content)
-    state.vacuum()
-
-    result, expected = outcome(operation, node), outcome(operation, model)
-    written = records(path)
-
-    assert result == expected
-    assert repr(node) == repr(model)
-    check(state, path, plain(state))
-    state.vacuum()
-    check(state, path, plain(state))
-    assert repr(node) == repr(model)
-    return written
-
-
 @places
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_one_record(state: PersistedState, path: Path, place: Place, name: str) -> None:
@@ -245,7 +183,7 @@ def test_a_change_of_nothing_is_one_record_at_most(state: PersistedState, path: 
     assert compare(state, path, place, NOTHINGS[name], start()) <= 1
 
 
-@pytest.mark.parametrize("place", [_root, _top], ids=["root", "top"])
+@pytest.mark.parametrize("place", [root, top], ids=["root", "top"])
 @pytest.mark.parametrize("name", READS)
 def test_a_look_or_an_error_writes_nothing(state: PersistedState, path: Path, place: Place, name: str) -> None:
     node = place(state, start())

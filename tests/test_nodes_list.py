@@ -17,32 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from checks import check, records, scratch, unwrap
+from nodes import PLACES, Operation, Place, compare, deleting, outcome, setting, top
 
 from persistedstate import PersistedState, StateDict, StateList, plain
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-Place = Callable[[PersistedState, Any], Any]
-Operation = Callable[[Any], Any]
 
-
-def _top(state: PersistedState, value: Any) -> Any:
-    state.node = value
-    return state.node
-
-
-def _in_dict(state: PersistedState, value: Any) -> Any:
-    state.a = {"b": {"before": 0, "node": value, "after": []}}
-    return state.a["b"]["node"]
-
-
-def _in_list(state: PersistedState, value: Any) -> Any:
-    state.a = [0, [[], value, 1]]
-    return state.a[1][1]
-
-
-PLACES: dict[str, Place] = {"top": _top, "in_dict": _in_dict, "in_list": _in_list}
 places = pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
 
 
@@ -54,14 +36,6 @@ class Index:
 
     def __index__(self) -> int:
         return self.value
-
-
-def _item(index: Any, value: Any) -> Operation:
-    return lambda x: operator.setitem(x, index, value)
-
-
-def _delete(index: Any) -> Operation:
-    return lambda x: operator.delitem(x, index)
 
 
 def _slices() -> list[slice]:
@@ -76,15 +50,15 @@ def _extended_slices() -> list[slice]:
 
 #: What changes a list [3, 1, [1], 2, 1]; each is one record.
 CHANGES: dict[str, Operation] = {
-    "set first": _item(0, "x"),
-    "set last": _item(-1, {"a": [1]}),
-    "set over a container": _item(2, None),
-    "set by an index object": _item(Index(-2), "x"),
-    "set by True": _item(True, "x"),
-    "delete first": _delete(0),
-    "delete last": _delete(-1),
-    "delete container": _delete(2),
-    "delete by an index object": _delete(Index(1)),
+    "set first": setting(0, "x"),
+    "set last": setting(-1, {"a": [1]}),
+    "set over a container": setting(2, None),
+    "set by an index object": setting(Index(-2), "x"),
+    "set by True": setting(True, "x"),
+    "delete first": deleting(0),
+    "delete last": deleting(-1),
+    "delete container": deleting(2),
+    "delete by an index object": deleting(Index(1)),
     "append": lambda x: x.append(4),
     "append container": lambda x: x.append({"a": {"b": []}}),
     "extend": lambda x: x.extend([4, [5]]),
@@ -121,27 +95,27 @@ CHANGES: dict[str, Operation] = {
     "sort by key, reverse": lambda x: x.sort(key=str, reverse=True),
     "sort is stable": lambda x: x.sort(key=lambda item: item == 3),
     "sort is stable in reverse": lambda x: x.sort(key=lambda item: item == 1, reverse=True),
-    "slice all": _item(slice(None), [1]),
-    "slice all by nothing": _item(slice(None), []),
-    "slice by more": _item(slice(1, 2), [1, [2], 3]),
-    "slice by less": _item(slice(1, 4), ["x"]),
-    "slice by text": _item(slice(0, 1), "abc"),
+    "slice all": setting(slice(None), [1]),
+    "slice all by nothing": setting(slice(None), []),
+    "slice by more": setting(slice(1, 2), [1, [2], 3]),
+    "slice by less": setting(slice(1, 4), ["x"]),
+    "slice by text": setting(slice(0, 1), "abc"),
     "slice by iterator": lambda x: operator.setitem(x, slice(1, 3), iter("ab")),
-    "slice as insertion": _item(slice(2, 2), [7, 8]),
-    "slice backwards is insertion": _item(slice(4, 1), [7, 8]),
-    "slice beyond the end": _item(slice(9, 12), [7, 8]),
-    "slice from the end": _item(slice(-2, None), [7, 8, 9]),
-    "slice by index objects": _item(slice(Index(1), Index(3)), [7]),
-    "extended slice": _item(slice(None, None, 2), [7, [8], 9]),
-    "extended slice, backwards": _item(slice(None, None, -2), [7, 8, 9]),
-    "extended slice by containers": _item(slice(None, None, 2), [[[7]], {"a": [[b"x"]]}, 2.5e-9]),
-    "extended slice of one": _item(slice(4, None, 5), ["x"]),
-    "delete slice": _delete(slice(1, 3)),
-    "delete slice from the end": _delete(slice(-2, None)),
-    "delete all": _delete(slice(None)),
-    "delete extended slice": _delete(slice(None, None, 2)),
-    "delete extended slice, backwards": _delete(slice(None, 1, -2)),
-    "delete reversed": _delete(slice(None, None, -1)),
+    "slice as insertion": setting(slice(2, 2), [7, 8]),
+    "slice backwards is insertion": setting(slice(4, 1), [7, 8]),
+    "slice beyond the end": setting(slice(9, 12), [7, 8]),
+    "slice from the end": setting(slice(-2, None), [7, 8, 9]),
+    "slice by index objects": setting(slice(Index(1), Index(3)), [7]),
+    "extended slice": setting(slice(None, None, 2), [7, [8], 9]),
+    "extended slice, backwards": setting(slice(None, None, -2), [7, 8, 9]),
+    "extended slice by containers": setting(slice(None, None, 2), [[[7]], {"a": [[b"x"]]}, 2.5e-9]),
+    "extended slice of one": setting(slice(4, None, 5), ["x"]),
+    "delete slice": deleting(slice(1, 3)),
+    "delete slice from the end": deleting(slice(-2, None)),
+    "delete all": deleting(slice(None)),
+    "delete extended slice": deleting(slice(None, None, 2)),
+    "delete extended slice, backwards": deleting(slice(None, 1, -2)),
+    "delete reversed": deleting(slice(None, None, -1)),
 }  # fmt: skip
 
 #: What changes nothing; at most one record, since a record that says so does no harm.
@@ -149,10 +123,10 @@ NOTHINGS: dict[str, Operation] = {
     "extend by nothing": lambda x: x.extend([]),
     "+= nothing": lambda x: unwrap(operator.iadd(x, ())),
     "*= 1": lambda x: unwrap(operator.imul(x, 1)),
-    "delete empty slice": _delete(slice(3, 1)),
-    "delete empty extended slice": _delete(slice(3, 1, 2)),
-    "set empty slice": _item(slice(3, 1), []),
-    "set empty extended slice": _item(slice(9, None, 2), []),
+    "delete empty slice": deleting(slice(3, 1)),
+    "delete empty extended slice": deleting(slice(3, 1, 2)),
+    "set empty slice": setting(slice(3, 1), []),
+    "set empty extended slice": setting(slice(9, None, 2), []),
     "sort what is sorted": lambda x: x.sort(key=lambda _: 0),
 }
 
@@ -190,21 +164,21 @@ READS: dict[str, Operation] = {
     "get None": lambda x: x[None],
     "get step 0": lambda x: x[::0],
     "get wrong slice": lambda x: x["a":"b"],
-    "set beyond": _item(5, 1),
-    "set before": _item(-6, 1),
-    "set text": _item("a", 1),
-    "set float": _item(1.0, 1),
-    "set slice by number": _item(slice(1, 2), 1),
-    "set slice by None": _item(slice(None), None),
-    "set step 0": _item(slice(None, None, 0), [1]),
-    "set extended slice by less": _item(slice(None, None, 2), [1, 2]),
-    "set extended slice by more": _item(slice(None, None, 2), [1, 2, 3, 4]),
-    "set extended slice by number": _item(slice(None, None, 2), 1),
-    "set reversed by less": _item(slice(None, None, -1), [1]),
-    "delete beyond": _delete(5),
-    "delete before": _delete(-6),
-    "delete text": _delete("a"),
-    "delete step 0": _delete(slice(None, None, 0)),
+    "set beyond": setting(5, 1),
+    "set before": setting(-6, 1),
+    "set text": setting("a", 1),
+    "set float": setting(1.0, 1),
+    "set slice by number": setting(slice(1, 2), 1),
+    "set slice by None": setting(slice(None), None),
+    "set step 0": setting(slice(None, None, 0), [1]),
+    "set extended slice by less": setting(slice(None, None, 2), [1, 2]),
+    "set extended slice by more": setting(slice(None, None, 2), [1, 2, 3, 4]),
+    "set extended slice by number": setting(slice(None, None, 2), 1),
+    "set reversed by less": setting(slice(None, None, -1), [1]),
+    "delete beyond": deleting(5),
+    "delete before": deleting(-6),
+    "delete text": deleting("a"),
+    "delete step 0": deleting(slice(None, None, 0)),
     "pop beyond": lambda x: x.pop(5),
     "pop before": lambda x: x.pop(-6),
     "pop text": lambda x: x.pop("a"),
@@ -246,34 +220,6 @@ READS: dict[str, Operation] = {
 }  # fmt: skip
 
 
-def outcome(operation: Operation, target: Any) -> Any:
-    """Return what the operation returns, in plain containers, or the type of what it raises."""
-    try:
-        return unwrap(operation(target))
-    except Exception as error:  # noqa: BLE001 - the point is to compare whatever it is
-        return type(error)
-
-
-def compare(state: PersistedState, path: Path, place: Place, operation: Operation, start: list[Any]) -> int:
-    """Do the same to a node and to a list, assert the same outcome and content; return the number of records.
-
-    The node is in the snapshot before, so that the vacuum at the end has old text to change.
-    """
-    node, model = place(state, start), copy.deepcopy(start)
-    state.vacuum()
-
-    result, expected = outcome(operation, node), outcome(operation, model)
-    written = records(path)
-
-    assert result == expected
-    assert repr(node) == repr(model)
-    check(state, path, plain(state))
-    state.vacuum()
-    check(state, path, plain(state))
-    assert repr(node) == repr(model)
-    return written
-
-
 @places
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_one_record(state: PersistedState, path: Path, place: Place, name: str) -> None:
@@ -282,7 +228,7 @@ def test_a_change_is_one_record(state: PersistedState, path: Path, place: Place,
 
 @pytest.mark.parametrize("name", NOTHINGS)
 def test_a_change_of_nothing_is_one_record_at_most(state: PersistedState, path: Path, name: str) -> None:
-    assert compare(state, path, _top, NOTHINGS[name], [3, 1, [1], 2, 1]) <= 1
+    assert compare(state, path, top, NOTHINGS[name], [3, 1, [1], 2, 1]) <= 1
 
 
 @pytest.mark.parametrize("name", READS)
@@ -300,19 +246,19 @@ def test_a_look_or_an_error_writes_nothing(state: PersistedState, path: Path, na
 
 @pytest.mark.parametrize("name", ["pop", "pop 0", "delete beyond", "remove what is not there", "get beyond"])
 def test_an_empty_list_fails_as_a_list_does(state: PersistedState, path: Path, name: str) -> None:
-    assert compare(state, path, _top, (CHANGES | READS)[name], []) == 0
+    assert compare(state, path, top, (CHANGES | READS)[name], []) == 0
 
 
 @pytest.mark.parametrize("name", ["clear", "reverse", "*= 2", "slice all by nothing", "delete all"])
 def test_an_empty_list_stays_empty(state: PersistedState, path: Path, name: str) -> None:
-    assert compare(state, path, _top, CHANGES[name], []) <= 1
+    assert compare(state, path, top, CHANGES[name], []) <= 1
 
 
 def test_error_messages_are_those_of_list(state: PersistedState) -> None:
     state.node = [1]
     operations: list[Operation] = [
-        lambda x: x[5], lambda x: x["a"], lambda x: x.pop(5), _item(5, 1), _item("a", 1), _delete(5), _delete("a"),
-        lambda x: x.index(9), lambda x: x.remove(9),
+        lambda x: x[5], lambda x: x["a"], lambda x: x.pop(5), setting(5, 1), setting("a", 1), deleting(5),
+        deleting("a"), lambda x: x.index(9), lambda x: x.remove(9),
     ]  # fmt: skip
     for operation in operations:
         with pytest.raises((IndexError, TypeError, ValueError)) as ours:
@@ -601,19 +547,19 @@ class TestIdentity:
     ])  # fmt: skip
     def test_a_node_that_moves_keeps_writing_to_its_place(self, state: PersistedState, path: Path, name: str) -> None:
         moves: dict[str, Operation] = {
-            "delete first": _delete(0),
+            "delete first": deleting(0),
             "insert 0": lambda a: a.insert(0, "new"),
             "insert -200": lambda a: a.insert(-200, "new"),
             "reverse": lambda a: a.reverse(),
             "sort by key": lambda a: a.sort(key=lambda item: repr(item)[::-1]),
-            "slice as insertion": _item(slice(1, 1), ["new", ["new"]]),
+            "slice as insertion": setting(slice(1, 1), ["new", ["new"]]),
             "pop 0": lambda a: a.pop(0),
-            "delete slice before": _delete(slice(0, 2)),
+            "delete slice before": deleting(slice(0, 2)),
             "extend": lambda a: a.extend([1, [1]]),
             "*= 2": lambda a: unwrap(operator.imul(a, 2)),
-            "extended deletion": _delete(slice(1, None, 2)),
+            "extended deletion": deleting(slice(1, None, 2)),
             "insert -1": lambda a: a.insert(-1, "new"),
-            "extended slice beside": _item(slice(1, None, 2), ["p", "q"]),
+            "extended slice beside": setting(slice(1, None, 2), ["p", "q"]),
         }
         state.a = ["zero", 1, {"deep": [0]}, 3, 4]
         node, deep = state.a[2], state.a[2]["deep"]

@@ -8,14 +8,15 @@ import errno
 import os
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from checks import records
 from editing import WAYS, save
-from processes import Child
+from processes import Child, in_child
 from rounds import rounds
-from test_shared import in_child
+from threads import in_threads, together
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, on_change, plain
@@ -214,7 +215,7 @@ def test_it_is_called_when_the_change_is_in_the_file_and_the_lock_is_free(watche
     def look(*_: object) -> None:
         thread = threading.Thread(target=lambda: watched.l.append(1))
         thread.start()
-        thread.join(10)
+        thread.join(60)
         seen.append(records(path))
 
     stop = on_change(watched, look, "n")
@@ -310,11 +311,7 @@ def test_threads_are_told_of_all_their_changes(watched: Any, calls: Calls) -> No
         for step in range(50):
             watched.l.append((number, step))
 
-    threads = [threading.Thread(target=work, args=[number]) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*(partial(work, number) for number in range(4)))
 
     lengths = sorted((len(old), len(new)) for _, old, new in calls)
     assert lengths == [(number, number + 1) for number in range(200)]
@@ -344,7 +341,7 @@ def test_a_call_comes_in_the_thread_that_made_the_change_before_the_statement_re
         if not threads:
             threads.append(threading.Thread(target=lambda: watched.update(n=2)))
             threads[0].start()
-            threads[0].join(10)
+            threads[0].join(60)
 
     telling = watched._tree.lock
     telling.lock = Between(telling.lock, change_meanwhile)
@@ -413,21 +410,17 @@ def test_a_reader_is_told_in_a_child_that_was_forked_while_it_was_read(path: Pat
         def hold() -> None:
             with reader._thread_lock:
                 is_held.set()
-                may_go.wait(10)
-
-        thread = threading.Thread(target=hold)
-        thread.start()
-        is_held.wait(10)
-        state.n = 1
+                may_go.wait(60)
 
         def look() -> object:
             reader.refresh()
             on_change(reader, calls, "l")()
             return calls
 
-        said = in_child(look)
-        may_go.set()
-        thread.join()
+        with in_threads(hold, until=may_go):
+            assert is_held.wait(60)
+            state.n = 1
+            said = in_child(look)
 
     assert said == "[(('n',), 0, 1)]"
 

@@ -501,10 +501,9 @@ def between(old: bytes, new: bytes) -> Iterator[bytes]:
             yield new[:end] + old[end:]
 
 
-@pytest.mark.parametrize("change", [shrink, grow, swap])
-def test_a_rewrite_in_place_may_be_cut_at_any_byte(path: Path, tmp_path: Path, change: Callable[[Any], None]) -> None:
-    """What a hard-linked file holds at each moment of a vacuum, and after part of any write, opens to the state."""
-    other, copied = tmp_path / "other.state", tmp_path / "copy.state"
+def rewritten_in_place(path: Path, change: Callable[[Any], None]) -> tuple[dict[Any, Any], list[bytes]]:
+    """Change the state of a hard-linked file and vacuum it; return the state, and what the file holds meanwhile."""
+    other = path.with_name("other.state")
     path.write_text("# mine\na: 1   # one\ntext: " + "x y " * 20 + "\nl:\n- 1\n")
     os.link(path, other)
     with PersistedState(path) as state:
@@ -512,6 +511,14 @@ def test_a_rewrite_in_place_may_be_cut_at_any_byte(path: Path, tmp_path: Path, c
         expected = plain(state)
         moments = contents_at_each_moment(path, state.vacuum)
     other.unlink()
+    return expected, moments
+
+
+@pytest.mark.parametrize("change", [shrink, grow, swap])
+def test_a_rewrite_in_place_may_be_cut_at_any_byte(path: Path, tmp_path: Path, change: Callable[[Any], None]) -> None:
+    """What a hard-linked file holds at each moment of a vacuum, and after part of any write, opens to the state."""
+    copied = tmp_path / "copy.state"
+    expected, moments = rewritten_in_place(path, change)
 
     for old, new in zip(moments, [*moments[1:], moments[-1]], strict=True):
         for content in [old, *between(old, new)]:
@@ -528,14 +535,8 @@ def test_a_rewrite_in_place_may_be_cut_at_any_byte(path: Path, tmp_path: Path, c
 
 
 def test_a_half_done_rewrite_in_place_is_completed(path: Path, tmp_path: Path) -> None:
-    other, copied = tmp_path / "other.state", tmp_path / "copy.state"
-    path.write_text("# mine\na: 1   # one\ntext: " + "x y " * 20 + "\nl:\n- 1\n")
-    os.link(path, other)
-    with PersistedState(path) as state:
-        grow(state)
-        expected = plain(state)
-        moments = contents_at_each_moment(path, state.vacuum)
-    other.unlink()
+    copied = tmp_path / "copy.state"
+    expected, moments = rewritten_in_place(path, grow)
 
     for content in moments:
         copied.write_bytes(content)
@@ -1216,17 +1217,11 @@ def test_fsync_of_seconds_comes_also_when_writing_stops(path: Path, monkeypatch:
     """The sync happens in this thread or another, but no further call is needed for it."""
     synced = threading.Event()
 
-    class Watched:
-        _real = persistedstate._system
+    def fsync(descriptor: int, real: Callable[[int], None] = persistedstate._system.fsync) -> None:
+        real(descriptor)
+        synced.set()
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._real, name)
-
-        def fsync(self, descriptor: int) -> None:
-            self._real.fsync(descriptor)
-            synced.set()
-
-    monkeypatch.setattr(persistedstate, "_system", Watched())
+    monkeypatch.setattr(persistedstate._System, "fsync", staticmethod(fsync))
     with PersistedState(path, _fsync=0.02, a=1) as state:
         synced.clear()
         state.a = 2

@@ -1,4 +1,4 @@
-"""Suite B of the reliability plan: the machine loses power, and of what was not synced anything may be on the disk.
+"""Suite B: the machine loses power, and of what was not synced anything may be on the disk.
 
 A `Medium` follows the log of a workload and knows what is on the disk for sure: the content of a file as of its last
 fsync, the names of a folder as of its last one. Of the later calls any may be lost, a write also in part: cut at a byte

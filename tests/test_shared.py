@@ -9,16 +9,16 @@ import pickle
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import oracle
 import pytest
 from editing import save
-from processes import Child, listing
+from processes import Child, in_child, listing
 from rounds import rounds as sized
 from test_followers import script
+from threads import together
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateConflict, StateError, StateLocked, on_change, plain
@@ -184,9 +184,7 @@ def test_who_does_not_wait_for_the_thread_lock_does_not_get_it(
         with pytest.raises(RuntimeError, match="un-acquired"):
             shared._thread_lock.release()
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
+    together(ask)
     shared._thread_lock.release()
 
     assert got == [False]
@@ -346,8 +344,8 @@ def test_after_a_conflict_the_same_statement_works(shared: PersistedState, peer:
         shared.a += 1
 
     assert str(caught.value) == (
-        f"{Path(shared)}: STATE.a was changed by another process since it was read; repeat the statement, or let "
-        "STATE.transaction() hold both the reading and the writing"
+        f"{Path(shared)}: STATE.a was changed by another process or person since it was read; repeat the statement, or "
+        "let STATE.transaction() hold both the reading and the writing"
     )
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), StateError)
     shared.a += 1
@@ -762,11 +760,7 @@ def test_threads_of_several_processes_lose_nothing(shared: PersistedState) -> No
     with Peer(Path(shared)) as one, Peer(Path(shared)) as other:
         one.tell(counting)
         other.tell(counting)
-        threads = [threading.Thread(target=lambda: [shared.jobs.append(n) for n in range(50)]) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(*[lambda: [shared.jobs.append(n) for n in range(50)]] * 3)
         assert [one.line(), other.line()] == ["null", "null"]
         one.do("state.close()")
         other.do("state.close()")
@@ -844,10 +838,18 @@ def test_a_save_that_makes_the_text_longer_by_what_stands_at_its_end_is_seen(
 def test_a_save_is_a_conflict_with_what_it_changed(shared: PersistedState) -> None:
     save(Path(shared), Path(shared).read_text().replace("a: 1", "a: 10"))
 
-    with pytest.raises(StateConflict):
+    with pytest.raises(StateConflict, match="changed by another process or person since"):
         shared.a += 1
 
     assert shared.a == 10
+
+
+def test_a_save_that_removes_a_container_is_a_conflict_with_a_change_of_it(shared: PersistedState) -> None:
+    job = shared.jobs[0]
+    save(Path(shared), Path(shared).read_text().replace("- name: x\n", ""))
+
+    with pytest.raises(StateConflict, match="another process or person removed or replaced"):
+        job["name"] = "mine"
 
 
 def test_what_a_person_broke_is_kept_beside_once(shared: PersistedState, peer: Peer) -> None:
@@ -942,24 +944,6 @@ def test_a_vacuum_whose_process_was_killed_behind_the_renaming_is_no_save_of_a_p
 
 
 # ---- Fork -----------------------------------------------------------------------------------------------------------
-
-
-def in_child(action: Callable[[], object]) -> str:
-    """Return what an action in a forked child returns, or raises, as text."""
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            said = repr(action())
-        except BaseException as error:  # noqa: BLE001
-            said = f"{type(error).__name__}: {error}"
-        os.write(theirs, said.encode())
-        os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as pipe:
-        said = pipe.read()
-    assert os.waitpid(pid, 0)[1] == 0
-    return said
 
 
 def test_a_forked_child_opens_the_file_anew(shared: PersistedState) -> None:
@@ -1131,6 +1115,40 @@ def test_a_change_of_which_a_part_was_written_beside_leaves_nothing(
     assert peer.do("state.b = 2; said = plain(state)") == {**plain(shared), "b": 2}
     shared.refresh()
     assert oracle.read(Path(shared)) == plain(shared)
+
+
+def test_an_interrupt_in_front_of_the_end_of_a_turn_leaves_it_to_others(
+    shared: PersistedState, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(persistedstate._SharedJournal, "end_turn", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shared.a = 5
+
+    assert peer.do("state.b = 2; said = plain(state)") == {**plain(shared), "b": 2}
+
+
+def test_a_catch_up_that_is_interrupted_is_whole_or_undone(
+    shared: PersistedState, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(tree: Any, *record: Any) -> None:
+        if record[2] == "b":
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        take(tree, *record)
+
+    before, take = plain(shared), persistedstate._SharedTree._take_operation
+    after = peer.do("state.a = 5; state.b = 6; said = plain(state)")
+    monkeypatch.setattr(persistedstate._SharedTree, "_take_operation", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shared.refresh()
+
+    assert plain(shared) in (before, after)
+    shared.refresh()
+    assert plain(shared) == after
 
 
 def test_a_change_behind_one_that_was_interrupted_in_the_same_turn_reaches_others(

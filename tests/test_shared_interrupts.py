@@ -20,7 +20,7 @@ import pytest
 from checks import scratch
 from editing import save
 from rounds import rounds
-from test_interrupts import START, TEXT, Place, Point, chosen, divided, executed, interrupt
+from test_interrupts import FILES, START, TEXT, Place, Point, chosen, divided, executed, interrupt, run_watched
 
 import persistedstate
 from persistedstate import PersistedState, plain
@@ -28,6 +28,7 @@ from persistedstate import PersistedState, plain
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+    from types import CodeType
 
 
 class Neighbour:
@@ -166,9 +167,28 @@ def test_an_interrupt_at_any_instruction_of_a_shared_change(
             check(path, state, neighbour, START, (between, after), point)
 
 
+@pytest.mark.leaves("descriptors")
+def test_a_change_behind_one_that_was_interrupted_in_the_same_turn_reaches_others() -> None:
+    writing = {persistedstate._SharedJournal.append.__code__, persistedstate._write_at.__code__}
+    with opened() as (_, state, _), state._thread_lock:
+        points = [point for point in executed(partial(CHANGES["set"], state)) if point.code in writing]
+
+    assert {point.code for point in points} == writing
+    for point in points:
+        with opened() as (path, state, neighbour):
+            with state._thread_lock:
+                interrupt(point, partial(CHANGES["set"], state))
+                state["behind"] = 1
+            expected = plain(state)
+            assert expected in ({**START, "behind": 1}, {**START, "mine": 5, "behind": 1}), point
+            assert neighbour.seen() == expected == oracle.read(path, oracle.FASTEST), point
+
+
 @pytest.mark.leaves("descriptors", "threads")
-@rounds(ci=200, nightly=10_000)
-def test_an_interrupt_in_the_merge_of_a_save(chance: random.Random, rounds: int, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("way", ["rename", "in place"])
+@rounds(ci=100, nightly=10_000)
+def test_an_interrupt_in_the_merge_of_a_save(chance: random.Random, rounds: int, way: str, monkeypatch: Any) -> None:
+    """In place, the text that is saved is as long as what this process knows of the file."""
     monkeypatch.setattr(persistedstate, "_QUIET", 0.0)
     monkeypatch.setattr(persistedstate, "_QUIET_RETRY", 0.0)
     between = {**copy.deepcopy(START), "a": 9, "theirs": 1}
@@ -176,7 +196,7 @@ def test_an_interrupt_in_the_merge_of_a_save(chance: random.Random, rounds: int,
 
     def prepare(path: Path, neighbour: Neighbour) -> None:
         neighbour.root["theirs"] = 1
-        save(path, TEXT.replace("a: 1 ", "a: 9 "))
+        save(path, TEXT.replace("a: 1 ", "a: 9 "), way)
 
     with opened() as (path, state, neighbour):
         prepare(path, neighbour)
@@ -209,3 +229,53 @@ def test_an_interrupt_in_a_close(chance: random.Random, rounds: int) -> None:
             assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name], point
             with PersistedState(path) as again:
                 again["a"] += 1
+
+
+@pytest.mark.leaves("descriptors")
+@rounds(ci=100, nightly=5_000)
+def test_an_interrupt_in_a_close_leaves_to_others_what_they_share(chance: random.Random, rounds: int) -> None:
+    with opened() as (_, state, _):
+        points = executed(state.close)
+    for point in chosen(chance, points, rounds):
+        with opened() as (path, state, neighbour):
+            state["l"].append(1)
+            interrupt(point, state.close)
+            state.close()
+            assert path.with_name(path.name + persistedstate._BESIDE).exists(), point
+            with PersistedState(path, _shared=True) as again:
+                again["a"] += 1
+                assert neighbour.seen() == plain(again) == {**START, "a": 2, "l": [*START["l"], 1]}, point
+
+
+@pytest.mark.leaves("descriptors")
+@rounds(ci=150, nightly=5_000)
+def test_a_kill_at_any_instruction_of_a_vacuum_is_no_save_of_a_person(
+    chance: random.Random, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("a person is waited for")
+
+    def die(point: Point, path: Path) -> None:
+        neighbour, counts = Neighbour(path), itertools.count(1)
+        neighbour.root["theirs"] = 1
+
+        def note(code: CodeType, _: int) -> None:
+            if code is point.code and next(counts) == point.number_in_code:
+                os._exit(0)
+
+        run_watched(note, neighbour.vacuum, FILES)
+
+    with opened() as (_, _, neighbour):
+        neighbour.root["theirs"] = 1
+        points = executed(neighbour.vacuum)
+    monkeypatch.setattr(persistedstate._SharedTree, "_await_edit", fail)
+    for point in chosen(chance, points, rounds):
+        with opened() as (path, state, _):
+            child = os.fork()
+            if not child:
+                die(point, path)
+                os._exit(1)
+            assert os.waitpid(child, 0)[1] == 0, point
+            state["mine"] = 5
+            assert plain(state) == {**START, "theirs": 1, "mine": 5}, point
+            assert oracle.read(path, oracle.FASTEST) == plain(state), point

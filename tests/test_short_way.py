@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import oracle
@@ -92,6 +93,32 @@ def test_the_second_change_takes_the_short_way(
     assert path.read_bytes().startswith(before)
     assert oracle.same(oracle.read(path), plain(state))
     assert oracle.same(reopened(path), plain(state))
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_what_is_declared_is_asked_for_as_in_the_long_way(path: Path, short: list[bool], value: Any) -> None:
+    pytest.importorskip("msgspec")
+
+    class Declared(PersistedState):
+        n: int = 0
+
+    with Declared(path) as state:
+        long = outcome(partial(setattr, state, "n", value))
+        state.n = 7
+        state.n = 8
+        taken = short[-1]
+
+        assert outcome(partial(setattr, state, "n", value)) == long
+        assert taken
+        assert type(state.n) is int
+        assert oracle.read(path) == plain(state)
+
+
+def outcome(function: Callable[[], object]) -> str:
+    try:
+        return f"{function()}"
+    except TypeError as error:
+        return str(error)
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)

@@ -554,18 +554,12 @@ def test_interrupt_does_not_silence_the_timer_of_fsync(path: Path, monkeypatch: 
     """Wherever Ctrl-C hits the first change, the changes after it reach the disk in time."""
     synced = threading.Event()
 
-    class Watched:
-        _real = persistedstate._system
+    def fsync(descriptor: int, real: Callable[[int], None] = persistedstate._system.fsync) -> None:
+        real(descriptor)
+        if threading.current_thread() is not threading.main_thread():
+            synced.set()
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._real, name)
-
-        def fsync(self, descriptor: int) -> None:
-            self._real.fsync(descriptor)
-            if threading.current_thread() is not threading.main_thread():
-                synced.set()
-
-    monkeypatch.setattr(persistedstate, "_system", Watched())
+    monkeypatch.setattr(persistedstate._System, "fsync", staticmethod(fsync))
     number, came = 1, True
     while came:
         with PersistedState(path, _fsync=0.001) as state:
@@ -573,7 +567,7 @@ def test_interrupt_does_not_silence_the_timer_of_fsync(path: Path, monkeypatch: 
             synced.clear()
             state.a = number
 
-            assert synced.wait(10), number
+            assert synced.wait(PATIENCE), number
         number += 1
     assert number > 10
 

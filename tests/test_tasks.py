@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import random
 import threading
@@ -17,23 +19,20 @@ from typing import TYPE_CHECKING, Any
 import oracle
 import pytest
 from checks import reopened, run_child, scratch
-from processes import PATIENCE, Child, listing
+from processes import PATIENCE, Child, in_child, listing
 from rounds import rounds as sized
+from threads import in_threads, together
+from workload import Abort
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateConflict, StateError, StateReadOnly, on_change, plain
 from persistedstate_tools import beside, tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 
-#: The fast one, where PyYAML has it.
-READER = "libyaml" if "libyaml" in oracle.READERS else "pyyaml"
-
-
-class Abort(Exception):  # noqa: N818 - no error, but the end of a transaction
-    """Ends a transaction that shall leave nothing."""
+READER = oracle.FASTEST
 
 
 @contextlib.contextmanager
@@ -47,14 +46,9 @@ def held_by_a_thread(state: Any) -> Iterator[threading.Event]:
             begun.set()
             assert may_end.wait(PATIENCE)
 
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert begun.wait(PATIENCE)
-    try:
+    with in_threads(hold, until=may_end):
+        assert begun.wait(PATIENCE)
         yield may_end
-    finally:
-        may_end.set()
-        thread.join()
 
 
 async def until(is_so: Callable[[], object]) -> None:
@@ -198,13 +192,8 @@ def test_a_thread_that_begins_one_transaction_after_the_other_lets_tasks_in(path
             await add(state, str(number))
 
     with PersistedState(path, a=1, l=[]) as state:
-        thread = threading.Thread(target=hurry)
-        thread.start()
-        try:
+        with in_threads(hurry, until=is_over):
             asyncio.run(asyncio.wait_for(main(), PATIENCE))
-        finally:
-            is_over.set()
-            thread.join()
 
         assert plain(state.l) == [*map(str, range(20))]
         assert oracle.read(path) == plain(state)
@@ -226,11 +215,7 @@ def test_tasks_of_two_loops_wait_for_each_other(path: Path) -> None:
         asyncio.run(main())
 
     with PersistedState(path, a=0, l=[]) as state:
-        threads = [threading.Thread(target=run, args=[name]) for name in "ab"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(partial(run, "a"), partial(run, "b"))
 
         assert state.a == len(state.l) == 120
         assert oracle.read(path) == plain(state)
@@ -250,15 +235,21 @@ HOLDER = """
 """
 
 
+@contextlib.asynccontextmanager
+async def behind_a_process(state: Any, *names: str) -> AsyncIterator[tuple[Any, ...]]:
+    """Let a process have a transaction until it is told to end it, and tasks wait for it, each to add a name."""
+    with Child(HOLDER, os.fspath(state)) as child:
+        child.expect("begun")
+        tasks = [asyncio.create_task(add(state, name)) for name in names]
+        await until_it_waits(state, len(tasks))
+        yield child, *tasks
+
+
 def test_a_process_is_waited_for_while_the_loop_goes_on(path: Path) -> None:
     """It ends its transaction only when the loop has come round and another task has read the state."""
 
     async def main() -> None:
-        child = Child(HOLDER, path)
-        with child:
-            assert child.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (child, task):
             for _ in range(20):
                 await asyncio.sleep(0.001)
                 assert plain(state.l) == []
@@ -278,10 +269,7 @@ def test_a_change_behind_a_task_that_waits_for_a_process_gets_its_turn(path: Pat
     """The thread of the loop waits for the turn with the lock, which the task needs to take it."""
 
     async def main() -> None:
-        with Child(HOLDER, path) as child:
-            assert child.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (child, task):
             await asyncio.sleep(0.02)  # it is the first in the line by now
             threading.Timer(0.05, child.tell, [""]).start()
             state.b = 2
@@ -296,11 +284,7 @@ def test_a_change_behind_a_task_that_waits_for_a_process_gets_its_turn(path: Pat
 
 def test_a_task_that_is_cancelled_while_a_process_has_the_turn_leaves_it(path: Path) -> None:
     async def main() -> None:
-        child = Child(HOLDER, path)
-        with child:
-            assert child.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (child, task):
             await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -328,12 +312,40 @@ def test_a_task_that_is_cancelled_when_it_has_the_turn_gives_it_back(path: Path)
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        with Child(HOLDER, path) as child:
-            assert child.line() == "begun"
+        async with behind_a_process(state):
+            pass
 
     with PersistedState(path, a=1, l=[], _shared=True) as state:
         for chances in (0, 5, 50):
             asyncio.run(main(chances))
+
+
+def test_a_turn_that_came_is_not_fetched_again_when_the_task_is_through(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task has used the turn and ended it before the thread that fetched it looks up."""
+    is_through, take = threading.Event(), tasks._Hold._take
+
+    def take_and_rest(hold: Any) -> bool:
+        is_in_line = take(hold)
+        assert not hold.is_here or is_through.wait(PATIENCE)
+        return is_in_line
+
+    async def main() -> None:
+        await add(state, "x")
+        is_through.set()
+
+    monkeypatch.setattr(tasks._Hold, "_take", take_and_rest)
+    monkeypatch.setattr(tasks, "_WOKEN", 0.001)
+    with PersistedState(path, a=1, l=[], _shared=True) as state:
+        threads = _thread._count()
+        asyncio.run(main())
+        while _thread._count() > threads:
+            time.sleep(0.001)
+
+        assert state._tree.journal.is_in_turn is False
+        with Child(HOLDER, path) as child:
+            assert child.line() == "begun"
 
 
 def test_what_a_thread_catches_up_for_a_task_is_no_news_for_a_statement_under_way(path: Path) -> None:
@@ -348,10 +360,7 @@ def test_what_a_thread_catches_up_for_a_task_is_no_news_for_a_statement_under_wa
         return 1
 
     async def main() -> None:
-        with Child(HOLDER, path) as child:
-            assert child.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (child, task):
             with pytest.raises(StateConflict):
                 state.a = state.a + seen(child)
             state.a += 1
@@ -367,10 +376,7 @@ def test_what_a_thread_catches_up_for_a_task_is_told_in_the_thread_of_the_task(p
     told: list[Any] = []
 
     async def main() -> None:
-        with Child(HOLDER, path) as child:
-            assert child.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (child, task):
             child.tell("")
             await task
 
@@ -393,10 +399,7 @@ def child_that_waits(end: int, other_end: int) -> int:
 
 def test_a_child_that_is_forked_while_a_task_stands_in_line_does_not_stay_there(path: Path) -> None:
     async def main() -> None:
-        with Child(HOLDER, path) as holder:
-            assert holder.line() == "begun"
-            task = asyncio.create_task(add(state, "x"))
-            await until_it_waits(state)
+        async with behind_a_process(state, "x") as (holder, task):
             await until(lambda: persistedstate._lent)
             pids.append(child_that_waits(*ends))
             holder.tell("")
@@ -422,18 +425,11 @@ def test_a_child_that_is_forked_while_the_disk_is_waited_for_has_no_descriptor_o
         disk = HeldDisk(monkeypatch)
         state.a = 2
         assert disk.begun.wait(PATIENCE)
-        end, other_end = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            files = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
-            os.write(other_end, repr(files).encode())
-            os._exit(0)
-        os.waitpid(pid, 0)
+        files = in_child(lambda: [link.resolve() for link in Path("/proc/self/fd").iterdir()])
         disk.may_go_on.set()
 
-        assert os.fspath(path) not in os.read(end, 10_000).decode()
-        os.close(end)
-        os.close(other_end)
+        assert files.startswith("[")
+        assert os.fspath(path) not in files
 
 
 async def never(state: Any) -> None:
@@ -873,7 +869,8 @@ class Twins:
     def __init__(self, path: Path, twin: Path, chance: random.Random) -> None:
         for each in (path, twin):
             each.write_text(TEXT)
-        self.state, self.twin = PersistedState(path), PersistedState(twin)
+        # With True, others change the state also when all but their change is in the new file, and awaits the disk.
+        self.state, self.twin = PersistedState(path, _fsync=chance.random() < 0.5), PersistedState(twin)
         self.path, self.tree, self.chance = path, self.state._tree, chance
         self.number, self.busy = 0, 0.0
 
@@ -922,7 +919,9 @@ def test_changes_in_the_middle_of_a_vacuum_are_in_the_file(
     real, done = persistedstate._system.fsync, 0
     monkeypatch.setattr(beside, "_SLICE", 1)
     with scratch() as another:
-        for _ in range(rounds):
+        for number in itertools.count():
+            if number >= rounds and done > number:
+                break
             twins = Twins(path, another, chance)
             monkeypatch.setattr(beside, "time", types.SimpleNamespace(sleep=twins.intrude))
             monkeypatch.setattr(persistedstate._System, "fsync", staticmethod(partial(twins.sync, real)))
@@ -937,7 +936,6 @@ def test_changes_in_the_middle_of_a_vacuum_are_in_the_file(
             assert oracle.same(oracle.read(path, READER), oracle.read(another, READER))
             assert text.startswith("# what the script does\nn: ")
             assert all(comment in text for comment in ("   # so many\n", "   # one for each file\n", "\nunused: ["))
-    assert done > rounds
 
 
 def due(state: Any) -> None:
@@ -949,6 +947,13 @@ async def until_vacuumed(state: Any) -> None:
     await until(lambda: state._tree.beside is None)
 
 
+async def vacuum_beside(state: Any) -> None:
+    """Make a change at which a vacuum is due, and let the other tasks run until a thread has made it."""
+    due(state)
+    state.n = 1
+    await until_vacuumed(state)
+
+
 def test_a_vacuum_that_is_due_in_a_loop_is_made_by_a_thread_while_the_loop_goes_on(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -957,6 +962,7 @@ def test_a_vacuum_that_is_due_in_a_loop_is_made_by_a_thread_while_the_loop_goes_
     async def main() -> None:
         due(state)
         state.n = 1
+        await until(disk.begun.is_set)
         for number in range(10):
             state.n += 1
             state.jobs.append(number)
@@ -975,10 +981,9 @@ def test_a_vacuum_that_is_due_in_a_loop_is_made_by_a_thread_while_the_loop_goes_
         asyncio.run(main())
 
         text = path.read_text()
-        number = text[text.index("n: ") + 3]
-        assert text.startswith(f"# what the script does\nn: {number}   # so many\n")
+        assert text.startswith("# what the script does\nn: 1   # so many\n")
         assert oracle.read(path) == plain(state) == reopened(path)
-        assert text.count(f'["was",["n"],{number}]') == text.count('["was",["n"]') == 1
+        assert text.count('["was",["n"],1]') == text.count('["was",["n"]') == 1
         assert "unused" not in text[text.index("\n---") :]
 
 
@@ -990,18 +995,19 @@ def test_what_a_person_changes_below_what_came_during_a_vacuum_wins(
     async def main() -> None:
         due(state)
         state.n = 1
-        await asyncio.sleep(0)
-        while state._tree.beside is not None:
-            state.n += 1
-            await asyncio.sleep(0)
+        await until(disk.begun.is_set)
+        state.n += 1
+        disk.may_go_on.set()
+        await until_vacuumed(state)
 
     path.write_text(TEXT)
-    slow(monkeypatch)
     with PersistedState(path) as state:
+        disk = HeldDisk(monkeypatch)
         asyncio.run(main())
         text = path.read_text()
         line = text.split("\n")[1]
-        assert "--- [" in text
+        assert line == "n: 1   # so many"
+        assert '--- ["set",[],"n",2]' in text
         killed = tmp_path / "x.state.killed"
         killed.write_text(text.replace(line, "n: 500   # mine"))
         try:
@@ -1009,17 +1015,6 @@ def test_what_a_person_changes_below_what_came_during_a_vacuum_wins(
                 assert other.n == 500
         finally:
             killed.unlink()
-
-
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the disk take its time."""
-    real = persistedstate._system.fsync
-
-    def fsync(descriptor: int) -> None:
-        threading.Event().wait(0.02)
-        real(descriptor)
-
-    monkeypatch.setattr(persistedstate._System, "fsync", staticmethod(fsync))
 
 
 def test_with_fsync_all_is_on_the_disk_when_the_new_file_has_its_place(
@@ -1067,9 +1062,7 @@ def test_a_vacuum_that_fails_beside_the_loop_is_tried_as_any_other_and_warns_as_
     path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     async def main() -> None:
-        due(state)
-        state.n = 1
-        await until_vacuumed(state)
+        await vacuum_beside(state)
         state.n = 2
 
     path.write_text(TEXT)
@@ -1091,9 +1084,7 @@ def test_a_renaming_that_does_not_last_is_told_by_the_next_change(path: Path, mo
         raise OSError(5, "Input/output error")
 
     async def main() -> None:
-        due(state)
-        state.n = 1
-        await until_vacuumed(state)
+        await vacuum_beside(state)
         disk.failures = 1
         with pytest.raises(OSError, match="Input/output error"):
             state.n = 2
@@ -1112,9 +1103,7 @@ def test_a_renaming_that_does_not_last_is_told_by_the_next_change(path: Path, mo
 @pytest.mark.filterwarnings("error")
 def test_a_warning_that_is_an_error_is_raised_by_the_next_change(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        due(state)
-        state.n = 1
-        await until_vacuumed(state)
+        await vacuum_beside(state)
         with pytest.raises(RuntimeWarning, match="no vacuum"):
             state.n = 2
         state.n = 3
@@ -1228,9 +1217,7 @@ def test_a_shared_state_is_vacuumed_beside_the_loop_too(path: Path) -> None:
     threads: list[int] = []
 
     async def main() -> None:
-        due(state)
-        state.n = 1
-        await until_vacuumed(state)
+        await vacuum_beside(state)
 
     path.write_text(TEXT)
     with PersistedState(path, _shared=True) as state:
@@ -1252,9 +1239,7 @@ def test_who_is_told_of_changes_is_not_told_of_a_vacuum(path: Path) -> None:
     told: list[Any] = []
 
     async def main() -> None:
-        due(state)
-        state.n = 1
-        await until_vacuumed(state)
+        await vacuum_beside(state)
         state.n = 2
 
     path.write_text(TEXT)
@@ -1321,20 +1306,27 @@ ENDED = """
     warnings.simplefilter("error")
     from persistedstate import PersistedState, plain
 
-    def slow(descriptor, real=os.fsync):
-        threading.Event().wait(0.3)
+    def held(descriptor, real=os.fsync):
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            may_go_on.wait(60)
         real(descriptor)
 
     async def main():
         state._tree.limit = 0
         state.n = 1
-        await asyncio.sleep(0.05)
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
         assert state._tree.beside is not None
         state.n = 2
+        later = threading.Timer(0.2, may_go_on.set)
+        later.daemon = True
+        later.start()
         {how}
 
     import persistedstate, threading
-    persistedstate._System.fsync = staticmethod(slow)
+    begun, may_go_on = threading.Event(), threading.Event()
+    persistedstate._System.fsync = staticmethod(held)
     state = PersistedState(sys.argv[1])
     asyncio.run(main(), debug=True)
 """

@@ -246,7 +246,7 @@ def test_a_document_follows_edits_and_leaves_the_one_before_as_it_was(chance: ra
             for _ in range(chance.randrange(1, 12)):
                 document.edits.append(edit(value, chance))
             doubtful = document.copied()
-            doubtful.doubt()
+            doubtful.is_doubtful = True
             renewed = document.renewed(value)
             for found in (renewed, doubtful.renewed(value)):
                 assert found.lost == {}
@@ -262,7 +262,7 @@ def test_a_document_follows_edits_and_leaves_the_one_before_as_it_was(chance: ra
 #: What writing values plainly needs, and cannot do without: how a value is spelled, and a document to hold it.
 FLOOR = {
     *["_block", "_write_block", "_write_entry", "_write_item", "_inline", "_is_plain", "_scalar", "_float"],
-    *["_flow", "_flow_key", "_quote", "_escape", "_lines_above", "_Style.inset", "_plain", "_held"],
+    *["_flow", "_flow_key", "_quote", "_escape", "_lines_above", "_Style.inset", "_plain", "_items_of"],
     *[
         "_Document.__init__",
         "_Document.text",

@@ -10,6 +10,7 @@ import queue
 import random
 import sys
 import threading
+import time
 import types
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,45 +18,27 @@ from typing import TYPE_CHECKING, Any
 import oracle
 import pytest
 from checks import reopened, run_child, scratch
-from meeting import WatchedLock, meet
 from processes import PATIENCE, listing
 from rounds import rounds as sized
 from rounds import stride
+from threads import WatchedLock, meet, together
+from workload import Abort
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateError, plain
+from persistedstate_tools import beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 THREADS = 8
-#: The fast one, where PyYAML has it: these tests read thousands of files.
-READER = "libyaml" if "libyaml" in oracle.READERS else "pyyaml"
+READER = oracle.FASTEST  # these tests read thousands of files
 
 
-class Abort(Exception):  # noqa: N818 - no error, but the end of a transaction
-    """Ends a transaction that shall leave nothing."""
-
-
-def together(work: Callable[[int], None]) -> None:
-    """Run the work in every thread, all at once, and raise what one of them raised."""
-    barrier, errors = threading.Barrier(THREADS), list[BaseException]()
-
-    def run(mine: int) -> None:
-        barrier.wait()
-        try:
-            work(mine)
-        except BaseException as error:  # noqa: BLE001 - handed on to the test
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(mine,)) for mine in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for error in errors:
-        raise error
+def in_each(work: Callable[[int], object]) -> None:
+    """Do the work in every thread, all at once; it is given the number of the thread."""
+    together(*(partial(work, mine) for mine in range(THREADS)))
 
 
 class Worker:
@@ -118,7 +101,7 @@ def test_threads_that_count_transact_and_vacuum_lose_nothing(
             for _ in range(rounds):
                 workers[mine].step()
 
-        together(work)
+        in_each(work)
 
         assert state.counter == sum(worker.added for worker in workers)
         assert sum(state.accounts) == 0
@@ -126,6 +109,35 @@ def test_threads_that_count_transact_and_vacuum_lose_nothing(
         content = plain(state)
         assert oracle.read(path) == content
     assert oracle.read(path) == content
+
+
+@pytest.mark.stress
+@pytest.mark.usefixtures("hurried")
+@sized(ci=300, nightly=30_000)
+def test_what_threads_change_during_vacuums_beside_them_is_in_the_file(
+    path: Path, chance: random.Random, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that makes a vacuum leaves the lock to the others behind each container, and for each `fsync`."""
+
+    def work(mine: int) -> None:
+        for _ in range(rounds):
+            workers[mine].step()
+            tree.limit = 0  # a vacuum is due at each change, until one is under way
+            with state._thread_lock:
+                assert oracle.same(oracle.read(path, READER), plain(state))
+
+    monkeypatch.setattr(beside, "_SLICE", 1)
+    with opened(path, _fsync=True) as state:
+        tree, workers = state._tree, [Worker(state, mine, random.Random(chance.random())) for mine in range(THREADS)]
+        generation, tree.is_in_loops = tree.generation, True
+
+        in_each(work)
+        while tree.beside is not None:
+            time.sleep(0)
+
+        assert tree.generation > generation
+        assert plain(state.items_of) == {str(worker.mine): worker.items for worker in workers}
+        assert oracle.read(path) == plain(state) == reopened(path)
 
 
 @pytest.mark.stress
@@ -150,7 +162,7 @@ def test_threads_that_go_on_while_one_closes_are_told_and_lose_nothing(
                 while True:
                     workers[mine].step()
 
-        together(work)
+        in_each(work)
 
         content = oracle.read(path)
         assert content["counter"] == sum(worker.added for worker in workers)
@@ -255,7 +267,7 @@ def test_threads_that_open_count_and_close_one_file_lose_nothing(path: Path) -> 
                     state.counter += 1
                 state.items_of[str(mine)].append(len(state.items_of[str(mine)]))
 
-    together(work)
+    in_each(work)
 
     content = oracle.read(path)
     assert content["counter"] == rounds * THREADS
@@ -273,7 +285,7 @@ def test_threads_that_refresh_while_others_write_find_nothing_foreign(path: Path
                 else:
                     state.items_of[str(mine)].append(number)
 
-        together(work)
+        in_each(work)
 
         assert oracle.read(path) == plain(state)
 
@@ -425,7 +437,7 @@ def test_plain_changes_beside_transactions_that_are_kept_or_undone(path: Path, r
                     raise Abort
 
     with PersistedState(path, by=dict.fromkeys(range(THREADS), 0), plain={n: [] for n in range(THREADS)}) as state:
-        together(work)
+        in_each(work)
 
         kept = rounds - len(range(0, rounds, 3))
         assert state.by == {mine: rounds if mine % 2 else kept for mine in range(THREADS)}
@@ -448,7 +460,7 @@ def test_changes_of_nodes_that_other_threads_remove(path: Path, rounds: int) -> 
                 state.jobs["a"]["l"][0].append(1)
 
     with PersistedState(path, jobs={}) as state:
-        together(work)
+        in_each(work)
 
         assert oracle.same(oracle.read(path, READER), plain(state))
 
@@ -465,9 +477,7 @@ def test_transaction_that_is_left_in_another_thread_is_undone_and_blocks_nobody(
             state.a = 2
             state.l[0].append(2)
 
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
+        together(enter)
         if end is None:
             with pytest.raises(StateError, match="another thread"):
                 transaction.__exit__(None, None, None)

@@ -11,6 +11,7 @@ import random
 import sys
 import threading
 import tracemalloc
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,7 @@ from disk import abandon
 from processes import WRITE_CALLS, contents_at_each_moment, count_calls, interrupt_after_call, interrupt_at
 from rounds import rounds as sized
 from rounds import some, stride
+from threads import together
 
 import persistedstate
 from persistedstate import PersistedState, StateDict, StateError, StateList, plain
@@ -748,7 +750,7 @@ def test_a_node_that_a_transaction_removed_takes_no_lock_later(state: Any, path:
     with state.transaction():  # which another thread would wait for
         worker = threading.Thread(target=node.__setitem__, args=("meanwhile", 2), daemon=True)
         worker.start()
-        worker.join(10)
+        worker.join(60)
         assert not worker.is_alive()
 
     assert node == {**START["dict"], "in between": 1, "later": {1, 2}, "meanwhile": 2}
@@ -1081,25 +1083,21 @@ def test_another_thread_waits_for_the_end(state: Any, path: Path, end: type[Base
 
 def test_transactions_of_two_threads_do_not_mix(path: Path) -> None:
     """Each moves a unit from one account to another; the sum is constant in every record."""
-    threads_, rounds = 4, 200
-    with PersistedState(path, accounts=[1000] * threads_, moves=0) as state:
+    threads, rounds = 4, 200
+    with PersistedState(path, accounts=[1000] * threads, moves=0) as state:
 
         def work(mine: int) -> None:
             for n in range(rounds):
                 with state.transaction():
                     state.accounts[mine] -= 1
-                    state.accounts[(mine + n) % threads_] += 1
+                    state.accounts[(mine + n) % threads] += 1
                     state.moves += 1
-                    assert sum(state.accounts) == 1000 * threads_
+                    assert sum(state.accounts) == 1000 * threads
 
-        threads = [threading.Thread(target=work, args=(mine,)) for mine in range(threads_)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(*(partial(work, mine) for mine in range(threads)))
 
-        assert state.moves == threads_ * rounds
-        assert sum(state.accounts) == 1000 * threads_
+        assert state.moves == threads * rounds
+        assert sum(state.accounts) == 1000 * threads
         assert on_disk(path) == plain(state)
 
 
@@ -1113,9 +1111,7 @@ def test_the_thread_lock_and_transactions_go_together(state: Any) -> None:
         free.append(state._thread_lock.acquire(blocking=False))
         state._thread_lock.release()
 
-    thread = threading.Thread(target=try_lock)
-    thread.start()
-    thread.join()
+    together(try_lock)
     assert free == [True]
     assert state.counter == 2
 

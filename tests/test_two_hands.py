@@ -2214,3 +2214,25 @@ def test_neither_hand_loses_anything(chance: random.Random, rounds: int) -> None
                     warnings.simplefilter("ignore")
                     session.state.close()
                 raise
+
+
+def test_a_save_whose_merge_was_interrupted_is_merged_by_the_next_change(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as before, and with a record behind it by now, it looks like what the script wrote."""
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with staged() as stage, PersistedState(path, a=1, n=0) as state:
+        state.n = 1
+        stage.sleep(5)
+        stage.play(path, in_place(path, path.read_bytes().replace(b"a: 1", b"a: 7")))
+        stage.finish()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(stage, "sleep", interrupt)
+            state.n = 2
+        stage.sleep(1)
+        state.n = 3
+
+        assert state == {"a": 7, "n": 3}

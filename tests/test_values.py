@@ -25,7 +25,7 @@ from checks import reopened, scratch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import same
-from rounds import SHARE, some
+from rounds import QUICK, SHARE, some
 
 from persistedstate import PersistedState, plain
 
@@ -223,10 +223,20 @@ def code_points(start: int = 0, stop: int = sys.maxunicode + 1) -> Iterator[str]
 
 
 def taken(characters: Iterable[str], chance: random.Random, below: str = "\u3000") -> list[str]:
-    """Return all; in the quick sizes those below one, those at the ends of planes, and a tenth of the rest."""
+    """Return all; in the quick sizes those below one, those at the ends of planes, and a tenth of the rest.
+
+    Where the share is tiny, some of these, with the first and the last ones.
+    """
     if SHARE >= 1:
         return list(characters)
-    return [c for c in characters if c < below or ord(c) & 0xFFFF > 0xFE00 or chance.random() < 0.1]
+
+    def likely(character: str) -> float:
+        code = ord(character)
+        if code < 0x100 or code & 0xFFFF > 0xFFF0:
+            return 1.0
+        return QUICK if character < below or code & 0xFFFF > 0xFE00 else 0.1 * QUICK
+
+    return [character for character in characters if chance.random() < likely(character)]
 
 
 def positions(characters: Sequence[str]) -> dict[str, Any]:

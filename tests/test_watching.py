@@ -16,6 +16,7 @@ from checks import records
 from editing import WAYS, save
 from processes import PATIENCE, Child
 from rounds import rounds as sized
+from threads import in_threads
 
 import persistedstate
 from persistedstate import PersistedState, on_change, plain
@@ -226,17 +227,43 @@ DAEMON = """
             file.write("more: 1\\n")
 """
 
+#: Prints what it is told of, until its standard input ends.
+TOLD = """
+    state = {}
+    on_change(state, lambda *change: print(*change, flush=True))
+    print("open", flush=True)
+    sys.stdin.read()
+    state.close()
+"""
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_save_that_is_no_state_and_is_mended_in_time_is_merged(
+    path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The person saves once more when the thread has read what is broken."""
+
+    def read(*arguments: Any, **options: Any) -> persistedstate._HandEdit:
+        edit = kind(*arguments, **options)
+        if edit.saved is None:
+            save(path, START.replace("n: 1", "n: 2"))
+        return edit
+
+    kind = persistedstate._HandEdit
+    monkeypatch.setattr(persistedstate, "_HandEdit", read)
+    monkeypatch.setattr(persistedstate, "_PATIENCE", PATIENCE)
+    with opened(path) as state:
+        on_change(state, calls)
+        save(path, "n: [\n")
+
+        assert calls.next()[:-1] == (("n",), 1, 2)
+
 
 @pytest.mark.leaves("files")
 @pytest.mark.parametrize("warnings", ["warnings", "errors"])
 def test_a_save_that_is_no_state_is_told_and_kept_beside(path: Path, warnings: str) -> None:
     path.write_text(START)
-    script = DAEMON + (
-        "    state = PersistedState(sys.argv[1], _watch=True)\n"
-        "    on_change(state, lambda *change: print(*change, flush=True))\n"
-        "    print('open', flush=True)\n    sys.stdin.read()\n    state.close()"
-    )
-    with Child(script, path, warnings) as child:
+    with Child(DAEMON + TOLD.format("PersistedState(sys.argv[1], _watch=True)"), path, warnings) as child:
         child.expect("open")
 
         save(path, "n: [\n")
@@ -257,13 +284,8 @@ def test_a_save_that_is_no_state_is_told_and_kept_beside(path: Path, warnings: s
 @pytest.mark.leaves("files")
 def test_a_save_that_is_not_as_declared_is_told_and_kept_beside(path: Path) -> None:
     pytest.importorskip("msgspec")
-    script = DAEMON + (
-        "    class Importer(PersistedState):\n        n: int = 1\n"
-        "    state = Importer(sys.argv[1], _watch=True)\n"
-        "    on_change(state, lambda *change: print(*change, flush=True))\n"
-        "    print('open', flush=True)\n    sys.stdin.read()\n    state.close()"
-    )
-    with Child(script, path) as child:
+    declared = "    class Importer(PersistedState):\n        n: int = 1\n"
+    with Child(DAEMON + declared + TOLD.format("Importer(sys.argv[1], _watch=True)"), path) as child:
         child.expect("open")
         save(path, "n: five\n")
         assert child.line().startswith("RuntimeWarning: FILE: ")
@@ -288,9 +310,7 @@ def test_edits_of_a_file_that_a_script_writes(path: Path, chance: random.Random,
                     state[key] = changes[key]
                 pause = chance.choice([0.0, 0.0001, 0.01])
 
-        worker = threading.Thread(target=work)
-        worker.start()
-        try:
+        with in_threads(work, until=stop):
             for number in range(1, rounds + 1):
                 key = chance.choice("pq")
                 edits[key] = number
@@ -298,9 +318,6 @@ def test_edits_of_a_file_that_a_script_writes(path: Path, chance: random.Random,
                 lines = [f"{key}: {number}" if line.startswith(f"{key}: ") else line for line in text.split("\n")]
                 save(path, "\n".join(lines), "rename")
                 eventually(lambda key=key, number=number: state[key] == number)  # type: ignore[misc]
-        finally:
-            stop.set()
-            worker.join()
         assert plain(state) == {**changes, **edits}
     with PersistedState(path) as state:
         assert plain(state) == {**changes, **edits}
@@ -337,6 +354,25 @@ def test_a_loop_takes_over_where_its_tasks_run(path: Path, calls: Calls) -> None
     asyncio.run(serve())
 
     assert calls.next() == (("n",), 1, 2, threading.current_thread())
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_told_is_told_again_where_a_transaction_kept_it_from_being_taken_over(path: Path) -> None:
+    """That of a task began in front of the refresh, and leaves no change behind which somebody would look."""
+
+    async def serve() -> None:
+        loop, told = asyncio.get_running_loop(), asyncio.Event()
+        with opened(path, _watch=lambda: loop.call_soon_threadsafe(told.set)) as state:
+            save(path, START.replace("n: 1", "n: 2"))
+            await asyncio.wait_for(told.wait(), PATIENCE)
+            told.clear()
+            async with state.transaction():
+                assert not state.refresh()
+            await asyncio.wait_for(told.wait(), PATIENCE)
+            assert state.refresh()
+            assert state.n == 2
+
+    asyncio.run(serve())
 
 
 @pytest.mark.usefixtures("quick")
@@ -769,11 +805,7 @@ def test_transactions_of_two_who_watch_lose_nothing(path: Path, chance: random.R
 @pytest.mark.parametrize("damage", ["bad", "missing"])
 def test_a_follower_waits_until_the_file_is_well_again(path: Path, damage: str) -> None:
     path.write_text(START)
-    script = DAEMON + (
-        "    state = PersistedState(sys.argv[1], _readonly=True, _watch=True)\n"
-        "    on_change(state, lambda *change: print(*change, flush=True))\n"
-        "    print('open', flush=True)\n    sys.stdin.read()\n    state.close()"
-    )
+    script = DAEMON + TOLD.format("PersistedState(sys.argv[1], _readonly=True, _watch=True)")
     with Child(script, path) as child:
         child.expect("open")
         if damage == "bad":

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
+from checks import run_child
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -16,6 +17,19 @@ T = TypeVar("T")
 def run(awaitable: Coroutine[Any, Any, T]) -> T:
     """Wait for a coroutine in an event loop of its own: each call of a test comes from another loop."""
     return asyncio.run(awaitable)
+
+
+def told_without(framework: str) -> str:
+    """Return what an adapter tells whoever imports it where its framework is not installed."""
+    code = f"""
+        import sys
+        sys.modules["{framework}"] = None
+        try:
+            import persistedstate_stores.{framework}
+        except ImportError as error:
+            print(error)
+    """
+    return run_child(code)
 
 
 #: What the other stores warn of, about themselves.

@@ -10,17 +10,18 @@ import json
 import socket
 import sys
 import textwrap
-import threading
 import time
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, ForwardRef
 from uuid import uuid4
 
 import pytest
 from checks import records, reopened, run_child
 from processes import PATIENCE, Child, contents_at_each_moment
+from threads import together
 
 from persistedstate import PersistedState, StateCorrupt, StateLocked
 
@@ -47,6 +48,9 @@ from pydantic.v1 import BaseModel, ValidationError
 
 from persistedstate_stores import constelite as adapter
 from persistedstate_stores.constelite import PersistedStateGUIDMap, PersistedStateStore
+
+from .conftest import told_without
+from .servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -262,15 +266,7 @@ def test_importing_persistedstate_imports_nothing_of_constelite() -> None:
 
 
 def test_missing_constelite_is_named_with_the_extra_that_brings_it() -> None:
-    code = """
-    import sys
-    sys.modules["constelite"] = None
-    try:
-        import persistedstate_stores.constelite
-    except ImportError as error:
-        print(error)
-    """
-    assert "constelite==1.0.0" in run_child(code)
+    assert "constelite==1.0.0" in told_without("constelite")
 
 
 # ---- PUT, PATCH, GET, DELETE of properties ----
@@ -856,20 +852,14 @@ def test_trap_g_missing_uid_is_a_value_error_and_one_layer_up_a_key_error(store:
 @pytest.mark.stress
 def test_trap_h_one_store_serves_several_loops_and_threads(store: PersistedStateStore) -> None:
     r_shared = put(store, Pet(name="shared"))
-    start = threading.Barrier(6)
 
     def work(number: int) -> None:
-        start.wait()
         for step in range(10):
             put(store, Pet(name=f"{number}-{step}", carer=[ref(Keeper(name="Kim"))]))
             r_friend = put(store, Keeper(name=f"{number}-{step}"))
             run(store.patch(changed(r_shared, Pet(friends=[r_friend]))))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*(partial(work, number) for number in range(6)))
 
     assert len(get(store, r_shared).friends) == 60
     assert len(query(store, "Pet")) == 61
@@ -1082,12 +1072,6 @@ def _demo_package(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     cat = "from constelite.models import StateModel\n\nclass Cat(StateModel):\n    name: str | None = None\n"
     (folder / "constelite_demo/models/cat.py").write_text(cat, encoding="utf-8")
     monkeypatch.syspath_prepend(str(folder))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

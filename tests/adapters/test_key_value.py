@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import signal
-import threading
 import time
 import typing
 import warnings
@@ -27,6 +26,7 @@ import oracle
 import pytest
 from checks import records, run_child
 from processes import Child, contents_at_each_moment
+from threads import together
 
 import persistedstate
 from persistedstate import PersistedState, StateClosed, StateLocked, StateReadOnly, plain
@@ -47,7 +47,7 @@ from key_value.aio.stores.base import BaseStore
 from persistedstate_stores import key_value as adapter
 from persistedstate_stores.key_value import PersistedStateStore
 
-from .conftest import run
+from .conftest import run, told_without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -1138,18 +1138,7 @@ def test_neither_the_module_nor_the_package_imports_the_framework() -> None:
 
 
 def test_without_the_framework_the_error_tells_what_to_install() -> None:
-    printed = run_child(
-        """
-        import sys
-        sys.modules["key_value"] = None
-        try:
-            import persistedstate_stores.key_value
-        except ImportError as error:
-            print(error)
-        """
-    )
-
-    assert "py-key-value-aio<0.6" in printed
+    assert "py-key-value-aio<0.6" in told_without("key_value")
 
 
 # ---- Limit ----
@@ -1215,8 +1204,6 @@ def test_tasks_may_open_the_store_at_once(path: Path) -> None:
 def test_several_threads_with_their_own_event_loops(path: Path) -> None:
     """They open it at the same time, too: the base class's own lock belongs to one loop."""
     store = PersistedStateStore(path)
-    barrier = threading.Barrier(4)
-    failures: list[BaseException] = []
 
     async def work(letter: str) -> None:
         for number in range(100):
@@ -1225,20 +1212,7 @@ def test_several_threads_with_their_own_event_loops(path: Path) -> None:
             await store.delete(f"{letter}'{number}", collection=letter)
             assert await store.get(f"{letter}{number}", collection=letter) == {"n": number}
 
-    def thread(letter: str) -> None:
-        try:
-            barrier.wait()
-            run(work(letter))
-        except BaseException as error:  # noqa: BLE001 - shown below
-            failures.append(error)
-
-    threads = [threading.Thread(target=thread, args=[letter]) for letter in "abcd"]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-
-    assert failures == []
+    together(*(lambda letter=letter: run(work(letter)) for letter in "abcd"))
     assert {name: len(run(store.keys(name))) for name in [*"abcd", "shared"]} == dict.fromkeys("abcd", 100) | {
         "shared": 4
     }

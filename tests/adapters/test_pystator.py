@@ -11,6 +11,7 @@ import threading
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -18,6 +19,7 @@ from uuid import UUID
 import pytest
 from checks import records, reopened, run_child
 from processes import Child, contents_at_each_moment
+from threads import together
 
 from persistedstate import PersistedState, StateCorrupt, StateLocked, StateReadOnly, plain
 
@@ -34,6 +36,8 @@ from pystator.stores import base
 
 from persistedstate_stores import pystator as adapter
 from persistedstate_stores.pystator import PersistedStateStore
+
+from .conftest import told_without
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -617,9 +621,7 @@ def test_context_that_another_thread_sets_does_not_complete_a_transition(
     seen: list[Any] = []
 
     def charge(_context: dict[str, Any]) -> None:
-        thread = threading.Thread(target=store.set_context, args=("a", {"note": 1}))
-        thread.start()
-        thread.join()
+        together(partial(store.set_context, "a", {"note": 1}))
         seen.append(reopened(path)["entities"]["a"])
 
     orchestrator(store, charge=charge).process_event("a", "pay", {"amount": 1})
@@ -634,9 +636,7 @@ def test_context_that_another_thread_sets_stays_when_the_transition_is_told(
     seen: list[Any] = []
 
     def charge(_context: dict[str, Any]) -> None:
-        thread = threading.Thread(target=store.set_context, args=("a", {"note": 1}))
-        thread.start()
-        thread.join()
+        together(partial(store.set_context, "a", {"note": 1}))
         seen.extend([store.get_state("a"), reopened(path)["entities"]["a"]["context"]])
 
     orchestrator(store, charge=charge).process_event("a", "pay", {"amount": 1})
@@ -783,15 +783,7 @@ def test_refused_event_payload_and_metadata_write_nothing(store: PersistedStateS
 
 
 def test_trap_a_missing_pystator_is_named_with_the_extra_that_brings_it() -> None:
-    code = """
-    import sys
-    sys.modules["pystator"] = None
-    try:
-        import persistedstate_stores.pystator
-    except ImportError as error:
-        print(error)
-    """
-    assert "pystator[api]==0.0.47" in run_child(code)
+    assert "pystator[api]==0.0.47" in told_without("pystator")
 
 
 def test_trap_c_context_of_an_entity_that_never_left_its_initial_state(store: PersistedStateStore, path: Path) -> None:
@@ -1025,11 +1017,9 @@ def test_kill_loses_no_acknowledged_put(path: Path, fsync: bool | float) -> None
 
 @pytest.mark.stress
 def test_threads_change_different_and_same_entities_at_once(store: PersistedStateStore, path: Path) -> None:
-    start = threading.Barrier(8)
     stale = []
 
     def work(number: int) -> None:
-        start.wait()
         for step in range(20):
             store.set_state(f"own-{number}", f"s{step}")
             store.append_event("log", "tick")
@@ -1039,11 +1029,7 @@ def test_threads_change_different_and_same_entities_at_once(store: PersistedStat
             except StaleVersionError:
                 stale.append(number)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*(partial(work, number) for number in range(8)))
 
     assert [event["sequence"] for event in store.get_events("log")] == list(range(1, 161))
     assert store.get_state_versioned("shared")[1] == 160 - len(stale)

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from adapters.servers import installed, postgres
+from adapters.servers import TRIES, free_port, installed, postgres
+from processes import PATIENCE
+
+from persistedstate import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Seconds for a server to start or end.
-PATIENCE = 60.0
 #: Each change is on the disk before it is acknowledged; no process is forked to write the log anew.
 ALWAYS = ("--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0")
 
@@ -53,21 +54,32 @@ class Server:
         self.folder, self.options = folder, options
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
-        self.start()
+        self.start(is_new=True)
 
     def words(self) -> list[str]:
         """Return the command that starts it."""
         return [program(), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder), "--save", ""]
 
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
-        words = [*self.words(), *self.options]
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, "LC_ALL": "C"})
+    def start(self, *, is_new: bool = False) -> None:
+        """Start it, and wait until it answers; on another port, where somebody else was faster to take that."""
+        for _ in range(TRIES):
+            words = [*self.words(), *self.options]
+            with (self.folder / "log").open("ab") as log:
+                self.process = subprocess.Popen(words, stdout=log, stderr=log, env={**os.environ, "LC_ALL": "C"})
+            if self.comes_up():
+                return
+            self.port = free_port() if is_new else self.port
+        raise AssertionError((self.folder / "log").read_text())
+
+    def comes_up(self) -> bool:
+        """Wait until it answers; False where it ends instead."""
         deadline = time.monotonic() + PATIENCE
-        while not self.answers():
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "log").read_text()  # noqa: PT018
+        while self.process.poll() is None:
+            if self.answers():
+                return self.process.poll() is None
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
             time.sleep(0.01)
+        return False
 
     def answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), PATIENCE) as link:
@@ -141,10 +153,10 @@ class Postgres(Server):
     def words(self) -> list[str]:
         return postgres(self.port, self.folder)
 
-    def start(self) -> None:
+    def start(self, *, is_new: bool = False) -> None:
         """Start it, also where the one before was killed, and its number may be that of somebody else now."""
         (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
-        super().start()
+        super().start(is_new=is_new)
 
     def answers(self) -> bool:
         import psycopg
@@ -215,12 +227,26 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-def log(server: Server, url: str, **options: Any) -> Any:
-    """Return a log of a server's engine."""
-    return getattr(importlib.import_module(server.engine), server.log)(url, **options)
+def log(url: str, **options: Any) -> Any:
+    """Return a log of the engine that has such addresses."""
+    kind = Postgres if url.startswith("postgres") else Server
+    return getattr(importlib.import_module(kind.engine), kind.log)(url, **options)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
+def opened(url: str, **options: Any) -> contextlib.closing[Any]:
+    """Give such a log, and close it in the end."""
+    return contextlib.closing(log(url, **options))
+
+
+def records(url: str) -> list[bytes]:
+    """Return the records on a server, which may be starting."""
+    with opened(url) as log:
+        found: list[bytes] = log.open(PATIENCE).records
+        return found
+
+
+def refusal(url: str, **options: Any) -> Exception:
+    """Open a log that must refuse; return the error."""
+    with opened(url, **options) as log, pytest.raises((OSError, StateError)) as caught:
+        log.open(0)
+    return caught.value

@@ -110,10 +110,10 @@ def test_watch_prints_an_address_and_what_differs(url: str) -> None:
 def test_a_log_that_is_followed_may_lose_its_server_for_a_while(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(servers.running(tmp_path / "server", *servers.ALWAYS))
-        address = server.url("x", "?timeout=0.2")
+        address = server.url("x")
         with PersistedState(address, a=1):
             pass
-        with Child(f"import sys; sys.stderr = sys.stdout\n{BY_LINES}", "watch", address) as watch:
+        with Child(f"import sys; sys.stderr = sys.stdout\n{BY_LINES}", "watch", f"{address}?timeout=2") as watch:
             watch.expect("a: 1")
             server.kill()
             assert watch.line().endswith("; waiting for it to change")

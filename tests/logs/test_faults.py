@@ -9,21 +9,24 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import Child, interrupt_at
+from adapters.servers import free_port
+from processes import PATIENCE, Child, interrupt_at
 from rounds import rounds
+from threads import in_threads, together
 
 from logs import servers
 from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
-from logs.writers import PATIENCE, Writer, check, turn
-from persistedstate import StateError
+from logs.servers import opened, records, refusal
+from logs.writers import Writer, check, impatient, turn
 from persistedstate_logs import Contents, News, Overtaken, Unknown, asking
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from logs.servers import Server
@@ -36,21 +39,11 @@ def kind(request: pytest.FixtureRequest) -> type[Server]:
     return engine
 
 
-def opened(server: Server, url: str, **options: Any) -> contextlib.closing[Any]:
-    return contextlib.closing(servers.log(server, url, **options))
-
-
-def records(server: Server, url: str) -> list[bytes]:
-    with opened(server, url) as log:
-        found: list[bytes] = log.open(PATIENCE).records
-        return found
-
-
-def refusal(server: Server, url: str, **options: Any) -> Exception:
-    """Open a log that must refuse; return the error."""
-    with opened(server, url, **options) as log, pytest.raises((OSError, StateError)) as caught:
-        log.open(0)
-    return caught.value
+@contextlib.contextmanager
+def two_ways(server: Server, proxied: Proxy, name: str, options: str = "") -> Iterator[tuple[Any, Any]]:
+    """Give two logs of a state: the first one goes by way of the proxy."""
+    with opened(server.url(name, options, port=proxied.port)) as log, opened(server.url(name)) as other:
+        yield log, other
 
 
 @pytest.mark.stress
@@ -61,40 +54,34 @@ def test_cut_connections_lose_and_double_nothing(
 ) -> None:
     """Until so many connections were cut, before and behind the forwarding, three writers count one number up."""
     writers = [
-        Writer(f"w{number}", servers.log(server, server.url(name, "?lease=0.3", port=proxied.port)))
+        Writer(f"w{number}", servers.log(server.url(name, "?lease=0.3&timeout=60", port=proxied.port)))
         for number in range(3)
     ]
     proxied.fate = at_random(chance, 0.15)
 
     def run(writer: Writer) -> None:
-        while sum(proxied.cuts.values()) < rounds:
+        while sum(proxied.cuts.values()) < rounds or not all(proxied.cuts.values()):
             getattr(writer, way)()
 
-    threads = [threading.Thread(target=run, args=(writer,)) for writer in writers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*(partial(run, writer) for writer in writers))
     for writer in writers:
         writer.log.close()
 
-    check(records(server, server.url(name)), writers)
-    assert all(proxied.cuts.values())
+    check(records(server.url(name)), writers)
 
 
 @pytest.mark.parametrize("fate", [BEFORE, BEHIND])
 def test_a_lost_reply_is_settled_by_asking_again(server: Server, proxied: Proxy, name: str, fate: str) -> None:
-    with (
-        opened(server, server.url(name, "?timeout=0.3", port=proxied.port)) as log,
-        opened(server, server.url(name)) as other,
-    ):
+    with two_ways(server, proxied, name) as (log, other):
         position = log.open(0).position
         other.open(0)
 
         proxied.fate = of_scripts(fate)
         for _ in range(2):
-            with pytest.raises(Unknown):
+            with pytest.raises(Unknown), impatient(log):
                 log.append(b"a", position)
+        while fate == BEHIND and not other.read(position).records:  # it is under way
+            pass
         assert other.read(position).records == [b"a"] * (fate == BEHIND)
         proxied.fate = of_scripts(FORWARD)
         with pytest.raises(Unknown, match="an earlier change"):
@@ -107,14 +94,11 @@ def test_a_lost_reply_is_settled_by_asking_again(server: Server, proxied: Proxy,
 
 
 def test_a_lost_append_that_others_overtook_did_not_land(server: Server, proxied: Proxy, name: str) -> None:
-    with (
-        opened(server, server.url(name, "?timeout=0.3", port=proxied.port)) as log,
-        opened(server, server.url(name)) as other,
-    ):
+    with two_ways(server, proxied, name) as (log, other):
         position = log.open(0).position
         other.open(0)
         proxied.fate = of_scripts(BEFORE)
-        with pytest.raises(Unknown):
+        with pytest.raises(Unknown), impatient(log):
             log.append(b"a", position)
         other.append(b"b", position)
         proxied.fate = of_scripts(FORWARD)
@@ -125,41 +109,35 @@ def test_a_lost_append_that_others_overtook_did_not_land(server: Server, proxied
         news = log.read(position)
         assert news.records == [b"b"]
         log.append(b"c", news.position)
-    assert records(server, server.url(name)) == [b"b", b"c"]
+    assert records(server.url(name)) == [b"b", b"c"]
 
 
 def test_a_lost_append_is_open_while_another_one_has_the_turn(server: Server, proxied: Proxy, name: str) -> None:
     """It may still be under way, and would land when that turn ends; after a restart nobody's turn is known."""
-    with (
-        opened(server, server.url(name, "?timeout=0.3", port=proxied.port)) as log,
-        opened(server, server.url(name)) as other,
-    ):
+    with two_ways(server, proxied, name) as (log, other):
         position = log.open(0).position
         other.open(0)
         proxied.fate = of_scripts(BEFORE)
-        with pytest.raises(Unknown):
+        with pytest.raises(Unknown), impatient(log):
             log.append(b"a", position)
         proxied.fate = of_scripts(FORWARD)
 
         with turn(other):
-            with pytest.raises(Unknown):
+            with pytest.raises(Unknown), impatient(log):
                 log.append(b"a", position)
             thread = threading.Thread(target=lambda: log.append(b"a", position))
             thread.start()
         thread.join(PATIENCE)
 
-    assert records(server, server.url(name)) == [b"a"]
+    assert records(server.url(name)) == [b"a"]
 
 
 def test_records_stay_for_those_who_ask_late(server: Server, proxied: Proxy, name: str) -> None:
     """Vacuums by others take nothing away that may not be settled yet."""
-    with (
-        opened(server, server.url(name, "?timeout=0.3", port=proxied.port)) as log,
-        opened(server, server.url(name)) as other,
-    ):
+    with two_ways(server, proxied, name) as (log, other):
         position = log.open(0).position
         proxied.fate = of_scripts(BEHIND)
-        with pytest.raises(Unknown):
+        with pytest.raises(Unknown), impatient(log):
             log.append(b"1", position)
         vacuum_thrice(other)
         proxied.fate = of_scripts(FORWARD)
@@ -173,19 +151,16 @@ def test_who_asks_too_late_is_told_so(
     server: Server, proxied: Proxy, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{server.engine}._KEPT", 0)
-    with (
-        opened(server, server.url(name, "?timeout=0.3", port=proxied.port)) as log,
-        opened(server, server.url(name)) as other,
-    ):
+    with two_ways(server, proxied, name) as (log, other):
         position = log.open(0).position
         proxied.fate = of_scripts(BEHIND)
-        with pytest.raises(Unknown):
+        with pytest.raises(Unknown), impatient(log):
             log.append(b"1", position)
         vacuum_thrice(other)
         proxied.fate = of_scripts(FORWARD)
 
         for _ in range(2):
-            with pytest.raises(Unknown, match="cannot be told"):
+            with pytest.raises(Unknown, match="cannot be told"), impatient(log):
                 log.append(b"1", position)
         assert isinstance(log.read(position), Contents)
 
@@ -205,21 +180,16 @@ def test_kills_of_a_server_that_writes_each_change_to_its_disk_lose_nothing(
     """Three writers count one number up while their server is killed and started again."""
     with servers.running(tmp_path / "server", *kind.always, kind=kind) as server:
         url = server.url("killed", f"?timeout={PATIENCE}")
-        writers = [Writer(f"w{number}", servers.log(server, url, fsync=True)) for number in range(3)]
+        writers = [Writer(f"w{number}", servers.log(url, fsync=True)) for number in range(3)]
         is_over = threading.Event()
-        threads = [threading.Thread(target=count_until, args=(is_over, writer)) for writer in writers]
-        for thread in threads:
-            thread.start()
-        for _ in range(rounds):
-            before = sum(writer.count for writer in writers)
-            while sum(writer.count for writer in writers) < before + 10:
-                time.sleep(0.001)
-            server.kill()
-            server.start()
-        is_over.set()
-        for thread in threads:
-            thread.join()
-        with opened(server, url) as log:
+        with in_threads(*(partial(count_until, is_over, writer) for writer in writers), until=is_over):
+            for _ in range(rounds):
+                before = sum(writer.count for writer in writers)
+                while sum(writer.count for writer in writers) < before + 10:
+                    time.sleep(0.001)
+                server.kill()
+                server.start()
+        with opened(url) as log:
             contents = log.open(0)
         for writer in writers:
             writer.log.close()
@@ -240,10 +210,10 @@ def count_until(is_over: threading.Event, writer: Writer) -> None:
 def test_a_client_that_sleeps_past_its_turn_is_overtaken(server: Server, name: str) -> None:
     code = """
         import sys
+        from logs import servers
         from persistedstate_logs import Overtaken
-        from importlib import import_module
 
-        log = getattr(import_module(sys.argv[2]), sys.argv[3])(sys.argv[1])
+        log = servers.log(sys.argv[1])
         position = log.open(0).position
         log.take_turn(0)
         print("has the turn")
@@ -254,7 +224,7 @@ def test_a_client_that_sleeps_past_its_turn_is_overtaken(server: Server, name: s
             print("overtaken", overtaken.is_held)
     """
     url = server.url(name, "?lease=0.3")
-    with Child(code, url, server.engine, server.log) as child, opened(server, server.url(name)) as log:
+    with Child(code, url) as child, opened(server.url(name)) as log:
         child.expect("has the turn")
         child.send_signal(signal.SIGSTOP)
         position = log.open(0).position
@@ -265,17 +235,14 @@ def test_a_client_that_sleeps_past_its_turn_is_overtaken(server: Server, name: s
             log.append(b"in time", position)
         child.finish()
 
-    assert records(server, url) == [b"in time"]
+    assert records(url) == [b"in time"]
 
 
 @pytest.mark.parametrize("fate", [BEFORE, BEHIND])
 def test_what_belongs_to_a_lost_turn_is_refused_also_when_a_first_try_got_no_answer(
     server: Server, proxied: Proxy, name: str, fate: str
 ) -> None:
-    with (
-        opened(server, server.url(name, "?lease=0.05", port=proxied.port)) as log,
-        opened(server, server.url(name)) as other,
-    ):
+    with two_ways(server, proxied, name, "?lease=0.05") as (log, other):
         position = log.open(0).position
         other.open(0)
         log.take_turn(0)
@@ -288,7 +255,7 @@ def test_what_belongs_to_a_lost_turn_is_refused_also_when_a_first_try_got_no_ans
             other.append(b"in time", position)
         with pytest.raises(Overtaken):
             log.append(b"late", position)
-    assert records(server, server.url(name)) == [b"in time"]
+    assert records(server.url(name)) == [b"in time"]
 
 
 def once(fate: str) -> Callable[[bytes], str]:
@@ -298,7 +265,7 @@ def once(fate: str) -> Callable[[bytes], str]:
 
 
 def test_a_lost_turn_is_lost_also_when_the_one_who_had_it_next_wrote_nothing(server: Server, name: str) -> None:
-    with opened(server, server.url(name, "?lease=0.05")) as log, opened(server, server.url(name)) as other:
+    with opened(server.url(name, "?lease=0.05")) as log, opened(server.url(name)) as other:
         position = log.open(0).position
         other.open(0)
         log.take_turn(0)
@@ -308,22 +275,22 @@ def test_a_lost_turn_is_lost_also_when_the_one_who_had_it_next_wrote_nothing(ser
         with pytest.raises(Overtaken):
             log.append(b"late", position)
 
-    assert records(server, server.url(name)) == []
+    assert records(server.url(name)) == []
 
 
 def test_the_turn_of_a_killed_process_ends(server: Server, name: str) -> None:
     code = """
         import sys
-        from importlib import import_module
+        from logs import servers
 
-        log = getattr(import_module(sys.argv[2]), sys.argv[3])(sys.argv[1])
+        log = servers.log(sys.argv[1])
         log.open(0)
         log.take_turn(0)
         print("has the turn")
         sys.stdin.readline()
     """
     url = server.url(name, "?lease=0.5")
-    with Child(code, url, server.engine, server.log) as child, opened(server, url) as log:
+    with Child(code, url) as child, opened(url) as log:
         child.expect("has the turn")
         child.kill()
         position = log.open(0).position
@@ -332,7 +299,7 @@ def test_the_turn_of_a_killed_process_ends(server: Server, name: str) -> None:
 
 
 def test_a_server_that_is_not_there_is_told_at_once(server: Server, name: str) -> None:
-    error = refusal(server, server.url(name, port=servers.free_port()))
+    error = refusal(server.url(name, port=free_port()))
 
     assert isinstance(error, ConnectionError)
     assert "cannot be reached" in str(error)
@@ -340,7 +307,7 @@ def test_a_server_that_is_not_there_is_told_at_once(server: Server, name: str) -
 
 def test_a_server_that_does_not_answer_is_told_within_seconds(server: Server, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        error = refusal(server, server.url(name, "?timeout=0.2", port=silent.getsockname()[1]))
+        error = refusal(server.url(name, "?timeout=0.2", port=silent.getsockname()[1]))
 
     assert isinstance(error, TimeoutError)
     assert "no answer within 0.2 seconds" in str(error)
@@ -350,7 +317,7 @@ def test_open_waits_for_a_server_that_starts(tmp_path: Path, kind: type[Server])
     with servers.running(tmp_path / "server", kind=kind) as server:
         server.kill()
         thread = threading.Thread(target=server.start)
-        with opened(server, server.url("x")) as log:
+        with opened(server.url("x")) as log:
             thread.start()
             assert log.open(PATIENCE).records == []
         thread.join()
@@ -359,14 +326,14 @@ def test_open_waits_for_a_server_that_starts(tmp_path: Path, kind: type[Server])
 def test_an_append_to_a_server_that_is_gone_writes_nothing(tmp_path: Path, kind: type[Server]) -> None:
     with (
         servers.running(tmp_path / "server", *kind.always, kind=kind) as server,
-        opened(server, server.url("x", "?timeout=0.3"), fsync=True) as log,
+        opened(server.url("x"), fsync=True) as log,
     ):
         position = log.open(0).position
         server.kill()
-        with pytest.raises((ConnectionError, Unknown)):
+        with pytest.raises((ConnectionError, Unknown)), impatient(log):
             log.append(b"a", position)  # it may have been sent: the connection was open
         log.close()
-        with pytest.raises((ConnectionError, Unknown)):
+        with pytest.raises((ConnectionError, Unknown)), impatient(log):
             log.append(b"a", position)
         server.start()
 
@@ -376,10 +343,10 @@ def test_an_append_to_a_server_that_is_gone_writes_nothing(tmp_path: Path, kind:
 
 
 def test_reading_makes_nothing(server: Server, name: str) -> None:
-    with opened(server, server.url(name), readonly=True) as log, pytest.raises(FileNotFoundError):
+    with opened(server.url(name), readonly=True) as log, pytest.raises(FileNotFoundError):
         log.open(0)
 
-    with opened(server, server.url(name)) as log:
+    with opened(server.url(name)) as log:
         assert log.open(0).records == []
         assert log.open(0).position.number == 1
 
@@ -391,7 +358,7 @@ def test_an_interrupt_leaves_each_append_whole_or_undone(
     server: Server, name: str, chance: random.Random, rounds: int
 ) -> None:
     files = [asking.__file__, str(importlib.import_module(server.engine).__file__)]
-    with opened(server, server.url(name)) as log:
+    with opened(server.url(name)) as log:
         position = start = log.open(0).position
         for count in range(rounds):
             record = b"%d" % count
@@ -410,7 +377,7 @@ def take_turn(log: Any) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_uses_a_connection_of_its_own(server: Server, name: str) -> None:
     """Parent and child count one number up at the same time."""
-    writer = Writer("parent", servers.log(server, server.url(name)))
+    writer = Writer("parent", servers.log(server.url(name)))
     child = os.fork()
     if child == 0:
         writer.name = "child"
@@ -425,7 +392,7 @@ def test_a_forked_child_uses_a_connection_of_its_own(server: Server, name: str) 
     _, status = os.waitpid(child, 0)
     writer.log.close()
 
-    found = records(server, server.url(name))
+    found = records(server.url(name))
     assert status == 0
     assert [int(record.split()[2]) for record in found] == list(range(1, 401))
     assert [record for record in found if record.startswith(b"parent")] == writer.acknowledged

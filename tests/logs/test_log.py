@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from processes import PATIENCE
 from rounds import rounds
+from threads import in_threads, together
 
 from logs import servers
 from logs.memory import Memory, MemoryLog
-from logs.writers import PATIENCE, Writer, check, turn
+from logs.writers import Writer, check, turn
 from persistedstate_logs import Contents, Forked, News, Overtaken, Position, Unknown
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ def opened(request: pytest.FixtureRequest, chance: random.Random) -> Iterator[Op
         def open_one() -> Log:
             if request.param in {"server", "postgres"}:
                 server = request.getfixturevalue(request.param)
-                log: Any = servers.log(server, server.url(name.replace(" ", "%20")))
+                log: Any = servers.log(server.url(name.replace(" ", "%20")))
             else:
                 log = MemoryLog(memory, chance, 0.3 if request.param == "faulty" else 0.0)
             opened: Log = stack.enter_context(contextlib.closing(log))
@@ -255,10 +258,8 @@ def test_a_watcher_sees_what_comes_and_returns_when_nothing_does(opened: Open) -
     seen: list[bool] = []
 
     assert not watcher.watch(position, 0.02)
-    thread = threading.Thread(target=lambda: seen.append(watcher.watch(position, PATIENCE)))
-    thread.start()
-    surely(log.append, b"a", position)
-    thread.join(PATIENCE)
+    with in_threads(lambda: seen.append(watcher.watch(position, PATIENCE))):
+        surely(log.append, b"a", position)
 
     assert seen == [True]
     assert watcher.watch(position, 0.02)
@@ -283,11 +284,7 @@ def test_what_is_acknowledged_is_there_once_and_no_value_twice(opened: Open, rou
             if count % 25 == number:
                 surely(writer.vacuum)
 
-    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(writers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*(partial(run, *pair) for pair in enumerate(writers)))
 
     news = start.read(start_position)
     assert isinstance(news, News)

@@ -109,6 +109,8 @@ def test_hands_and_a_model_agree_whatever_the_log_loses(
     assert bool(unknown) == bool(faults)
     for hand in hands:
         hand._tree.journal.log.faults = 0
+        settle(hand)
+        hand.n = "all is known"
         hand.close()
 
 

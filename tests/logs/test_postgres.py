@@ -8,21 +8,24 @@ import subprocess
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from adapters.servers import as_nobody
+from adapters.servers import as_nobody, free_port
+from processes import PATIENCE
 from rounds import rounds
+from threads import in_threads, together
 
 from logs import servers
-from logs.servers import Postgres
-from logs.writers import PATIENCE, Writer, turn
+from logs.servers import Postgres, opened, refusal
+from logs.writers import Writer, impatient, turn
 from persistedstate import StateError
 from persistedstate_logs import Contents, Forked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 psycopg = pytest.importorskip("psycopg", reason="the extra `postgres` is not installed")
 
@@ -50,17 +53,6 @@ def database(server: Postgres, name: str) -> str:
     return database
 
 
-def opened(url: str, **options: Any) -> contextlib.closing[PostgresLog]:
-    return contextlib.closing(PostgresLog(url, **options))
-
-
-def refusal(url: str, **options: Any) -> Exception:
-    """Open a log that must refuse; return the error."""
-    with opened(url, **options) as log, pytest.raises((OSError, StateError)) as caught:
-        log.open(0)
-    return caught.value
-
-
 def execute(server: Postgres, database: str, statement: str) -> list[Any]:
     with psycopg.connect(server.address(database), autocommit=True) as connection:
         cursor = connection.execute(statement)
@@ -77,7 +69,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[Postgres, Postgres]]:
         folder = Path(tempfile.mkdtemp())
         folder.chmod(0o777)
         standby = Postgres.__new__(Postgres)
-        standby.folder, standby.options, standby.port = folder, ("-c", "fsync=on"), servers.free_port()
+        standby.folder, standby.options, standby.port = folder, ("-c", "fsync=on"), free_port()
         source = f"host=127.0.0.1 port={primary.port} user=me application_name=standby"
         copy = as_nobody("pg_basebackup", "-R", "--no-sync", "--checkpoint=fast", "-D", f"{folder}/data", "-d", source)
         try:
@@ -126,15 +118,11 @@ def test_a_standby_that_takes_over_has_each_change_that_returned(pair: tuple[Pos
         while writer.count < 60:
             (writer.bump_in_turn if writer.count % 3 == 0 else writer.bump)()
 
-    threads = [threading.Thread(target=run, args=(writer,)) for writer in writers]
-    for thread in threads:
-        thread.start()
-    while sum(writer.count for writer in writers) < 40:
-        time.sleep(0.001)
-    primary.kill()
-    standby.command("SELECT pg_promote()")
-    for thread in threads:
-        thread.join()
+    with in_threads(*(partial(run, writer) for writer in writers)):
+        while sum(writer.count for writer in writers) < 40:
+            time.sleep(0.001)
+        primary.kill()
+        standby.command("SELECT pg_promote()")
 
     with opened(url) as log:
         found = [int(record.split()[2]) for record in log.open(0).records]
@@ -147,17 +135,15 @@ def test_a_standby_that_takes_over_has_each_change_that_returned(pair: tuple[Pos
 def test_what_is_settled_on_another_connection_waits_for_the_standby_too(pair: tuple[Postgres, Postgres]) -> None:
     """The first try is in the primary; its session was ended while it waited."""
     primary, _ = pair
-    with opened(primary.url("x", "?timeout=1"), fsync=True) as log:
+    with opened(primary.url("x"), fsync=True) as log:
         position = log.append(b"0", log.open(0).position)
         primary.command("ALTER SYSTEM SET synchronous_standby_names = 'another'")
         primary.command("SELECT pg_reload_conf()")
         await_true(primary, "SELECT count(*) = 0 FROM pg_stat_replication WHERE sync_state = 'sync'")
         answers: list[Any] = []
-        thread = threading.Thread(target=lambda: answers.append(attempt(log, position)))
-        thread.start()
-        await_true(primary, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
-        primary.command("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
-        thread.join(PATIENCE)
+        with in_threads(lambda: answers.append(attempt(log, position))):
+            await_true(primary, "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+            primary.command("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
 
         assert answers == ["unknown"]  # though it is there, also for the others
         primary.command("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
@@ -172,7 +158,8 @@ def attempt(log: PostgresLog, position: Any) -> str:
     from persistedstate_logs import Unknown
 
     try:
-        log.append(b"1", position)
+        with impatient(log):
+            log.append(b"1", position)
     except Unknown:
         return "unknown"
     return "written"
@@ -293,13 +280,14 @@ def test_another_layout_is_refused_at_any_time(server: Postgres, name: str) -> N
         position = log.open(0).position
         server.command("UPDATE persistedstate_texts SET layout = 2 WHERE name = %s", name)
 
-        for action in (
+        actions: list[Callable[[], object]] = [
             lambda: log.append(b"a", position),
             lambda: log.replace(b"a", position),
             lambda: log.replace(b"a", position, edit=True),
             lambda: log.read(position),
             lambda: log.take_turn(0),
-        ):
+        ]
+        for action in actions:
             with pytest.raises(StateError, match="layout 2; this version of persistedstate knows 1"):
                 action()
         assert "install the version" in str(refusal(server.url(name)))
@@ -361,11 +349,7 @@ def test_several_at_once_make_one_state_and_one_pair_of_tables(server: Postgres,
         with opened(url) as log:
             found.append(log.open(PATIENCE))
 
-    threads = [threading.Thread(target=run) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
+    together(*[run] * 8)
 
     assert len(found) == 8
     assert len(set(map(str, found))) == 1

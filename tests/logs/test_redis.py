@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from processes import PATIENCE
 
 from logs import servers
 from logs.proxy import BEHIND, FORWARD, Proxy, of_scripts
-from logs.writers import PATIENCE, turn
+from logs.servers import opened, records, refusal
+from logs.writers import impatient, turn
 from persistedstate import PersistedState, StateError
 from persistedstate_logs import Contents, Forked, Unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from logs.servers import Server
@@ -24,19 +26,6 @@ if TYPE_CHECKING:
 redis = pytest.importorskip("redis", reason="the extra `redis` is not installed")
 
 from persistedstate_logs.redis import RedisLog  # noqa: E402 - it imports redis
-
-
-def opened(url: str, **options: Any) -> contextlib.closing[RedisLog]:
-    return contextlib.closing(RedisLog(url, **options))
-
-
-def records(url: str) -> list[bytes]:
-    with opened(url) as log:
-        return log.open(PATIENCE).records
-
-
-# ---- Lost connections ----
-
 
 # ---- Servers that die ----
 
@@ -146,95 +135,87 @@ def test_a_replica_is_refused_except_for_reading(pair: tuple[Server, Server]) ->
 
 def test_promotion_of_a_replica_that_lacks_changes_is_a_fork(pair: tuple[Server, Server]) -> None:
     primary, replica = pair
-    proxy = Proxy(primary.port)
-    try:
-        with opened(primary.url("x", port=proxy.port)) as log, opened(replica.url("x")) as other:
-            position = log.append(b"on both", log.open(0).position)
-            await_step(primary, replica)
-            replica.kill()
-            lost = log.append(b"lost", position)
-            primary.kill()
-            replica.options = servers.ALWAYS
-            replica.start()
-            proxy.target = replica.port
+    with (
+        contextlib.closing(Proxy(primary.port)) as proxy,
+        opened(primary.url("x", port=proxy.port)) as log,
+        opened(replica.url("x")) as other,
+    ):
+        position = log.append(b"on both", log.open(0).position)
+        await_step(primary, replica)
+        replica.kill()
+        lost = log.append(b"lost", position)
+        primary.kill()
+        replica.options = servers.ALWAYS
+        replica.start()
+        proxy.target = replica.port
 
-            with pytest.raises(Forked):
-                log.append(b"more", lost)
-            with pytest.raises(Forked):
-                log.read(lost)
-            # Neither does it go unnoticed when the number of records is the same again.
-            for record in (b"other", b"others"):
-                position = other.append(record, other.open(0).position)
-            with pytest.raises(Forked):
-                log.append(b"more", lost)
+        with pytest.raises(Forked):
+            log.append(b"more", lost)
+        with pytest.raises(Forked):
+            log.read(lost)
+        # Neither does it go unnoticed when the number of records is the same again.
+        for record in (b"other", b"others"):
+            position = other.append(record, other.open(0).position)
+        with pytest.raises(Forked):
+            log.append(b"more", lost)
 
-            assert other.open(0).records == [b"on both", b"other", b"others"]
-    finally:
-        proxy.close()
+        assert other.open(0).records == [b"on both", b"other", b"others"]
 
 
 def test_what_a_replica_has_survives_its_promotion(pair: tuple[Server, Server]) -> None:
     """With `?replicas=1` and `_fsync=True`; a reply that was lost meanwhile is settled on the other server."""
     primary, replica = pair
-    proxy = Proxy(primary.port)
-    try:
-        with opened(primary.url("x", "?replicas=1&timeout=2", port=proxy.port), fsync=True) as log:
-            position = log.append(b"1", log.open(0).position)
+    with (
+        contextlib.closing(Proxy(primary.port)) as proxy,
+        opened(primary.url("x", "?replicas=1&timeout=4", port=proxy.port), fsync=True) as log,
+    ):
+        position = log.append(b"1", log.open(0).position)
+        log.sync()
+        proxy.fate = of_scripts(BEHIND)
+        with pytest.raises(Unknown), impatient(log):
+            log.append(b"2", position)
+        await_step(primary, replica)
+        primary.kill()
+        replica.command("REPLICAOF", "NO", "ONE")
+        proxy.target, proxy.fate = replica.port, of_scripts(FORWARD)
+
+        position = log.append(b"2", position)
+
+        with pytest.raises(OSError, match="0 of 1 replicas only"):
             log.sync()
-            proxy.fate = of_scripts(BEHIND)
-            with pytest.raises(Unknown):
-                log.append(b"2", position)
-            await_step(primary, replica)
-            primary.kill()
-            replica.command("REPLICAOF", "NO", "ONE")
-            proxy.target, proxy.fate = replica.port, of_scripts(FORWARD)
-
-            position = log.append(b"2", position)
-
-            with pytest.raises(OSError, match="0 of 1 replicas only"):
-                log.sync()
-            assert log.open(0) == Contents(b"", [b"1", b"2"], position)
-    finally:
-        proxy.close()
+        assert log.open(0) == Contents(b"", [b"1", b"2"], position)
 
 
 def test_waiting_for_replicas_waits_for_what_another_connection_wrote(pair: tuple[Server, Server]) -> None:
     """The server counts by connection: what is settled on a new one has to be waited for, too."""
     primary, replica = pair
-    proxy = Proxy(primary.port)
-    try:
-        with opened(primary.url("x", "?replicas=1&timeout=2", port=proxy.port), fsync=True) as log:
-            position = log.append(b"0", log.open(0).position)  # the server knows the script from here on
-            log.sync()
-            replica.pause()
-            proxy.fate = of_scripts(BEHIND)
-            with pytest.raises(Unknown):
-                log.append(b"1", position)
-            proxy.fate = of_scripts(FORWARD)
-            assert len(records(primary.url("x"))) == 2  # it has landed
+    with (
+        contextlib.closing(Proxy(primary.port)) as proxy,
+        opened(primary.url("x", "?replicas=1&timeout=4", port=proxy.port), fsync=True) as log,
+    ):
+        position = log.append(b"0", log.open(0).position)  # the server knows the script from here on
+        log.sync()
+        replica.pause()
+        proxy.fate = of_scripts(BEHIND)
+        with pytest.raises(Unknown), impatient(log):
             log.append(b"1", position)
+        proxy.fate = of_scripts(FORWARD)
+        while len(records(primary.url("x"))) < 2:  # it is under way
+            pass
+        log.append(b"1", position)
 
-            with pytest.raises(OSError, match="0 of 1 replicas only"):
+        with pytest.raises(OSError, match="0 of 1 replicas only"):
+            log.sync()
+        replica.go_on()
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(OSError):
                 log.sync()
-            replica.go_on()
-            deadline = time.monotonic() + PATIENCE
-            while True:
-                with contextlib.suppress(OSError):
-                    log.sync()
-                    break
-                assert time.monotonic() < deadline
-    finally:
-        proxy.close()
+                break
+            assert time.monotonic() < deadline
 
 
 # ---- Servers that are wrong ----
-
-
-def refusal(url: str, **options: Any) -> Exception:
-    """Open a log that must refuse; return the error."""
-    with opened(url, **options) as log, pytest.raises((OSError, StateError)) as caught:
-        log.open(0)
-    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -330,12 +311,13 @@ def test_another_layout_is_refused_at_any_time(server: Server, name: str) -> Non
         position = log.open(0).position
         server.command("HSET", f"{{{name}}}:state", "layout", "2")
 
-        for action in (
+        actions: list[Callable[[], object]] = [
             lambda: log.append(b"a", position),
             lambda: log.replace(b"a", position),
             lambda: log.read(position),
             lambda: log.take_turn(0),
-        ):
+        ]
+        for action in actions:
             with pytest.raises(StateError, match="layout 2; this version of persistedstate knows 1"):
                 action()
         assert "install the version" in str(refusal(server.url(name)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import enum
 import importlib
 import io
 import itertools
@@ -19,6 +20,7 @@ import signal
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ import pytest
 import test_conformance
 import test_shared
 from oracle import same
-from processes import Child, interrupt_at
+from processes import PATIENCE, Child, interrupt_at
 from rounds import rounds
 from test_conformance import ListNodes, MappingNodes, MappingRoot
 from test_shared import (  # noqa: F401 - they run here, too, with the fixtures of this file
@@ -48,12 +50,14 @@ from test_shared import (  # noqa: F401 - they run here, too, with the fixtures 
     test_what_was_not_read_is_not_overwritten,
     test_what_was_removed_by_another_process_can_be_read_and_not_changed,
 )
-from test_tasks import HOLDER, add, until_it_waits
+from test_tasks import HOLDER, add, behind_a_process
 from test_watching import WRITER
+from threads import in_threads, together
 
 import persistedstate
 from logs import servers
 from logs.proxy import BEFORE, BEHIND, FORWARD, Proxy, at_random, of_scripts
+from logs.writers import impatient, turn
 from persistedstate import (
     PersistedState,
     StateConflict,
@@ -65,7 +69,7 @@ from persistedstate import (
     on_change,
     plain,
 )
-from persistedstate_tools import watching
+from persistedstate_tools import tasks, watching
 
 if TYPE_CHECKING:
     import random
@@ -73,8 +77,6 @@ if TYPE_CHECKING:
 
     from logs.servers import Server
 
-#: Seconds to wait for a server that comes back.
-PATIENCE = 60
 _numbers = itertools.count()
 
 
@@ -143,6 +145,12 @@ def spelled(url: str, **options: Any) -> PersistedState:
     return PersistedState(url.replace("127.0.0.1", f"127.0.0.{'0' * (1 + next(_numbers) % 40)}1"), **options)
 
 
+def files_of(kind: type[Server]) -> list[str]:
+    """Return the files in which an interrupt of a state in this engine may come."""
+    modules = ["persistedstate", "persistedstate_logs.asking", "persistedstate_logs.journal", kind.engine]
+    return [str(importlib.import_module(name).__file__) for name in modules]
+
+
 # ---- The object -----------------------------------------------------------------------------------------------------
 
 
@@ -165,9 +173,9 @@ def test_a_state_is_there_again_for_the_next_one(url: str) -> None:
     assert Place(url).read_text() == "counter: 1\njobs:\n- name: a\n  done: true\nother:\n- 1\n"
 
 
-def test_a_vacuum_comes_by_itself_and_keeps_comments(url: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vacuum_comes_by_itself_and_keeps_comments(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(persistedstate, "_VACUUM_FLOOR", 500)
-    with contextlib.closing(servers.log(server, url)) as log:
+    with servers.opened(url) as log:
         log.replace(b"# mine\na: 0   # counts\nb: 0\n", log.open().position, edit=True)
     with PersistedState(url) as state, spelled(url) as other:
         for _ in range(50):
@@ -226,10 +234,7 @@ def test_a_task_waits_for_the_turn_of_another_process_while_the_loop_goes_on(url
     """The process ends its transaction only when the loop has come round and another task has read the state."""
 
     async def main() -> None:
-        with Child(HOLDER, url) as child:
-            assert child.line() == "begun"
-            task, given_up = (asyncio.create_task(add(state, name)) for name in "xy")
-            await until_it_waits(state, 2)
+        async with behind_a_process(state, "x", "y") as (child, task, given_up):
             for _ in range(20):
                 await asyncio.sleep(0.001)
                 assert plain(state.l) == []
@@ -245,6 +250,69 @@ def test_a_task_waits_for_the_turn_of_another_process_while_the_loop_goes_on(url
 
         with PersistedState(url, _readonly=True) as follower:
             assert plain(follower) == {"a": 2, "l": ["x", "z"]}
+
+
+def test_a_task_that_is_cancelled_while_a_process_has_the_turn_leaves_it(url: str) -> None:
+    """Another one has it next, long before a lease would end that this process does not give back."""
+
+    async def main() -> None:
+        async with behind_a_process(state, "x") as (child, task):
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            child.tell("")
+            assert child.line() == "ended"
+        with Child(HOLDER, url) as other:
+            assert other.line() == "begun"
+
+    url = f"{url}{'&' if '?' in url else '?'}lease=600"
+    with PersistedState(url, a=1, l=[]) as state:
+        asyncio.run(main())
+
+
+def test_an_interrupt_in_front_of_the_end_of_a_block_of_a_task_undoes_it(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def leave(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tasks, "leave", leave)
+    with PersistedState(url, l=[]) as state, contextlib.closing(asyncio.new_event_loop()) as loop:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            loop.run_until_complete(add(state, "x"))
+
+        assert plain(state) == {"l": []}
+        assert caught.value is not None  # whose traceback holds the block
+        state.l.append("y")
+        with PersistedState(url, _readonly=True) as follower:
+            assert plain(follower) == {"l": ["y"]}
+
+
+def test_a_task_gets_its_turn_among_others_who_never_rest(url: str) -> None:
+    """One of them always has the turn, for longer than a task asks for it at first, and another one waits for it."""
+    is_over = threading.Event()
+
+    def hurry() -> None:
+        with contextlib.closing(servers.log(url)) as log:
+            log.open(0)
+            while not is_over.is_set():
+                with turn(log):
+                    time.sleep(0.015)
+
+    threads = [threading.Thread(target=hurry) for _ in range(2)]
+    with PersistedState(url, l=[]) as state:
+        for thread in threads:
+            thread.start()
+        try:
+            for name in "xyz":
+                asyncio.run(asyncio.wait_for(add(state, name), PATIENCE))
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join()
+
+        assert plain(state.l) == ["x", "y", "z"]
 
 
 def test_tasks_and_processes_at_once_lose_nothing(url: str) -> None:
@@ -272,6 +340,7 @@ async def count(state: Any, times: int) -> None:
             state.a += 1
 
 
+#: Takes one turn after the other; not for ever, because a task may not come in between: it stands in no line for long.
 HASTY = """
     import sys, threading
     from persistedstate import PersistedState
@@ -281,10 +350,11 @@ HASTY = """
     made = 0
     with PersistedState(sys.argv[1]) as state:
         print("begun")
-        while not is_over.is_set():
+        while made < 60 and not is_over.is_set():
             with state.transaction():
                 state.a += 1
             made += 1
+    is_over.wait()
     print(made)
 """
 
@@ -331,17 +401,10 @@ def test_a_follower_tells_again_what_is_not_as_declared(url: str) -> None:
 def test_a_follower_that_is_interrupted_shows_a_whole_state_after_its_next_refresh(
     url: str, kind: type[Server], chance: random.Random, rounds: int
 ) -> None:
-    from persistedstate_logs import asking, journal
-
-    files = [
-        persistedstate.__file__,
-        *(str(each.__file__) for each in (asking, journal)),
-        str(importlib.import_module(kind.engine).__file__),
-    ]
     with PersistedState(url, n=0, ids=[]) as state, PersistedState(url, _readonly=True) as follower:
         for number in range(rounds):
             both(state, number)
-            interrupt_at(chance.randrange(1, 2000), follower.refresh, files)
+            interrupt_at(chance.randrange(1, 2000), follower.refresh, files_of(kind))
             follower.refresh()
             assert plain(follower) == plain(state)
 
@@ -390,8 +453,8 @@ def test_who_watches_waits_for_a_server_that_is_gone(
     monkeypatch.setattr(watching, "_PERIOD", 0.05)
     monkeypatch.setattr(watching, "_warn_afterwards", told.put)
     with servers.running(tmp_path, *kind.always, kind=kind) as server:
-        url = server.url("state", "?timeout=0.5")
-        with PersistedState(url, _fsync=True, _watch=True, a=1) as state:
+        url = server.url("state")
+        with PersistedState(f"{url}?timeout=2", _fsync=True, _watch=True, a=1) as state:
             on_change(state, lambda *change: news.put(change))
             server.kill()
             assert os.fspath(state) in told.get(timeout=PATIENCE)
@@ -511,6 +574,60 @@ class TestMappingRootOnPostgres(OnPostgres, MappingRoot):
 
 
 del ListNodes, MappingNodes, MappingRoot  # else pytest runs them again on files
+
+
+# ---- Declared --------------------------------------------------------------------------------------------------------
+
+
+class Mode(enum.Enum):
+    FAST = "fast"
+    SLOW = "slow"
+
+
+class Importer(PersistedState):
+    retry: int = 3
+    mode: Mode = Mode.FAST
+
+
+def test_what_others_wrote_that_is_not_declared_is_told(url: str) -> None:
+    pytest.importorskip("msgspec")
+    with Importer(url) as state, test_shared.Peer(url) as peer:  # type: ignore[arg-type]
+        peer.do("state.update(retry='many', mode='quick')")
+        with pytest.warns(RuntimeWarning, match=r'\(retry: expected int, but it is "many", and 1 more\)'):
+            assert state.refresh()
+
+        assert plain(state) == {"retry": "many", "mode": "quick"}
+        with pytest.raises(StateCorrupt) as caught:
+            _ = state.mode
+        assert str(caught.value) == (
+            f'{url}: mode: expected "fast" or "slow", but it is "quick"\n'
+            "mend it with `persistedstate edit ADDRESS`, or with `persistedstate set ADDRESS mode VALUE`"
+        )
+        state.update(retry=4, mode="slow")
+        assert peer.do("state.refresh(); said = plain(state)") == {"retry": 4, "mode": "slow"}
+        peer.do("state.mode = 'quick'; state.close()")
+    with pytest.raises(StateCorrupt, match=r": mode: expected .*\n.*edit ADDRESS"):
+        Importer(url)
+    with PersistedState(url) as other:
+        other.mode = "slow"
+    with Importer(url) as state:
+        assert state.mode is Mode.SLOW
+
+
+def test_what_a_script_assigns_that_is_not_declared_reaches_nobody(url: str) -> None:
+    pytest.importorskip("msgspec")
+    with Importer(url) as state, test_shared.Peer(url) as peer:  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"STATE\.retry: expected int"):
+            state.retry = "many"  # type: ignore[assignment]
+        with state.transaction():
+            for number in range(3):
+                state.retry = number
+                with pytest.raises(TypeError, match=r"STATE\.retry: expected int"):
+                    state.retry = "many"  # type: ignore[assignment]
+
+        assert state.retry == 2
+        assert peer.do("state.refresh(); said = plain(state)") == {"retry": 2, "mode": "fast"}
+        peer.do("state.close()")
 
 
 # ---- Several hands --------------------------------------------------------------------------------------------------
@@ -662,28 +779,21 @@ def c_key(_: random.Random, number: int) -> str:
 # ---- Servers and connections that fail ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
-    proxy = Proxy(server.port)
-    yield proxy
-    proxy.close()
-
-
-def through(proxy: Proxy, url: str, options: str = "") -> str:
-    return url.replace(f":{proxy.target}/", f":{proxy.port}/") + options
+def through(proxied: Proxy, url: str, options: str = "") -> str:
+    return url.replace(f":{proxied.target}/", f":{proxied.port}/") + options
 
 
 @pytest.mark.stress
 @rounds(ci=200, nightly=5000)
-def test_cut_connections_lose_and_double_nothing(url: str, proxy: Proxy, chance: random.Random, rounds: int) -> None:
+def test_cut_connections_lose_and_double_nothing(url: str, proxied: Proxy, chance: random.Random, rounds: int) -> None:
     with PersistedState(url, counter=0, ids=[]) as state:
         pass
-    hands = [spelled(through(proxy, url, "?timeout=20")) for _ in range(3)]
+    hands = [spelled(through(proxied, url, "?timeout=20")) for _ in range(3)]
     acknowledged: list[int] = []
-    proxy.fate = at_random(chance, 0.1)
+    proxied.fate = at_random(chance, 0.1)
 
     def run(hand: PersistedState) -> None:
-        while sum(proxy.cuts.values()) < rounds:
+        while sum(proxied.cuts.values()) < rounds:
             with contextlib.suppress(StateConflict):
                 with hand.transaction():
                     hand.counter += 1
@@ -691,11 +801,7 @@ def test_cut_connections_lose_and_double_nothing(url: str, proxy: Proxy, chance:
                     value = hand.counter
                 acknowledged.append(value)
 
-    threads = [threading.Thread(target=run, args=(hand,)) for hand in hands]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*(partial(run, hand) for hand in hands))
     for hand in hands:
         hand.close()
 
@@ -706,11 +812,14 @@ def test_cut_connections_lose_and_double_nothing(url: str, proxy: Proxy, chance:
 
 @pytest.mark.parametrize("fate", [BEFORE, BEHIND])
 @pytest.mark.parametrize("how", ["plain", "transaction"])
-def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, proxy: Proxy, fate: str, how: str) -> None:
-    with spelled(through(proxy, url, "?timeout=0.3"), a=1, jobs=[]) as state:
+def test_a_change_without_an_answer_is_unknown_until_the_next_one(
+    url: str, proxied: Proxy, fate: str, how: str
+) -> None:
+    with spelled(through(proxied, url), a=1, jobs=[]) as state:
         state.a = 2
-        proxy.fate = lambda data: of_scripts(fate)(data) if b'"lost"' in data else FORWARD
-        with pytest.raises(StateUnknown, match="whether this change was written is not known"):
+        proxied.fate = lambda data: of_scripts(fate)(data) if b'"lost"' in data else FORWARD
+        log = state._tree.journal.log
+        with pytest.raises(StateUnknown, match="whether this change was written is not known"), impatient(log):
             if how == "plain":
                 state.jobs.append("lost")
             else:
@@ -718,9 +827,9 @@ def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, prox
                     state.a = 3
                     state.jobs.append("lost")
         assert plain(state) == {"a": 2, "jobs": []}
-        with pytest.raises(StateUnknown):
+        with pytest.raises(StateUnknown), impatient(log):
             state.a = 4
-        proxy.fate = lambda _: FORWARD
+        proxied.fate = lambda _: FORWARD
 
         assert state.refresh()  # it was sent again, and landed once
         assert plain(state) == {"a": 2 if how == "plain" else 3, "jobs": ["lost"]}
@@ -731,14 +840,15 @@ def test_a_change_without_an_answer_is_unknown_until_the_next_one(url: str, prox
 
 def test_a_server_that_is_gone_is_told_and_nothing_is_changed(tmp_path: Path, kind: type[Server]) -> None:
     with servers.running(tmp_path / "server", *kind.always, kind=kind) as server:
-        state = PersistedState(server.url("x", "?timeout=0.3"), _fsync=True, a=1, jobs=[])
+        state = PersistedState(server.url("x"), _fsync=True, a=1, jobs=[])
         server.kill()
-        with pytest.raises(OSError, match="reached"):
-            state.a = 2
-        with pytest.raises(OSError, match="reached"), state.transaction():
-            state.a = 3
-        with pytest.raises(OSError, match="reached"):
-            state.refresh()
+        with impatient(state._tree.journal.log):
+            with pytest.raises(OSError, match="reached"):
+                state.a = 2
+            with pytest.raises(OSError, match="reached"), state.transaction():
+                state.a = 3
+            with pytest.raises(OSError, match="reached"):
+                state.refresh()
         assert plain(state) == {"a": 1, "jobs": []}
         server.start()
 
@@ -761,11 +871,8 @@ def test_open_waits_for_the_server(tmp_path: Path, kind: type[Server]) -> None:
         server.kill()
         with pytest.raises(ConnectionError):
             PersistedState(server.url("x"))
-        thread = threading.Thread(target=server.start)
-        thread.start()
-        with PersistedState(server.url("x"), _wait=PATIENCE, a=1) as state:
+        with in_threads(server.start), PersistedState(server.url("x"), _wait=PATIENCE, a=1) as state:
             assert state.a == 1
-        thread.join()
 
 
 @pytest.mark.stress
@@ -785,18 +892,13 @@ def test_kills_of_the_server_lose_nothing(tmp_path: Path, kind: type[Server], ro
                         hand.ids.append(value)
                     acknowledged.append(value)
 
-        threads = [threading.Thread(target=run, args=(hand,)) for hand in hands]
-        for thread in threads:
-            thread.start()
-        for _ in range(rounds):
-            before = len(acknowledged)
-            while len(acknowledged) < before + 5:
-                time.sleep(0.001)
-            server.kill()
-            server.start()
-        is_over.set()
-        for thread in threads:
-            thread.join()
+        with in_threads(*(partial(run, hand) for hand in hands), until=is_over):
+            for _ in range(rounds):
+                before = len(acknowledged)
+                while len(acknowledged) < before + 5:
+                    time.sleep(0.001)
+                server.kill()
+                server.start()
         for hand in hands:
             hand.close()
 
@@ -851,6 +953,32 @@ def test_who_sleeps_past_the_turn_goes_on_if_nobody_wrote(url: str) -> None:
     assert len(Place(url).read_text().split("---")) == 4
 
 
+def test_who_sleeps_past_the_turn_writes_nothing_while_another_one_has_it(url: str) -> None:
+    def sleep() -> None:
+        with pytest.raises(StateConflict), state.transaction():
+            state.a += 1
+            is_inside.set()
+            is_lost.wait(PATIENCE)
+        told.append(state.a)
+
+    told: list[int] = []
+    is_inside, is_lost = threading.Event(), threading.Event()
+    with PersistedState(f"{url}?lease=0.2", a=1) as state, spelled(url) as other:
+        sleeper = threading.Thread(target=sleep)
+        sleeper.start()
+        assert is_inside.wait(PATIENCE)
+        with other.transaction():
+            is_lost.set()
+            sleeper.join(0.1)
+            assert sleeper.is_alive()
+            other.a += 10
+        sleeper.join(PATIENCE)
+
+        state.refresh()
+        assert told == [1]
+        assert other.a == state.a == 11
+
+
 @pytest.mark.parametrize("is_doubtful", [False, True])
 def test_a_server_that_lost_changes_is_told_and_memory_stays(
     tmp_path: Path, kind: type[Server], is_doubtful: bool
@@ -890,13 +1018,6 @@ def test_a_server_that_lost_changes_is_told_and_memory_stays(
 def test_an_interrupt_leaves_memory_and_log_equal(
     url: str, kind: type[Server], chance: random.Random, rounds: int
 ) -> None:
-    from persistedstate_logs import asking, journal
-
-    files = [
-        persistedstate.__file__,
-        *(str(each.__file__) for each in (asking, journal)),
-        str(importlib.import_module(kind.engine).__file__),
-    ]
     with PersistedState(f"{url}?lease=0.5", n=0, ids=[]) as state, spelled(url) as other:
         for number in range(rounds):
             action = chance.choice([
@@ -906,7 +1027,7 @@ def test_an_interrupt_leaves_memory_and_log_equal(
                 state.refresh,
             ])  # fmt: skip
             before = plain(state)
-            interrupt_at(chance.randrange(1, 3000), action, files)
+            interrupt_at(chance.randrange(1, 3000), action, files_of(kind))
             after = plain(state)
             assert after in (
                 before,
@@ -923,13 +1044,13 @@ def both(state: PersistedState, number: int) -> None:
         state.ids.append(number)
 
 
-def test_the_thread_lock_holds_the_turn_in_a_child_of_a_fork_too(url: str, server: Server) -> None:
+def test_the_thread_lock_holds_the_turn_in_a_child_of_a_fork_too(url: str) -> None:
     with PersistedState(url, a=0) as state:
         child = os.fork()
         if not child:
             status = 1
             try:
-                with state._thread_lock, contextlib.closing(servers.log(server, url)) as other:
+                with state._thread_lock, servers.opened(url) as other:
                     state.a = 1
                     other.open(0)
                     with contextlib.suppress(TimeoutError):

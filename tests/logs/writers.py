@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from processes import PATIENCE
 
 from persistedstate_logs import Contents, News, Overtaken, Unknown
 
@@ -12,9 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from persistedstate_logs import Log
-
-#: Seconds to wait for a turn or for a server that comes back.
-PATIENCE = 60.0
 
 
 @contextmanager
@@ -25,6 +24,16 @@ def turn(log: Log, wait: float = PATIENCE) -> Iterator[None]:
         yield
     finally:
         log.end_turn()
+
+
+@contextmanager
+def impatient(log: Any) -> Iterator[None]:
+    """Let a log give up soon. Where it shall get its answers it may not: a busy machine gives them late."""
+    patience, log._timeout = log._timeout, 0.3
+    try:
+        yield
+    finally:
+        log._timeout = patience
 
 
 class Writer:

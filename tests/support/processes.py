@@ -104,6 +104,24 @@ class Child:
         self.kill()
 
 
+def in_child(action: Callable[[], object]) -> str:
+    """Return what an action in a forked child returns, or raises, as text."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            said = repr(action())
+        except BaseException as error:  # noqa: BLE001
+            said = f"{type(error).__name__}: {error}"
+        os.write(theirs, said.encode())
+        os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as pipe:
+        said = pipe.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    return said
+
+
 def at_each_moment(action: Callable[[], object], look: Callable[[], object]) -> None:
     """Run `action`, and `look` after every C function that it calls: no system call passes unseen.
 

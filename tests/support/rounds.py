@@ -17,6 +17,8 @@ import pytest
 SHARE = float(os.environ.get("PERSISTEDSTATE_SHARE", "1"))
 #: The part of the cases of a test that is run.
 CASES = float(os.environ.get("PERSISTEDSTATE_CASES", "1"))
+#: The part of what the quick sizes run, which are a twentieth of the full ones: less where the share is tiny.
+QUICK = min(1.0, 20 * SHARE)
 #: Of a test with more cases, so many are run whatever the share; of each test where the share is tiny, the fewest.
 FEW, FEWEST = 8, 2
 

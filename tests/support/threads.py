@@ -1,13 +1,16 @@
-"""Two threads that meet at each instruction: one stands still there while the other takes a step.
+"""Threads beside a test, or all at once; and two that meet at each instruction.
 
-No luck is involved: a watched lock tells when either thread has to wait for the other.
+Of those, one stands still while the other takes a step. No luck is involved: a watched lock tells when either thread
+has to wait for the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import processes
@@ -15,11 +18,51 @@ import processes
 import persistedstate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import CodeType
 
 FILES = frozenset({persistedstate.__file__})
 run_watched = processes._interrupt_by_monitoring if sys.version_info >= (3, 12) else processes._interrupt_by_tracing
+
+
+@contextlib.contextmanager
+def in_threads(*works: Callable[[], object], until: threading.Event | None = None) -> Iterator[None]:
+    """Do each work in a thread of its own beside the block; then wait for all, and raise what one of them raised.
+
+    until: set at the end of the block, for works that go on until then.
+    """
+    errors: list[BaseException] = []
+
+    def do(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - handed on to the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=do, args=[work]) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        if until is not None:
+            until.set()
+        for thread in threads:
+            thread.join()
+    for error in errors:
+        raise error
+
+
+def together(*works: Callable[[], object]) -> None:
+    """Do each work in a thread of its own, all at once, and raise what one of them raised."""
+    barrier = threading.Barrier(len(works))
+
+    def begin(work: Callable[[], object]) -> None:
+        barrier.wait()
+        work()
+
+    with in_threads(*(partial(begin, work) for work in works)):
+        pass
 
 
 class WatchedLock:
