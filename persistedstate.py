@@ -4834,7 +4834,7 @@ class _Node(_Holder):
         raise NotImplementedError
 
     def _for_text(self, keys: _Keys, operation: str, *arguments: Any) -> tuple[Any, ...]:
-        """Return the edit of an operation, to whose node `keys` lead: with plain values where they replace containers."""
+        """Return the edit of an operation; keys: to its node. It has plain values where they replace containers."""
         if operation == "set":
             key, value = arguments
             is_other = type(value) in (dict, list) and isinstance(self._at(key), _Node)
@@ -5384,26 +5384,24 @@ class _Root(StateDict):
 
     def _do(self, operation: str, *arguments: Any) -> None:
         super()._do(operation, *arguments)
-        if operation == "set":  # as most are
-            self._show(arguments[0])
-            return
-        for key in [*_touched((), operation, arguments, self._tree.attributes)] if operation != "order" else ():
-            self._show(key)
+        if operation != "order":
+            self._show([*_touched((), operation, arguments, self._tree.attributes)])
 
     def _restore(self, image: _Image) -> None:
         super()._restore(image)
         self._show_all()
 
-    def _show(self, key: Any) -> None:
-        """Let the attributes have an entry as it is now."""
-        if key not in self._items:
-            self._tree.attributes.pop(key, None)
-        elif type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
-            self._tree.attributes[key] = self._items[key]
+    def _show(self, keys: Iterable[Any]) -> None:
+        """Let the attributes have entries as they are now."""
+        items, attributes, reserved = self._items, self._tree.attributes, self._tree.reserved
+        for key in keys:
+            if key not in items:
+                attributes.pop(key, None)
+            elif type(key) is str and key[:1] != "_" and key not in reserved:
+                attributes[key] = items[key]
 
     def _show_all(self) -> None:
-        for key in {**self._tree.attributes, **self._items}:
-            self._show(key)
+        self._show({**self._tree.attributes, **self._items})
 
 
 def _index(index: Any) -> int:
