@@ -4519,6 +4519,8 @@ class _Tree:
         self.started: Any = None  #: The `moment` at which the change under way looked where it belongs.
         #: The nodes that know the beginnings of records; a vacuum makes them forget.
         self.primed: list[_Node] = []
+        #: By those beginnings: a type that needs no other check, and what else tells whether a value fits.
+        self.fitting: dict[str, tuple[Any, Callable[[Any], bool]]] = {}
         #: The root's entries that can be read as attributes.
         self.attributes: dict[str, Any] = {}
         #: Names that are something else there.
@@ -4531,8 +4533,8 @@ class _Tree:
         #: The thread that looks at what others do, if somebody wants one.
         self.watcher: Any = None
 
-    def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
-        """Write the record, then do the operation to the node, to which `keys` lead; neither if the first fails."""
+    def commit(self, record: str, node: _Node, edit: tuple[Any, ...], *arguments: Any) -> None:
+        """Write the record, then do the operation of the edit to the node; neither if the first fails."""
         raise NotImplementedError
 
     def moment(self) -> Any:
@@ -4581,19 +4583,13 @@ class _Tree:
 
     def prime(self, node: _Node, key: str | None, head: str) -> None:
         """Let a node know how the record of a change begins that it is likely to make again."""
-        if self.watches:
-            return
-        if node._heads is _NO_HEADS:
-            if len(self.primed) >= _MOST_PRIMED:
-                self.forget_heads()
-            self.primed.append(node)
-            node._heads = {}
-        node._heads[key] = head
+        raise NotImplementedError
 
     def forget_heads(self) -> None:
         for node in self.primed:
             node._heads = _NO_HEADS
         self.primed.clear()
+        self.fitting.clear()
 
 
 def _lay_out(printer: Any, holder: _Holder, stream: Any, *place: int) -> None:
@@ -4780,6 +4776,12 @@ class _Node(_Holder):
             node = node._parent
         return node
 
+    def _depth(self) -> int:
+        node, depth = self, 0
+        while node._parent is not None:
+            node, depth = node._parent, depth + 1
+        return depth
+
     def _fix_length(self) -> int:
         """Return the length, on which a change builds, and note the moment: after another change `_make` refuses."""
         if self._tree is not None:
@@ -4795,7 +4797,8 @@ class _Node(_Holder):
         assert tree is not None  # noqa: S101 - for the type checker
         written = arguments if operation != "order" else arguments[:1]
         record = ",".join([f'["{operation}",[{path}]', *map(_flow, written)])
-        tree.commit(f"{record}]", self, keys, operation, *self._grown(operation, *arguments))
+        edit = self._for_text(keys, operation, *arguments)
+        tree.commit(f"{record}]", self, edit, *self._grown(operation, *arguments))
 
     def _do(self, operation: str, *arguments: Any) -> None:
         tree = self._tree
@@ -4803,19 +4806,24 @@ class _Node(_Holder):
             self._remember(operation, *arguments)
         getattr(self, "_" + operation)(*arguments)
 
-    def _do_once(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
+    def _do_once(self, length: int, edit: tuple[Any, ...], *arguments: Any) -> None:
         """Do an operation of the state unless that was done: unless the node has another length than it had before.
 
-        keys: what leads to the node.
+        edit: what `_for_text` returns of it.
         """
         if len(self._items) == length:
-            self._tree.edits.append((keys, operation, *self._for_text(operation, *arguments)))  # type: ignore[union-attr]
-            self._do(operation, *arguments)
+            self._tree.edits.append(edit)  # type: ignore[union-attr]
+            self._do(edit[1], *arguments)
+        else:
+            self._show_all()
 
-    def _perform(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
+    def _show_all(self) -> None:
+        """Let what shows the items elsewhere, too, follow an operation that an interrupt may have kept from that."""
+
+    def _perform(self, length: int, edit: tuple[Any, ...], *arguments: Any) -> None:
         """Do an operation, and get ready for its like: at once, because an edit must be there that tells of it."""
-        self._do_once(length, keys, operation, *arguments)
-        self._prime(operation, *arguments)
+        self._do_once(length, edit, *arguments)
+        self._prime(edit[1], *arguments)
 
     def _prime(self, operation: str, *arguments: Any) -> None:
         """Note how the record of a change begins that is likely to follow an operation; see `_heads`."""
@@ -4825,13 +4833,17 @@ class _Node(_Holder):
         """Make the change of which `_heads` tells, unless it was made; see `_do_once`."""
         raise NotImplementedError
 
-    def _for_text(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
-        """Return of the arguments of an operation what the text has to know: values where they replace containers."""
-        if operation == "insert" or (operation == "set" and not isinstance(self._at(arguments[0]), _Node)):
-            return arguments[0], _UNDEFINED
+    def _for_text(self, keys: _Keys, operation: str, *arguments: Any) -> tuple[Any, ...]:
+        """Return the edit of an operation; keys: to its node. It has plain values where they replace containers."""
+        if operation == "set":
+            key, value = arguments
+            is_other = type(value) in (dict, list) and isinstance(self._at(key), _Node)
+            return keys, operation, key, value if is_other else _UNDEFINED
+        if operation == "insert":
+            return keys, operation, arguments[0], _UNDEFINED
         if operation == "splice" and arguments[0] == arguments[1]:
-            return arguments[0], arguments[1], range(len(arguments[2]))
-        return arguments[:1] if operation == "order" else _with_values(_unshared, operation, *arguments)
+            return keys, operation, arguments[0], arguments[1], range(len(arguments[2]))
+        return (keys, operation, *(arguments if operation != "order" else arguments[:1]))
 
     def _taken(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments that a record has for an operation, if they fit; raises what `_MISFITS` are."""
@@ -4845,7 +4857,9 @@ class _Node(_Holder):
 
     def _grown(self, operation: str, *arguments: Any) -> tuple[Any, ...]:
         """Return the arguments of an operation with nodes in the place of plain containers."""
-        return _with_values(self._grow, operation, *arguments)
+        if operation in ("set", "insert"):  # as most are; the other way takes 3 % of a change
+            return arguments[0], _grow(self._tree, self, arguments[1], arguments[0])
+        return _with_values(partial(_grow, self._tree, self), operation, *arguments)
 
     def _at(self, key: Any) -> Any:
         """Return what stands at a key; None in a mapping that lacks it."""
@@ -4855,11 +4869,8 @@ class _Node(_Holder):
         """Return a plain copy of a value that is to be stored under a key."""
         if type(value) in _AS_THEY_ARE:
             return value
-        depth = 0 if type(value) in _SCALARS else len(self._path())
+        depth = 0 if type(value) in _SCALARS else self._depth()
         return _stored(_storable, value, depth, lambda: [*self._path(), key])
-
-    def _grow(self, value: Any, key: Any) -> Any:
-        return value if self._tree is None else _grow(value, self._tree, self, key)
 
     def _let_go(self, children: Iterable[Any], kept: Iterable[Any] = ()) -> None:
         """Let nodes that are removed live on as plain containers that never write."""
@@ -4914,21 +4925,16 @@ class _Node(_Holder):
 _NO_LOCK = nullcontext()
 
 
-def _grow(value: Any, tree: _Tree, parent: _Node | None, key: Any) -> Any:
-    """Turn a plain value into a node of the tree, in place; scalars stay what they are."""
-    if type(value) is dict:
-        mapping = StateDict(value, tree, parent, key)
-        for name, item in value.items():
-            if type(item) in (dict, list):
-                value[name] = _grow(item, tree, mapping, name)
-        return mapping
-    if type(value) is list:
-        sequence = StateList(value, tree, parent, key)
-        for index, item in enumerate(value):
-            if type(item) in (dict, list):
-                value[index] = _grow(item, tree, sequence, index)
-        return sequence
-    return value
+def _grow(tree: _Tree | None, parent: _Node | None, value: Any, key: Any) -> Any:
+    """Return a node of the tree for a plain value, which stays as it is; scalars are returned themselves."""
+    if type(value) not in (dict, list):
+        return value
+    kind, pairs = (StateDict, value.items()) if type(value) is dict else (StateList, enumerate(value))
+    node = kind(value.copy(), tree, parent, key)
+    for name, item in pairs:
+        if type(item) not in _SIMPLE:
+            node._items[name] = _grow(tree, node, item, name)
+    return node
 
 
 def _with_values(convert: Callable[[Any, Any], Any], operation: str, *arguments: Any) -> tuple[Any, ...]:
@@ -5197,9 +5203,10 @@ class StateDict(_Node, _Mapping[Any]):
 
     def _prime(self, operation: str, *arguments: Any) -> None:
         if operation == "set" and self._place is not None:
-            key, value = arguments
-            if type(key) is str and type(value) in _SCALARS:
-                self._tree.prime(self, key, f'["set",[{self._place[0]}],{_flow(key)},')  # type: ignore[union-attr]
+            (key, value), tree = arguments, self._tree
+            is_put = self is not tree.root or key in tree.attributes  # type: ignore[union-attr] # see `_Root._put`
+            if is_put and type(key) is str and type(value) in _SCALARS:
+                tree.prime(self, key, f'["set",[{self._place[0]}],{_flow(key)},')  # type: ignore[union-attr]
 
     def __delitem__(self, key: Any) -> None:
         with self._turn():
@@ -5368,42 +5375,33 @@ class _Root(StateDict):
         tree.root = self
         self._place = ("", ())
         for key, item in items.items():
-            if type(item) in (dict, list):
-                items[key] = _grow(item, tree, self, key)
+            if type(item) not in _SIMPLE:
+                items[key] = _grow(tree, self, item, key)
         self._show_all()
-
-    def _do_once(self, length: int, keys: _Keys, operation: str, *arguments: Any) -> None:
-        if len(self._items) == length:
-            super()._do_once(length, keys, operation, *arguments)
-        else:
-            self._show_all()
 
     def _put(self, _length: int, key: Any, value: Any) -> None:
         self._items[key] = self._tree.attributes[key] = value
 
-    def _prime(self, operation: str, *arguments: Any) -> None:
-        if operation == "set" and arguments[0] in self._tree.attributes:
-            super()._prime(operation, *arguments)
-
     def _do(self, operation: str, *arguments: Any) -> None:
         super()._do(operation, *arguments)
-        for key in [*_touched((), operation, arguments, self._tree.attributes)] if operation != "order" else ():
-            self._show(key)
+        if operation != "order":
+            self._show([*_touched((), operation, arguments, self._tree.attributes)])
 
     def _restore(self, image: _Image) -> None:
         super()._restore(image)
         self._show_all()
 
-    def _show(self, key: Any) -> None:
-        """Let the attributes have an entry as it is now."""
-        if key not in self._items:
-            self._tree.attributes.pop(key, None)
-        elif type(key) is str and key[:1] != "_" and key not in self._tree.reserved:
-            self._tree.attributes[key] = self._items[key]
+    def _show(self, keys: Iterable[Any]) -> None:
+        """Let the attributes have entries as they are now."""
+        items, attributes, reserved = self._items, self._tree.attributes, self._tree.reserved
+        for key in keys:
+            if key not in items:
+                attributes.pop(key, None)
+            elif type(key) is str and key[:1] != "_" and key not in reserved:
+                attributes[key] = items[key]
 
     def _show_all(self) -> None:
-        for key in {**self._tree.attributes, **self._items}:
-            self._show(key)
+        self._show({**self._tree.attributes, **self._items})
 
 
 def _index(index: Any) -> int:
@@ -5495,19 +5493,18 @@ class StateList(_Node, MutableSequence[Any]):
 
     def _scatter(self, indexes: range, values: list[Any]) -> None:
         """Set items here and there: in one record, and in memory by one change of the part that holds them."""
-        is_ours, first, last = self._enter(), min(indexes), max(indexes)
-        items = self._items[first : last + 1]
+        is_ours, first, end = self._enter(), min(indexes), max(indexes) + 1
+        items = self._items[first:end]
+        for index, value in zip(indexes, values, strict=True):
+            items[index - first] = value if self._tree is None else _unshared(value)
         if not is_ours:
-            for index, value in zip(indexes, values, strict=True):
-                items[index - first] = value if self._tree is None else _unshared(value)
-            self._do("splice", first, last + 1, items)
+            self._do("splice", first, end, items)
             return
         path, keys = self._locate()
         records = [f'["set",[{path}],{i},{_flow(item)}]' for i, item in zip(indexes, values, strict=True)]
-        for index, value in zip(indexes, values, strict=True):
-            items[index - first] = self._grow(value, index)
         record = f'["transaction",[{",".join(records)}]]'
-        self._tree.commit(record, self, keys, "splice", first, last + 1, items)  # type: ignore[union-attr]
+        edit = self._for_text(keys, "splice", first, end, _plain(items))
+        self._tree.commit(record, self, edit, *self._grown("splice", first, end, items))  # type: ignore[union-attr]
 
     def __delitem__(self, index: Any) -> None:
         with self._turn():
@@ -5526,19 +5523,17 @@ class StateList(_Node, MutableSequence[Any]):
 
     def insert(self, index: Any, value: Any) -> None:
         with self._turn():
-            is_ours = self._enter()
-            start, _, _ = slice(_index(index), None).indices(len(self._items))
+            is_ours, part = self._enter(), slice(_index(index), None)
             if is_ours:
-                value = self._checked(value, start)
-            start, _, _ = slice(_index(index), None).indices(self._fix_length())  # the check may run foreign code
+                value = self._checked(value, part.indices(len(self._items))[0])
+            start, _, _ = part.indices(self._fix_length())  # the check may run foreign code
             self._commit("insert", start, value)
 
     def append(self, value: Any) -> None:
         tree = self._tree
         if tree is not None and self._heads and tree.assign(self, None, value):
             return
-        with self._turn():
-            self.insert(len(self._items), value)
+        self.insert(sys.maxsize, value)
 
     def _put(self, length: int, _key: Any, value: Any) -> None:
         if len(self._items) == length:
@@ -5611,7 +5606,7 @@ class StateList(_Node, MutableSequence[Any]):
         """Return a valid, not negative index."""
         if not hasattr(type(index), "__index__"):
             raise TypeError(f"list indices must be integers or slices, not {type(index).__name__}")
-        position, length = _index(index), self._fix_length()
+        position, length = int(index.__index__()), self._fix_length()
         position += length if position < 0 else 0
         if not 0 <= position < length:
             raise IndexError(error)
@@ -5817,8 +5812,6 @@ class _LiveTree(_Tree):
         self.rules: list[tuple[Any, bool]] = []
         self.declarations: list[Any] = []
         self.checks: list[Any] = []
-        #: By the beginnings of records: a type that needs no other check, and what else tells whether a value fits.
-        self.fitting: dict[str, tuple[Any, Callable[[Any], bool]]] = {}
         #: An event loop uses the state, so that vacuums must not keep it waiting; one that another thread makes.
         self.is_in_loops, self.beside = False, None
         #: Why vacuums failed since the last that did not, each told once.
@@ -5864,21 +5857,20 @@ class _LiveTree(_Tree):
         unended = [f'--- ["set",[],{_flow(key)},{_flow(value)}]\n' for key, value in document.unended.items()]
         return "".join(["" if not data or data.endswith(b"\n") else "\n", snapshot, *unended])
 
-    def commit(self, record: str, node: _Node, keys: _Keys, operation: str, *arguments: Any) -> None:
+    def commit(self, record: str, node: _Node, edit: tuple[Any, ...], *arguments: Any) -> None:
+        keys = edit[0]
         for check in self.checks:
-            check(keys, node, operation, arguments)
-        touched: Iterable[Any] = ()
-        if self.facts or not (keys and keys[0] in self.attested):
-            touched = _touched(keys, operation, arguments, self.root._items)
-            for key in touched:
+            check(keys, node, edit[1], arguments)
+        if not (keys and keys[0] in self.attested):
+            for key in _touched(keys, edit[1], edit[2:], self.root._items):
                 if key not in self.attested and self.has_facts:
                     self._attest(key)
         if self.levels:
             self._check_task()
-            self._make(self.batch, record, node._perform, len(node._items), keys, operation, *arguments)
+            self._make(self.batch, record, node._perform, len(node._items), edit, *arguments)
             return
-        entry = self._framed(record, touched)
-        self._make(self.journal, entry, node._perform, len(node._items), keys, operation, *arguments)
+        entry = self._framed(record, [edit])
+        self._make(self.journal, entry, node._perform, len(node._items), edit, *arguments)
         if self.fsync or self.journal.size > self.limit or self.journal.is_suspicious:
             self._after_append()
 
@@ -5890,10 +5882,11 @@ class _LiveTree(_Tree):
                 self.facts[key] = fact
         self.attested.add(key)
 
-    def _framed(self, record: str, touched: Iterable[Any] = ()) -> bytes:
-        """Return what is appended for a record, with what is to be told of the entries that it changes."""
+    def _framed(self, record: str, edits: list[tuple[Any, ...]]) -> bytes:
+        """Return what is appended for a record, with what is to be told of the entries that its edits change."""
         if not self.facts:
             return f"{self._separator}--- {record}\n".encode()
+        touched = [key for keys, name, *values in edits for key in _touched(keys, name, values, self.facts)]
         told = [self.facts[key] for key in dict.fromkeys(touched) if key in self.facts]
         return (self._separator + "".join([f"--- {each}\n" for each in [*told, record]])).encode()
 
@@ -5904,6 +5897,8 @@ class _LiveTree(_Tree):
                 self._refuse_started("thread")
             self.lock.release()
         return self.lock
+
+    turn = still
 
     def _refuse_started(self, kind: str) -> NoReturn:
         reason = f"the transaction that started this {kind} is open, and perhaps waits for it"
@@ -6025,7 +6020,8 @@ class _LiveTree(_Tree):
             self.halted = pending
             if self.started != self.moment():
                 self._refuse_change()
-            self._write_latest()
+            if self.levels:
+                self._write_latest()
             sink.append(entry)
             if sink is not self.batch and (self.is_clean or self._separator or self.facts):
                 self._note_appended(entry)
@@ -6199,9 +6195,7 @@ class _LiveTree(_Tree):
             return
         self.started = self.moment()
         record = self.batch[0] if len(self.batch) == 1 else f'["transaction",[{",".join(self.batch)}]]'
-        edits = self.edits[self.levels[0].edits :] if self.facts else ()
-        touched = [key for keys, name, *arguments in edits for key in _touched(keys, name, arguments, self.facts)]
-        self._make(self.journal, self._framed(record, touched), self.levels.clear)
+        self._make(self.journal, self._framed(record, self.edits[self.levels[0].edits :]), self.levels.clear)
         self._after_append()
 
     def abandon(self, depth: int) -> None:
@@ -6485,14 +6479,16 @@ class _LiveTree(_Tree):
         return is_fit and type(self).assign(self, node, key, value)
 
     def prime(self, node: _Node, key: str | None, head: str) -> None:
-        if len(self.checks) <= 1:
-            for check in self.checks:
-                self.fitting[head] = check.__self__.fitting((*node._locate()[1], key))
-            super().prime(node, key, head)
-
-    def forget_heads(self) -> None:
-        super().forget_heads()
-        self.fitting.clear()
+        if self.watches or len(self.checks) > 1:
+            return
+        if node._heads is _NO_HEADS:
+            if len(self.primed) >= _MOST_PRIMED:
+                self.forget_heads()
+            self.primed.append(node)
+            node._heads = {}
+        for check in self.checks:
+            self.fitting[head] = check.__self__.fitting((*node._locate()[1], key))
+        node._heads[key] = head
 
     def set_defaults(self, defaults: Mapping[str, Any]) -> None:
         """Set the keys that are absent; a new file begins with a snapshot of them."""
@@ -6501,7 +6497,7 @@ class _LiveTree(_Tree):
             is_idle = self.halted is None and not self.levels
             if (missing or self.journal.is_new) and not self.root._items and self.is_clean and is_idle:
                 try:
-                    self.root._do_once(0, (), "update", *self.root._grown("update", missing))
+                    self.root._do_once(0, ((), "update", missing), *self.root._grown("update", missing))
                     self._vacuum()
                 except BaseException:
                     _surely(self._forget_defaults)
@@ -7408,8 +7404,8 @@ def _apply(root: StateDict, record: Any) -> None:
     """Apply one record; raises LookupError, TypeError or ValueError if it does not fit the state."""
     for operation, path, *arguments in _operations(record):
         node = _target(root, path)
-        grown = node._grown(operation, *node._taken(operation, *arguments))
-        node._do_once(len(node._items), tuple(path), operation, *grown)
+        taken = node._taken(operation, *arguments)
+        node._do_once(len(node._items), node._for_text(tuple(path), operation, *taken), *node._grown(operation, *taken))
 
 
 def _operations(record: Any) -> list[list[Any]]:
@@ -7941,15 +7937,17 @@ class PersistedState(_Mapping[str]):
                         if tree.halted is not None:
                             tree.resume()  # in a forked child it says so
                         tree.end(level)
-                    finally:
+                    except BaseException:
                         tree.abandon(depth)
-                finally:
+                        raise
+                except BaseException:
                     try:
                         tree.abandon(depth)  # an interrupt may have come in front of the first
                     except BaseException:
                         if tree.levels[depth:]:  # noted without any call, for which the stack may be too short
                             tree.halted = (tree._undo_abandoned, depth, tree.halted)
                         raise
+                    raise
         finally:
             if tree.lines:
                 _tool("tasks").wake(tree)

@@ -302,7 +302,7 @@ FAULTS = [
         [
             (
                 "            self._make(self.batch, record, node._perform,",
-                "            self._make(self.journal, self._framed(record), node._perform,",
+                "            self._make(self.journal, self._framed(record, [edit]), node._perform,",
             )
         ],
     ),
@@ -327,7 +327,7 @@ FAULTS = [
         "an operation that the text is not told of",
         [
             (
-                "            self._tree.edits.append((keys, operation, *self._for_text(operation, *arguments)))",
+                "            self._tree.edits.append(edit)",
                 "            assert self._tree",
             )
         ],
@@ -434,7 +434,7 @@ FAULTS = [
     ),
     Fault(
         "assign what is not as declared",
-        [("            check(keys, node, operation, arguments)\n", "            pass\n")],
+        [("            check(keys, node, edit[1], arguments)\n", "            pass\n")],
     ),
     Fault(
         "assign what is not as declared, by the short way",

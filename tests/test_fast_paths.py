@@ -431,14 +431,14 @@ def test_rest_of_a_long_list_is_not_read_again(path: Path, monkeypatch: pytest.M
 def test_change_that_was_interrupted_before_the_text_knew_of_it_has_all_values_compared(
     path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    told = StateList._for_text
+    do_once = StateList._do_once
 
-    def interrupt(*_: Any) -> tuple[Any, ...]:
-        monkeypatch.setattr(StateList, "_for_text", told)
+    def interrupt(*_: Any) -> None:
+        monkeypatch.setattr(StateList, "_do_once", do_once)
         raise KeyboardInterrupt
 
     with PersistedState(path, a=[1, 2, 3]) as state:
-        monkeypatch.setattr(StateList, "_for_text", interrupt)
+        monkeypatch.setattr(StateList, "_do_once", interrupt)
         with state.transaction() if way != "alone" else contextlib.nullcontext():
             with contextlib.suppress(KeyboardInterrupt):
                 state.a[1] = 5
