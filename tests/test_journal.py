@@ -305,6 +305,21 @@ def test_lock_is_let_go_before_its_descriptor(path: Path, system: Faulty) -> Non
     assert ("unlock", held) in calls
 
 
+def test_interrupted_change_is_whole_when_the_interrupt_comes_through(
+    state: Any, on_disk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    state.l = [1]
+    monkeypatch.setattr(persistedstate.StateList, "_insert", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        state.l.insert(0, 2)
+
+    assert plain(state) == on_disk() == {"l": [2, 1]}
+
+
 def test_attributes_that_a_new_file_has_from_its_folder_are_not_kept(
     path: Path, state: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
