@@ -493,7 +493,7 @@ SLOW_COPY = """
 
 @pytest.mark.parametrize("kind", ["state", "disk", "redis"])
 def test_killed_copy_goes_on_where_it_was(path: Path, tmp_path: Path, kind: str) -> None:
-    entries = {f"k{number}": {"value": {"n": number}} for number in range(300)}
+    entries = {f"k{number}": {"value": {"n": number}} for number in range(1000)}
     with PersistedState(path) as state:
         state["c"] = entries
 
