@@ -32,7 +32,7 @@ TOOLS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "persis
 SECTIONS = ["Errors", "Text", "Journal", "Nodes", "State", "Tools"]
 BANNER = re.compile(r"^# -{2,} (\w[\w ]*) -{2,}$", re.MULTILINE)
 
-LINE_BUDGET = 8_373
+LINE_BUDGET = 8_379
 TOOLS_BUDGET, FILE_BUDGET = 4_525, 400
 MEDIAN_LENGTH, NINE_IN_TEN, LONGEST = 6, 18, 40
 
