@@ -263,6 +263,7 @@ def test_a_document_follows_edits_and_leaves_the_one_before_as_it_was(chance: ra
 FLOOR = {
     *["_block", "_write_block", "_write_entry", "_write_item", "_inline", "_is_plain", "_scalar", "_float"],
     *["_flow", "_flow_key", "_quote", "_escape", "_lines_above", "_Style.inset", "_plain", "_items_of"],
+    *["_find_content", "_is_content"],
     *[
         "_Document.__init__",
         "_Document.text",
