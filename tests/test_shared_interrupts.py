@@ -248,7 +248,7 @@ def test_an_interrupt_in_a_close_leaves_to_others_what_they_share(chance: random
 
 
 @pytest.mark.leaves("descriptors")
-@rounds(ci=150, nightly=5_000)
+@rounds(ci=40, nightly=5_000)
 def test_a_kill_at_any_instruction_of_a_vacuum_is_no_save_of_a_person(
     chance: random.Random, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
