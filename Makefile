@@ -32,7 +32,7 @@ demo:
 .PHONY: test
 test:
 	@$(SET_UP)
-	@echo 'The tests at $(PERSISTEDSTATE_SHARE) of their full size; 0.05 takes about 3 minutes on 2 cores, 1 about 10.'
+	@echo 'The tests at $(PERSISTEDSTATE_SHARE) of their full size; 0.05 takes about 3 minutes on 2 cores, 1 takes 10 to 16.'
 	@$(VENV)/bin/python -m pytest -n auto $(ARGS)
 
 .PHONY: campaign
